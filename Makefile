@@ -1,0 +1,76 @@
+# Breakeven's chores. `make run` and `make test` need Python 3.11 or newer, gcc and what pip is configured to reach;
+# they make .venv/ from the hash-locked lists in requirements/ and reuse it until a list or pyproject.toml changes.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:# two pips in one environment would trip over each other
+
+# The first interpreter that is new enough; `make PYTHON=/some/python run` overrules.
+PYTHON ?= $(shell for p in python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
+# Makes the locks, in an environment of its own. Quiet about where pip looked: locks are for everybody.
+PIP_TOOLS := pip-tools==7.6.1
+COMPILE := pip-compile -q --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url \
+	--no-emit-trusted-host --no-emit-find-links --no-emit-options $(if $(UPGRADE),--upgrade)
+
+# A stamp is named after what it was made from, so that neither a touched file nor a switched branch reinstalls in
+# vain, and after the folder, because an environment that moved still runs the old tree. A CRC notices change; that
+# the right packages came is for pip's hashes to say.
+crc = $(shell (pwd; cat $(1) pyproject.toml) | cksum | tr ' ' -)
+RUN_READY := $(VENV)/.run-$(call crc,requirements/run.txt)
+DEV_READY := $(VENV)/.dev-$(call crc,requirements/run.txt requirements/dev.txt)
+
+.PHONY: help run test lint lock accept test-vllm clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+run: $(RUN_READY) ## the gateway with simulated engines, a simulated API and traffic; prints its addresses
+	@exec $(VENV)/bin/breakeven demo
+
+test: $(DEV_READY) ## every test that needs nothing but this machine; a skip that is not allowed for fails
+	@exec $(VENV)/bin/python -m pytest -p tests.skips -m "not slow" $(ARGS)
+
+lint: $(DEV_READY) ## ruff, by the rules in pyproject.toml; names files that are getting long
+	@$(VENV)/bin/python -m ruff check .
+	@exec $(VENV)/bin/python -m tests.test_tidy
+
+accept: $(DEV_READY) ## the acceptance run: the product measured against its promises (minutes)
+	@exec $(VENV)/bin/python -m tests.acceptance $(ARGS)
+
+test-vllm: $(DEV_READY) ## the gateway against a real vLLM on this machine's CPU (once 2.3 GB, in .real-vllm/)
+	@[ -n "$$REAL_VLLM_URL" ] || $(VENV)/bin/python tests/vllm/start.py --install-only
+	@exec $(VENV)/bin/python -m pytest -p tests.skips -m vllm tests/vllm $(ARGS)
+
+lock: ## requirements/*.txt from *.in; UPGRADE=1 takes newer versions, else only what must change does
+	@set -eu; work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
+	$(PYTHON) -m venv "$$work"; PATH="$$work/bin:$$PATH"; \
+	python -m pip install -qq --disable-pip-version-check $(PIP_TOOLS); \
+	export CUSTOM_COMPILE_COMMAND="make lock"; \
+	$(COMPILE) --output-file requirements/dev.txt requirements/dev.in; \
+	$(COMPILE) --constraint requirements/dev.txt --output-file requirements/run.txt requirements/run.in
+
+clean: ## remove everything made here but the real vLLM (rm -r .real-vllm) and the ledger in data/
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find proxy tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@[ -n "$(PYTHON)" ] && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Breakeven needs Python 3.11 or newer: install it, or name one: make PYTHON=/path/to/python run" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+# dev.txt holds all of run.txt (tests/test_tidy.py sees to it), so an environment for tests also serves `make run`.
+# The project itself comes as an editable install: it is this tree that runs.
+$(RUN_READY): | $(VENV)/bin/python
+	@echo "Installing what Breakeven needs into $(VENV)/ (once, about a minute) ..."
+	@$(PIP) --require-hashes -r requirements/run.txt
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@rm -f $(VENV)/.run-*; touch $@
+
+$(DEV_READY): | $(VENV)/bin/python
+	@echo "Installing what Breakeven's tests need into $(VENV)/ (once, about a minute) ..."
+	@$(PIP) --require-hashes -r requirements/dev.txt
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@rm -f $(VENV)/.run-* $(VENV)/.dev-*; touch $(RUN_READY) $@

@@ -1,0 +1,5 @@
+"""`python -m proxy.cli` is the command `breakeven`."""
+
+from proxy.cli import main
+
+main()

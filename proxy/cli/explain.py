@@ -1,0 +1,106 @@
+"""`breakeven explain`: where a request would go, and why."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from proxy.cli.serve import settings_of
+
+TIMEOUT_S = 5.0
+
+
+def explain(
+    model: Annotated[str, typer.Option(help="The model name an application asks for.")],
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Prompt tokens.")],
+    output_tokens: Annotated[int, typer.Option(min=1, help="Expected output tokens.")],
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="A configuration: idle fleet assumed.")] = None,
+    url: Annotated[str | None, typer.Option(help="A running gateway: its load now.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Every candidate for a request of that size: what it costs, when it would answer, and the one reason.
+
+    With --url the running gateway is asked (key in BREAKEVEN_KEY); with --config alone the fleet is idle.
+    """
+    if url is not None:
+        plan = _ask(url, model, prompt_tokens, output_tokens)
+    elif config is not None:
+        plan = _idle(config, model, prompt_tokens, output_tokens)
+    else:
+        typer.echo("breakeven: give --config FILE or --url GATEWAY", err=True)
+        raise typer.Exit(2)
+    if as_json:
+        typer.echo(json.dumps(plan))
+    else:
+        _show(plan)
+    raise typer.Exit(0 if plan["attempts"] else 1)
+
+
+def _ask(url: str, model: str, prompt_tokens: int, output_tokens: int) -> dict[str, Any]:
+    query = urllib.parse.urlencode({"model": model, "prompt_tokens": prompt_tokens, "output_tokens": output_tokens})
+    if not url.startswith(("http://", "https://")):
+        typer.echo("breakeven: --url must begin with http:// or https://", err=True)
+        raise typer.Exit(2)
+    request = urllib.request.Request(f"{url.rstrip('/')}/admin/explain?{query}")  # noqa: S310  # scheme checked above
+    if key := os.environ.get("BREAKEVEN_KEY"):
+        request.add_header("authorization", f"Bearer {key}")
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        try:
+            message = json.load(error)["error"]["message"]
+        except (ValueError, KeyError, TypeError):
+            message = f"HTTP {error.code}"
+        typer.echo(f"breakeven: {message}", err=True)
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        typer.echo(f"breakeven: no gateway answers at {url}: {getattr(error, 'reason', error)}", err=True)
+    raise typer.Exit(2)
+
+
+def _idle(config: Path, model: str, prompt_tokens: int, output_tokens: int) -> dict[str, Any]:
+    from proxy.config.prices import load_price_book
+    from proxy.core.fleet import Demand
+    from proxy.server.planning import Planner, plan_json
+    from proxy.signals.board import Board
+
+    settings = settings_of(config)
+    route = settings.route_table().find(model)
+    if route is None:
+        typer.echo(f"breakeven: no route serves the model '{model}'; routes: {', '.join(settings.routes)}", err=True)
+        raise typer.Exit(2)
+    board = Board(settings, time.monotonic)
+    planner = Planner(settings, board, load_price_book(settings))
+    demand = Demand("chat", frozenset(), float(prompt_tokens), float(output_tokens))
+    return plan_json(planner.plan_for(route, model, demand, time.monotonic()))
+
+
+def _show(plan: dict[str, Any]) -> None:
+    console = Console()
+    table = Table(title=f"{plan['reason']}  (bid price {plan['lambda']:.3g} USD per GPU-second)")
+    for column in ("", "backend", "USD", "GPU-s", "first token s", "why"):
+        table.add_column(column, justify="right" if column in ("USD", "GPU-s", "first token s") else "left")
+    for rank, one in enumerate(plan["attempts"], 1):
+        table.add_row(str(rank), _name(one), _number(one["usd"], ".6f"), _number(one["work_s"], ".3f"),
+                      _number(one["ttft_s"], ".2f"), one["reason"], style="green" if rank == 1 else None)
+    for one in plan["refused"]:
+        table.add_row("-", _name(one), "", "", "", f"{one['code']}: {one['detail']}", style="dim")
+    console.print(table)
+
+
+def _name(one: dict[str, Any]) -> str:
+    return one["backend"] if one["replica"] is None else f"{one['backend']}/{one['replica']}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "unknown" if value is None else format(value, form)

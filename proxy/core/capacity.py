@@ -1,0 +1,97 @@
+"""What a backend can do, and what a request takes of it.
+
+Three numbers and two bounds describe an engine (design, seven lines, no. 6): prefill rate `P`
+(uncached prompt tokens per second), decode step time `alpha + beta*batch + kappa*KV tokens`, KV
+capacity, and the largest batch. Work is measured in GPU-seconds of the whole backend:
+
+    w = p/P + o*(alpha/B + beta) + kappa*(p*o + o^2/2)
+
+`p` uncached prompt tokens, `o` output tokens, `B` the batch reached at the latency target: never one
+constant of tokens per second, which is wrong by up to ten times either way (Llama-70B, 4 bit, A100).
+First tokens are predicted from the prefill backlog, the signal that ranks late requests best.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+
+CHUNK_TOKENS = 2048  # prefill tokens an engine puts into one iteration (vLLM: max_num_batched_tokens)
+MEAN_CONTEXT = 1024  # tokens a resident sequence holds, where nothing is known of the traffic
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """One replica of a backend. Times in seconds; `source` is operator | prior | default."""
+
+    prefill_tokens_per_s: float
+    alpha_s: float
+    beta_s: float
+    kappa_s: float  # per KV token
+    kv_tokens: int
+    max_running: int
+    source: str = "operator"
+
+    def step_s(self, batch: float, kv_tokens: float) -> float:
+        """One decode step with `batch` sequences holding `kv_tokens`."""
+        return self.alpha_s + self.beta_s * batch + self.kappa_s * kv_tokens
+
+    def batch_at(self, tpot_s: float, context_tokens: float = MEAN_CONTEXT) -> int:
+        """The largest batch whose step stays within `tpot_s`; at least 1."""
+        per_sequence = self.beta_s + self.kappa_s * context_tokens
+        by_time = (tpot_s - self.alpha_s) / per_sequence if per_sequence > 0 else math.inf
+        by_memory = self.kv_tokens / max(1.0, context_tokens)
+        return max(1, int(min(by_time, by_memory, self.max_running)))
+
+    def work_s(self, prompt: float, output: float, batch: float) -> float:
+        """GPU-seconds of a request with `prompt` uncached and `output` tokens, decoded in a batch of `batch`."""
+        return (prompt / self.prefill_tokens_per_s + output * (self.alpha_s / batch + self.beta_s)
+                + self.kappa_s * (prompt * output + output * output / 2))
+
+    def ttft_s(self, backlog: float, prompt: float, batch: float, kv_tokens: float) -> float:
+        """Time to the first token behind `backlog` prefill tokens, with `batch` sequences decoding.
+
+        Every iteration carries the decodes along, so each chunk of prefill also pays one step; the first
+        one waits for the step that is running.
+        """
+        tokens = backlog + prompt
+        iterations = math.ceil(tokens / CHUNK_TOKENS) + 0.5
+        return tokens / self.prefill_tokens_per_s + iterations * self.step_s(batch, kv_tokens)
+
+    def scaled(self, prefill: float, step: float) -> Capacity:
+        """The same engine, found to be slower by these factors (observed over predicted)."""
+        return replace(self, prefill_tokens_per_s=self.prefill_tokens_per_s / prefill,
+                       alpha_s=self.alpha_s * step, beta_s=self.beta_s * step, kappa_s=self.kappa_s * step)
+
+
+# Memory GiB, bandwidth GB/s, dense FP16 TFLOP/s: vendors' data sheets.
+GPUS: dict[str, tuple[float, float, float]] = {
+    "A10": (24, 600, 125), "A100-40GB": (40, 1555, 312), "A100-80GB": (80, 2039, 312), "A6000": (48, 768, 155),
+    "L4": (24, 300, 121), "L40S": (48, 864, 362), "H100": (80, 3350, 989), "H200": (141, 4800, 989),
+    "B200": (180, 8000, 2250), "RTX-4090": (24, 1008, 165), "T4": (16, 320, 65), "V100": (16, 900, 125),
+}
+DEFAULT = Capacity(2000.0, 0.030, 0.0005, 0.0, 100_000, 64, "default")
+
+
+def prior(gpu_type: str, gpu_count: int, model: str) -> Capacity:
+    """A first guess from the GPU and the model's name (70B, 8x7B; FP16 unless the name says otherwise).
+
+    The three-constraint roofline (0.47 of peak FLOPs in prefill, 0.70 of bandwidth in decode): 8-16 % mean
+    error on published tables, up to 50 % on very long outputs, so it is always corrected by what is
+    observed. `DEFAULT`, marked as such, where the GPU or the size cannot be read.
+    """
+    gpu = next((spec for name, spec in sorted(GPUS.items(), key=lambda kv: -len(kv[0]))
+                if gpu_type.upper().replace(" ", "-").startswith(name)), None)
+    size = re.search(r"(?:(\d+)x)?(\d+(?:\.\d+)?)b(?![a-z])", model.lower())
+    if gpu is None or size is None:
+        return DEFAULT
+    parameters = float(size[2]) * 1e9 * int(size[1] or 1)
+    bytes_per = 0.5 if re.search(r"awq|gptq|int4|4bit|w4", model.lower()) else 1 if "fp8" in model.lower() else 2
+    memory, bandwidth, flops = gpu[0] * 2**30 * gpu_count, gpu[1] * 1e9 * gpu_count, gpu[2] * 1e12 * gpu_count
+    kv_bytes = 131_072 * max(0.5, (parameters / 8e9) ** 0.42)  # 128 KiB at 8B, 320 KiB at 70B (grouped-query)
+    kv_tokens = (0.90 * memory - parameters * bytes_per - 2 * 2**30 * gpu_count) / kv_bytes
+    if kv_tokens < 2048:
+        return DEFAULT
+    return Capacity(0.47 * flops / (2 * parameters), parameters * bytes_per / (0.70 * bandwidth),
+                    2 * parameters / (0.45 * flops), kv_bytes / (0.70 * bandwidth), int(kv_tokens), 256, "prior")

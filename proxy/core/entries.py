@@ -1,0 +1,111 @@
+"""What the ledger is told: immutable entries, appended and never edited.
+
+One `RequestEntry` per client request and attempt. Only the attempt that answered the client
+(`final`) carries a baseline, so a request that was tried twice counts once against the API bill
+while the costs of both attempts count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Literal
+
+from proxy.core.money import NS_PER_MINUTE, round_nano
+from proxy.core.usage import Usage
+
+EndReason = Literal["complete", "client_abort", "upstream_error", "upstream_refused", "timeout", "limit",
+                    "interrupted", "unavailable"]
+UsageSource = Literal["upstream_final", "upstream_running", "estimated", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """A request that is about to be sent: what recovery settles if the process dies."""
+
+    request_id: str
+    attempt: int
+    started_ns: int  # UTC epoch
+    route: str
+    key_id: str
+    tags: str
+    backend: str
+    backend_kind: Literal["gpu", "api"]
+    model: str
+    endpoint: str
+    prompt_tokens_estimate: int
+    output_tokens_max: int
+    price_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEntry:
+    """One attempt, settled. Times are UTC nanoseconds; amounts nano-USD; `None` is unknown, never zero.
+
+    `api_nano`: what the API bills (0 on a GPU; None when no price is known). `marginal_nano`: what serving it
+    on a GPU varied (energy, elastic charge). `baseline_nano`: what pure-API billing would have charged; None
+    when unknown or when the request has none (failed, or not final). `work_ns`: GPU-nanoseconds of the whole
+    backend. `slo_met`: None where the route has no target or no token came.
+    """
+
+    request_id: str
+    attempt: int
+    final: bool
+    started_ns: int
+    sent_ns: int
+    first_token_ns: int | None
+    ended_ns: int
+    endpoint: str
+    stream: bool
+    route: str
+    key_id: str
+    tags: str  # canonical "app=chat,team=search"
+    client_model: str
+    backend: str
+    backend_kind: Literal["gpu", "api", "none"]
+    model: str
+    status: int
+    end_reason: EndReason
+    usage: Usage
+    usage_source: UsageSource
+    output_tokens_delivered: int
+    api_nano: int | None
+    price_version: str
+    marginal_nano: int
+    work_ns: int
+    baseline_nano: int | None
+    baseline_model: str
+    baseline_price_version: str
+    baseline_cached_tokens: int
+    slo_met: bool | None
+    reason: str
+    decision: str = field(repr=False, default="{}")  # JSON: candidates, refusals, readings and their age, lambda
+
+    @property
+    def succeeded(self) -> bool:
+        """The client got an answer it can use: billed in the baseline."""
+        return self.end_reason in ("complete", "client_abort", "limit") and self.status < 400
+
+    @property
+    def failed_work(self) -> bool:
+        """GPU work that produced no answer."""
+        return self.backend_kind == "gpu" and not self.succeeded
+
+
+def work_by_minute(sent_ns: int, ended_ns: int, work_ns: int) -> Iterator[tuple[int, int]]:
+    """`work_ns` spread evenly over the time it was in flight, as (minute, GPU-ns); parts add up exactly.
+
+    A minute is the number of whole minutes since the epoch. Pure, so the split in the rollups can be
+    recomputed from the row.
+    """
+    if ended_ns <= sent_ns:
+        yield ended_ns // NS_PER_MINUTE, work_ns
+        return
+    before, at = 0, sent_ns
+    while at < ended_ns:
+        end = min(ended_ns, (at // NS_PER_MINUTE + 1) * NS_PER_MINUTE)
+        after = round_nano(Fraction(work_ns * (end - sent_ns), ended_ns - sent_ns))
+        if after > before:
+            yield at // NS_PER_MINUTE, after - before
+        before, at = after, end

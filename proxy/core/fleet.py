@@ -1,0 +1,103 @@
+"""What is known of the fleet at one moment: immutable readings, each with its age.
+
+A reading is fresh, stale or unknown; a missing number is None, never 0. The in-flight ledger of the
+gateway is always exact for its own traffic; engines' metrics add what is foreign, and the heartbeat.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from proxy.core.capacity import Capacity
+
+Freshness = Literal["fresh", "stale", "unknown"]
+Health = Literal["ok", "suspect", "wedged", "asleep", "paused", "unreachable", "ejected", "draining"]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaState:
+    """One replica of a self-hosted backend, as the decision sees it. Token counts, seconds, fractions 0..1."""
+
+    backend: str
+    replica: int
+    health: Health
+    freshness: Freshness
+    age_s: float | None
+    capacity: Capacity
+    in_flight: int  # our own
+    running: float  # sequences decoding or in prefill, ours and foreign
+    backlog_tokens: float  # prompt tokens sent or queued whose first token has not come
+    kv_tokens: float  # resident now
+    kv_reserved: float  # resident now or promised to what we sent: prompt + expected output
+    waiting: int | None  # requests the engine itself holds back for capacity
+    congested: bool  # the engine says so: it refused, its queue stays, or it preempts
+    kv_fraction: float | None
+    utilization: float | None
+    gpu_util: float | None
+    margin: float = 0.15  # predictions are taken this much longer
+    energy_usd_per_s: float = 0.0  # what one more GPU-second of work really costs: energy, elastic charge
+    cached_tokens: float = 0.0  # of this request's prompt, expected in this replica's prefix cache
+    in_flight_max: int | None = None
+    closed: str | None = None  # a threshold with hysteresis keeps it closed: which, and by how much
+
+
+@dataclass(frozen=True, slots=True)
+class ApiState:
+    """One commercial backend. `usd` is the estimate for this request; None where no price is known."""
+
+    backend: str
+    health: Health
+    usd: float | None
+    retry_in_s: float = 0.0  # asked to hold off for that long
+    ttft_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a request asks for. Seconds, tokens; `waited_s` since it arrived."""
+
+    endpoint: str
+    features: frozenset[str]
+    prompt_tokens: float
+    output_tokens: float  # expected, all choices together
+    sequences: int = 1
+    waited_s: float = 0.0
+    tried: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Send it here. `work_s` GPU-seconds (0 for an API); `replica` None for an API."""
+
+    backend: str
+    replica: int | None
+    kind: Literal["gpu", "api"]
+    reason: str
+    usd: float | None
+    work_s: float = 0.0
+    ttft_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a candidate was not taken: a stable code, and the numbers behind it. `busy` may pass."""
+
+    backend: str
+    replica: int | None
+    code: str
+    detail: str
+    busy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Ranked attempts, or the wish to wait until `wait_s` from now, or neither: unavailable."""
+
+    attempts: tuple[Attempt, ...]
+    refusals: tuple[Refusal, ...]
+    reason: str
+    wait_s: float = 0.0
+    value_usd: float | None = None
+    density: float | None = None
+    bid_price: float = 0.0  # lambda, USD per GPU-second

@@ -1,0 +1,131 @@
+"""What the writer does inside one transaction. Every function takes the connection that holds it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import orjson
+from sqlalchemy import Connection, select
+from sqlalchemy.dialects.sqlite import insert
+
+from proxy.core.entries import Intent, RequestEntry
+from proxy.core.pricing import Price
+from proxy.core.savings import GpuMinute, RateLine
+from proxy.core.usage import Usage
+from proxy.ledger import owners
+from proxy.ledger.rates import line_of, new_lines
+from proxy.ledger.rates import row_of as rate_row
+from proxy.ledger.rows import INTENT_COLUMNS, deltas, intent_of, row_of
+from proxy.ledger.schema import Int, intents, prices, rates
+from proxy.ledger.statements import (
+    DELETE_INTENTS,
+    GPU_COLUMNS,
+    INSERT_GPU_TIME,
+    INSERT_INTENTS,
+    INSERT_REQUESTS,
+    KNOWN_REQUESTS,
+    OPEN_INTENTS,
+    UPSERT_ROLLUP,
+)
+
+Key = tuple[str, int]
+_INTS = frozenset(c.name for c in intents.columns if c.type is Int)
+
+
+def pack(rows: Iterable[bytes]) -> str:
+    """Rows, each already JSON, as one parameter."""
+    return (b"[" + b",".join(rows) + b"]").decode()
+
+
+def settle(connection: Connection, entries: dict[Key, tuple[RequestEntry, bytes]]) -> int:
+    """Append the entries that are new, add them to the rollups, close their intents. Returns how many were new.
+
+    The write lock is held, so what is not there now cannot appear before the insert."""
+    keys = pack(orjson.dumps(key) for key in entries)
+    known = {(row[0], row[1]) for row in connection.execute(KNOWN_REQUESTS, {"rows": keys})}
+    new = [item for key, item in entries.items() if key not in known] if known else list(entries.values())
+    if new:
+        connection.execute(INSERT_REQUESTS, {"rows": pack(blob for _, blob in new)})
+        sums = deltas(entry for entry, _ in new)
+        connection.execute(UPSERT_ROLLUP, {"rows": pack(orjson.dumps([*key, *more]) for key, more in sums.items())})
+    connection.execute(DELETE_INTENTS, {"rows": keys})
+    return len(new)
+
+
+def intend(connection: Connection, blobs: Iterable[bytes]) -> None:
+    connection.execute(INSERT_INTENTS, {"rows": pack(blobs)})
+
+
+def probe(connection: Connection) -> None:
+    """Write a page and leave no trace."""
+    connection.execute(intents.insert().values({name: 0 if name in _INTS else "" for name in INTENT_COLUMNS}))
+    connection.execute(intents.delete().where(intents.c.owner == ""))
+
+
+def recover(connection: Connection, ledger: Path, now_ns: int) -> int:
+    """Settle as `interrupted` what processes that no longer live had begun. Returns how many."""
+    left = [row for row in connection.execute(OPEN_INTENTS).mappings()]
+    alive = {token: owners.is_alive(ledger, token) for token in {row["owner"] for row in left}}
+    orphans = [intent_of(row) for row in left if not alive[row["owner"]]]
+    last = {intent.request_id: intent.attempt for intent in sorted(orphans, key=lambda one: one.attempt)}
+    found = {}
+    for intent in orphans:
+        entry = interrupted(intent, now_ns, final=last[intent.request_id] == intent.attempt)
+        found[(entry.request_id, entry.attempt)] = (entry, orjson.dumps(row_of(entry)))
+    owners.sweep(ledger)
+    return settle(connection, found) if found else 0
+
+
+def interrupted(intent: Intent, now_ns: int, *, final: bool = True) -> RequestEntry:
+    """What is known of a request whose process died: the estimate of its prompt, and that it may have cost.
+
+    Booked when it is found, so that a period already reported does not change. On an API its price is unknown,
+    never zero; on a GPU the time it took stays in that backend's idle time."""
+    return RequestEntry(
+        request_id=intent.request_id, attempt=intent.attempt, final=final,
+        started_ns=intent.started_ns, sent_ns=intent.started_ns, first_token_ns=None,
+        ended_ns=max(now_ns, intent.started_ns), endpoint=intent.endpoint, stream=False,
+        route=intent.route, key_id=intent.key_id, tags=intent.tags, client_model=intent.model,
+        backend=intent.backend, backend_kind=intent.backend_kind, model=intent.model,
+        status=0, end_reason="interrupted", usage=Usage(input_text=intent.prompt_tokens_estimate),
+        usage_source="estimated", output_tokens_delivered=0,
+        api_nano=None if intent.backend_kind == "api" else 0, price_version=intent.price_version,
+        marginal_nano=0, work_ns=0, baseline_nano=None, baseline_model="", baseline_price_version="",
+        baseline_cached_tokens=0, slo_met=None, reason="interrupted",
+        decision='{"recovered":true}')
+
+
+def book_gpu_minutes(connection: Connection, minutes: Sequence[GpuMinute]) -> int:
+    """Append the minutes that nobody has booked yet. Returns how many."""
+    blobs = [orjson.dumps([getattr(minute, name) for name in GPU_COLUMNS]) for minute in minutes]
+    before = connection.exec_driver_sql("SELECT total_changes()").scalar_one()
+    connection.execute(INSERT_GPU_TIME, {"rows": pack(blobs)})
+    return connection.exec_driver_sql("SELECT total_changes()").scalar_one() - before
+
+
+def record_rates(connection: Connection, card: Sequence[RateLine], now_ns: int, *, complete: bool) -> int:
+    """Append what the ledger does not say yet. Returns how many lines were new."""
+    have = [line_of(row) for row in connection.execute(select(rates).order_by(rates.c.id)).mappings()]
+    new = [rate_row(line, now_ns) for line in new_lines(have, card, now_ns, complete=complete)]
+    if new:
+        connection.execute(rates.insert(), new)
+    return len(new)
+
+
+def record_price(connection: Connection, price: Price, now_ns: int) -> bool:
+    """Keep a price that is about to be used. A version is a content hash: the same one is the same price."""
+    content = asdict(price) | {"version": None}
+    values = {"version": price.version, "provider": price.provider, "model": price.model,
+              "price": json.dumps(content, sort_keys=True, default=str, separators=(",", ":")),
+              "source": price.source, "from_ns": price.from_ns, "recorded_ns": now_ns}
+    known = select(prices.c.price).where(prices.c.version == price.version)
+    if (have := connection.execute(known).scalar()) is not None:
+        if have != values["price"]:
+            raise ValueError(f"price version {price.version!r} already stands for another price")
+        return False
+    connection.execute(insert(prices).values(values))
+    return True
+

@@ -1,0 +1,186 @@
+"""The journal: how the gateway tells the ledger, and when it may believe that it is written.
+
+    journal = Journal("sqlite:///data/ledger.db")
+    journal.open()                          # creates or upgrades the ledger; LedgerUnavailable when it cannot
+    await journal.recover(time.time_ns())   # settle what killed processes left open
+    journal.intend(intent)                  # before sending: never waits
+    await journal.settle(entry)             # returns when the row is on the disk; settling twice counts once
+    await journal.close()                   # drains
+
+A settlement is durable when `settle` returns. An intent reaches the file before its settlement, or with it, and
+ends with it. When the ledger cannot be written, `settle` raises LedgerUnavailable within a second or two; with
+`kept` the entry stays in memory and is written as soon as the ledger is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection
+
+from proxy.core.entries import Intent, RequestEntry
+from proxy.core.pricing import Price
+from proxy.core.savings import GpuMinute, RateLine
+from proxy.ledger import booking, store
+from proxy.ledger.errors import LedgerUnavailable
+from proxy.ledger.owners import Owner
+from proxy.ledger.rows import intent_row, row_of
+from proxy.ledger.writer import STOP, Item, Writer
+
+QUEUE_MAX = 20_000  # entries waiting for the writer; beyond it new ones are refused
+SPOOL_MAX = 100_000  # entries kept in memory while the ledger cannot be written
+BATCH_MAX = 1_000  # rows in one commit
+
+
+class Journal:
+    """One per process. Safe to call from any event loop of that process; after a fork the child opens its own."""
+
+    def __init__(self, url: str, *, queue_max: int = QUEUE_MAX, spool_max: int = SPOOL_MAX,
+                 batch_max: int = BATCH_MAX) -> None:
+        self.url = url
+        self.path = store.path_of(url)
+        self._limits = {"batch_max": batch_max, "spool_max": spool_max}
+        self._queue_max = queue_max
+        self._writer: Writer | None = None
+        self._owner: Owner | None = None
+
+    def open(self) -> Journal:
+        """Create or upgrade the ledger and start the writer. Calling it again does nothing."""
+        if self._writer is None:
+            store.prepare(self.url)
+            try:
+                self._owner = Owner(self.path)
+                self._writer = Writer(self.url, self.path, **self._limits)
+            except OSError as error:
+                raise LedgerUnavailable(store.explain(self.path, error)) from error
+            self._writer.start()
+            _open_journals.add(self)
+        return self
+
+    async def __aenter__(self) -> Journal:
+        return self.open()
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the last write succeeded and the writer lives."""
+        return self._writer is not None and self._writer.is_alive() and self._writer.problem is None
+
+    @property
+    def problem(self) -> str | None:
+        """Why it is not healthy, for the operator."""
+        if self._writer is None:
+            return f"ledger {self.path}: not open"
+        return None if self._writer.problem is None else self._writer.problem.message
+
+    @property
+    def waiting(self) -> int:
+        """Entries not yet durable."""
+        return 0 if self._writer is None else self._writer.waiting
+
+    @property
+    def settled(self) -> int:
+        """Rows this journal has appended."""
+        return 0 if self._writer is None else self._writer.settled
+
+    @property
+    def batches(self) -> int:
+        """Commits that wrote them."""
+        return 0 if self._writer is None else self._writer.batches
+
+    def intend(self, intent: Intent) -> None:
+        """Leave a mark that survives the process. Never waits; LedgerUnavailable when the queue is full."""
+        writer = self._accepting()
+        assert self._owner is not None
+        writer.queue.put(Item(key=(intent.request_id, intent.attempt),
+                              blob=orjson.dumps(intent_row(intent, self._owner.token))))
+
+    async def settle(self, entry: RequestEntry) -> None:
+        """Return when the entry is on the disk. A cancelled caller's entry is written all the same."""
+        writer = self._accepting()
+        blob = orjson.dumps(row_of(entry))
+        future = asyncio.get_running_loop().create_future()
+        writer.queue.put(Item(key=(entry.request_id, entry.attempt), entry=entry, blob=blob, future=future))
+        await future
+
+    async def recover(self, now_ns: int | None = None) -> int:
+        """Settle as `interrupted` every intent whose process is dead. Returns how many."""
+        now_ns = time.time_ns() if now_ns is None else now_ns
+        return await self._call(functools.partial(booking.recover, ledger=self.path, now_ns=now_ns))
+
+    async def book_gpu_minutes(self, minutes: Sequence[GpuMinute]) -> int:
+        """Book what was seen of each backend's minute, once, whoever books first. Returns how many were new."""
+        return await self._call(functools.partial(booking.book_gpu_minutes, minutes=tuple(minutes)))
+
+    async def record_rates(self, card: Sequence[RateLine], now_ns: int | None = None, *,
+                           complete: bool = False) -> int:
+        """Keep the configuration's rate card; lines already known are not repeated. `complete`: what the card no
+        longer names costs nothing from now on. Returns how many lines were new."""
+        now_ns = time.time_ns() if now_ns is None else now_ns
+        return await self._call(functools.partial(booking.record_rates, card=tuple(card), now_ns=now_ns,
+                                                  complete=complete))
+
+    async def record_price(self, price: Price, now_ns: int | None = None) -> bool:
+        """Keep a price before it is used. Returns whether it was new."""
+        now_ns = time.time_ns() if now_ns is None else now_ns
+        return await self._call(functools.partial(booking.record_price, price=price, now_ns=now_ns))
+
+    async def close(self, patience_s: float = 5.0) -> int:
+        """Write what is waiting, then stop. Returns how many entries could not be written (0 is what you want)."""
+        return await asyncio.to_thread(self.stop, patience_s)
+
+    def stop(self, patience_s: float = 5.0) -> int:
+        """`close` for those without an event loop."""
+        writer, self._writer = self._writer, None
+        owner, self._owner = self._owner, None
+        if writer is None:
+            return 0
+        writer.patience_s = patience_s
+        writer.queue.put(STOP)
+        writer.join()
+        if owner is not None:
+            owner.release()
+        return writer.waiting
+
+    async def _call(self, function: Callable[[Connection], Any]) -> Any:
+        writer = self._accepting()
+        future = asyncio.get_running_loop().create_future()
+        writer.queue.put(Item(call=function, future=future))
+        return await future
+
+    def _accepting(self) -> Writer:
+        writer = self._writer
+        if writer is None:
+            raise LedgerUnavailable(f"ledger {self.path}: not open in this process; call open() first")
+        if writer.queue.qsize() >= self._queue_max:
+            raise LedgerUnavailable(f"ledger {self.path}: {self._queue_max} entries are waiting to be written; "
+                                    "the disk is too slow for the traffic")
+        return writer
+
+    def _forget(self) -> None:
+        """In a forked child: the thread is not here, and the parent's connection must not be touched."""
+        _abandoned.append((self._writer, self._owner))
+        if self._owner is not None:
+            self._owner.forget()
+        self._writer = self._owner = None
+
+
+_open_journals: weakref.WeakSet[Journal] = weakref.WeakSet()
+_abandoned: list[object] = []  # kept, because closing a parent's SQLite connection in a child is not safe
+
+
+def _after_fork() -> None:
+    for journal in list(_open_journals):
+        journal._forget()
+
+
+os.register_at_fork(after_in_child=_after_fork)

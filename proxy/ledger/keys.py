@@ -1,0 +1,202 @@
+"""Virtual keys: who may call.
+
+A secret is shown once, when it is made, and kept as its SHA-256 alone. Keys are appended; revoking one appends
+an event. `KeyRing` is the gateway's copy in memory: it looks at the newest event at most every half second, so
+a revocation holds within one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, func, select
+from sqlalchemy.exc import DBAPIError
+
+from proxy.ledger import store
+from proxy.ledger.errors import LedgerUnavailable
+from proxy.ledger.schema import key_events, keys
+
+ROLES = ("application", "reader", "admin")
+REFRESH_S = 0.5
+TAGS_MAX = 16
+_TAG = re.compile(r"[A-Za-z0-9_.-]{1,64}=[A-Za-z0-9_.:/@ -]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who a secret belongs to. `tags` are canonical: "app=chat,team=search"."""
+
+    id: str
+    name: str
+    role: str
+    tags: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRecord:
+    """A key as it is listed: never its secret."""
+
+    id: str
+    name: str
+    role: str
+    tags: str
+    created_ns: int
+    revoked_ns: int | None
+
+
+def canonical_tags(text: str) -> str:
+    """'team=search, app=chat' as 'app=chat,team=search'. ValueError says what is wrong."""
+    pairs: dict[str, str] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        if not _TAG.fullmatch(part):
+            raise ValueError(f"tag {part!r} is not name=value (letters, digits, . _ - and in values also : / @ space)")
+        name, _, value = part.partition("=")
+        if name in pairs:
+            raise ValueError(f"tag {name!r} is given twice")
+        pairs[name] = value.strip()
+    if len(pairs) > TAGS_MAX:
+        raise ValueError(f"{len(pairs)} tags; at most {TAGS_MAX} are kept")
+    return ",".join(f"{name}={pairs[name]}" for name in sorted(pairs))
+
+
+def digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+class KeyStore:
+    """The keys in the ledger: create, list, revoke. For the command line and the admin pages."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        store.prepare(url)
+
+    def create(self, name: str, tags: str = "", role: str = "application") -> tuple[str, str]:
+        """Append a key. Returns its id and its secret, which is shown this once."""
+        if role not in ROLES:
+            raise ValueError(f"role {role!r} is none of {', '.join(ROLES)}")
+        if not name.strip() or len(name) > 200:
+            raise ValueError("a key needs a name of at most 200 characters")
+        key_id, secret = "key_" + secrets.token_hex(8), "bk-" + secrets.token_urlsafe(32)
+        row = {"id": key_id, "sha256": digest(secret), "name": name.strip(), "role": role,
+               "tags": canonical_tags(tags), "created_ns": time.time_ns()}
+        with _Write(self.url) as connection:
+            connection.execute(keys.insert().values(row))
+            _event(connection, key_id, "created", row["created_ns"])
+        return key_id, secret
+
+    def revoke(self, key_id: str) -> bool:
+        """Append a revocation. False when it was revoked before; KeyError when there is no such key."""
+        with _Write(self.url) as connection:
+            if connection.execute(select(keys.c.id).where(keys.c.id == key_id)).scalar() is None:
+                raise KeyError(key_id)
+            gone = select(key_events.c.id).where(key_events.c.key_id == key_id, key_events.c.event == "revoked")
+            if connection.execute(gone).first() is not None:
+                return False
+            _event(connection, key_id, "revoked", time.time_ns())
+        return True
+
+    def list(self) -> list[KeyRecord]:
+        """Every key ever made, oldest first."""
+        with store.reading(self.url) as connection:
+            return _records(connection)[0]
+
+
+class KeyRing:
+    """The gateway's keys in memory. Needs a ledger that exists (`Journal.open` sees to it)."""
+
+    def __init__(self, url: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path = store.path_of(url)
+        self._clock = clock
+        self._connection: Connection | None = None
+        self._principals: dict[str, tuple[str, Principal]] = {}
+        self._seen = -1
+        self._looked_at = 0.0
+        self.healthy = True
+        self.refresh()
+
+    def __len__(self) -> int:
+        return len(self._principals)
+
+    def authenticate(self, secret: str) -> Principal | None:
+        """Whose secret it is; None for one that is unknown, revoked or malformed, in the same time."""
+        if self._clock() - self._looked_at >= REFRESH_S:
+            try:
+                self.refresh()
+            except LedgerUnavailable:  # the keys we know still hold; `healthy` tells
+                pass
+        given = digest(secret)
+        kept, principal = self._principals.get(given, (_NOBODY, None))
+        return principal if hmac.compare_digest(kept, given) else None
+
+    def refresh(self) -> bool:
+        """Load the keys again if a key was made or revoked since. Returns whether one was."""
+        self._looked_at = self._clock()
+        try:
+            if self._connection is None:
+                self._connection = store.read_only(self._path)
+            newest = self._connection.execute(_NEWEST).scalar() or 0
+            if newest == self._seen:
+                self.healthy = True
+                return False
+            records, seen, digests = _records(self._connection)
+        except DBAPIError as error:
+            self.healthy = False
+            self.close()
+            raise LedgerUnavailable(store.explain(self._path, error)) from error
+        self._principals = {digests[one.id]: (digests[one.id], Principal(one.id, one.name, one.role, one.tags))
+                            for one in records if one.revoked_ns is None}
+        self._seen, self.healthy = seen, True
+        return True
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+_NOBODY = "0" * 64
+_NEWEST = select(func.max(key_events.c.id))
+
+
+class _Write:
+    """One short write transaction on a connection of its own."""
+
+    def __init__(self, url: str) -> None:
+        self._path = store.path_of(url)
+        self._connection = store.writing(url)
+        self._transaction = store.transaction(self._connection)
+
+    def __enter__(self) -> Connection:
+        try:
+            self._transaction.__enter__()
+        except DBAPIError as error:
+            self._connection.close()
+            raise LedgerUnavailable(store.explain(self._path, error)) from error
+        return self._connection
+
+    def __exit__(self, *exc: object) -> None:
+        try:
+            self._transaction.__exit__(*exc)  # type: ignore[arg-type]
+        except DBAPIError as error:
+            raise LedgerUnavailable(store.explain(self._path, error)) from error
+        finally:
+            self._connection.close()
+
+
+def _event(connection: Connection, key_id: str, event: str, at_ns: int) -> None:
+    connection.execute(key_events.insert().values(key_id=key_id, event=event, at_ns=at_ns))
+
+
+def _records(connection: Connection) -> tuple[list[KeyRecord], int, dict[str, str]]:
+    """Every key, the newest event, and the digests by id. Events first: a key made in between is seen next time."""
+    events = connection.execute(select(key_events)).all()
+    revoked = {event.key_id: event.at_ns for event in events if event.event == "revoked"}
+    rows = connection.execute(select(keys).order_by(keys.c.created_ns, keys.c.id)).all()
+    records = [KeyRecord(row.id, row.name, row.role, row.tags, row.created_ns, revoked.get(row.id)) for row in rows]
+    return records, max((event.id for event in events), default=0), {row.id: row.sha256 for row in rows}

@@ -1,0 +1,108 @@
+"""Entries to rows and back, and what an entry adds to the rollups. Pure.
+
+Invariant: `rollup` is the sum of `deltas` over the rows, and nothing else. An entry's counts, tokens and
+money are booked in the minute it ended; its work in the minutes it was in flight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from operator import attrgetter
+from typing import Any
+
+from proxy.core.entries import Intent, RequestEntry, work_by_minute
+from proxy.core.money import NS_PER_MINUTE
+from proxy.core.usage import BUCKETS, Usage
+from proxy.ledger.schema import ROLLUP_SUMS, intents, requests
+
+REQUEST_COLUMNS = tuple(c.name for c in requests.columns if c.name != "id")
+INTENT_COLUMNS = tuple(c.name for c in intents.columns)
+
+_USAGE = {**{bucket: f"usage.{bucket}" for bucket in BUCKETS}, "usage_consistent": "usage.consistent"}
+_entry_values = attrgetter(*(_USAGE.get(name, name) for name in REQUEST_COLUMNS))
+_intent_values = attrgetter(*(name for name in INTENT_COLUMNS if name != "owner"))
+_OWNER = INTENT_COLUMNS.index("owner")
+_BOOLS = ("final", "stream", "usage_consistent", "slo_met")
+_COUNTS = tuple(c.name for c in requests.columns
+                if c.name.endswith("_nano") or c.name in (*BUCKETS, "work_ns", "output_tokens_delivered"))
+_is_count = tuple(name in _COUNTS for name in REQUEST_COLUMNS)
+
+INT_MAX = 2**63 - 1
+FLIGHT_NS_MAX = 7 * 24 * 60 * NS_PER_MINUTE  # a longer one is a clock error, and would flood the rollups
+
+RollupKey = tuple[int, str, str, str, str, str, str]
+_AT = {name: i for i, name in enumerate(ROLLUP_SUMS)}
+_WORK, _FAILED = _AT["work_ns"], _AT["failed_work_ns"]
+
+
+def row_of(entry: RequestEntry) -> tuple[Any, ...]:
+    """The entry's row, in the order of `REQUEST_COLUMNS`. ValueError when it could never be booked right."""
+    row = _entry_values(entry)
+    for name, value, count in zip(REQUEST_COLUMNS, row, _is_count, strict=True):
+        kind = type(value)
+        if kind is int:
+            if not (0 if count else -INT_MAX) <= value <= INT_MAX:
+                raise ValueError(f"{name} of request {entry.request_id!r} is out of range: {value}")
+        elif kind is not str and kind is not bool and value is not None:
+            raise ValueError(f"{name} of request {entry.request_id!r} is a {kind.__name__}, not an integer or text")
+    if entry.work_ns and entry.ended_ns - entry.sent_ns > FLIGHT_NS_MAX:
+        raise ValueError(f"request {entry.request_id!r} was in flight for more than seven days")
+    return row
+
+
+def entry_of(row: Mapping[str, Any]) -> RequestEntry:
+    """The entry that a row of `requests` was made from."""
+    values = {name: row[name] for name in REQUEST_COLUMNS if name not in _USAGE}
+    for name in _BOOLS:
+        if name in values and values[name] is not None:
+            values[name] = bool(values[name])
+    usage = Usage(*(row[bucket] for bucket in BUCKETS), consistent=bool(row["usage_consistent"]))
+    return RequestEntry(usage=usage, **values)
+
+
+def intent_row(intent: Intent, owner: str) -> tuple[Any, ...]:
+    values = list(_intent_values(intent))
+    values.insert(_OWNER, owner)
+    return tuple(values)
+
+
+def intent_of(row: Mapping[str, Any]) -> Intent:
+    return Intent(**{name: row[name] for name in INTENT_COLUMNS if name != "owner"})
+
+
+def deltas(entries: Iterable[RequestEntry]) -> dict[RollupKey, list[int]]:
+    """What the entries add to the rollups: sums in the order of `ROLLUP_SUMS`, by key."""
+    sums: dict[RollupKey, list[int]] = {}
+    for entry in entries:
+        dimensions = (entry.backend, entry.backend_kind, entry.route, entry.key_id, entry.tags, entry.model)
+        _add(sums, (entry.ended_ns // NS_PER_MINUTE, *dimensions), _booked(entry))
+        if entry.work_ns:
+            into = _FAILED if entry.failed_work else _WORK
+            for minute, work_ns in work_by_minute(entry.sent_ns, entry.ended_ns, entry.work_ns):
+                key = (minute, *dimensions)
+                if key not in sums:
+                    sums[key] = [0] * len(ROLLUP_SUMS)
+                sums[key][into] += work_ns
+    return sums
+
+
+def _booked(entry: RequestEntry) -> list[int]:
+    """One entry's figures but its work. A baseline belongs to a final, succeeded attempt only; where it is
+    unknown, what the API really cost stands in for it, so that nothing is saved on it."""
+    usage, api = entry.usage, entry.api_nano
+    billed = entry.final and entry.succeeded
+    baseline = entry.baseline_nano if billed else None
+    unknown = billed and baseline is None
+    estimated = entry.usage_source == "estimated"
+    return [
+        1, int(entry.final), int(billed), *(getattr(usage, bucket) for bucket in BUCKETS),
+        api or 0, int(api is None), 0 if entry.final else api or 0, entry.marginal_nano,
+        baseline or 0, int(unknown), (api or 0) if unknown else 0,
+        (baseline or 0) if entry.slo_met is False else 0,
+        int(estimated), usage.total if estimated else 0, 0, 0,
+    ]
+
+
+def _add(sums: dict[RollupKey, list[int]], key: RollupKey, more: list[int]) -> None:
+    have = sums.get(key)
+    sums[key] = more if have is None else [a + b for a, b in zip(have, more, strict=True)]

@@ -1,0 +1,151 @@
+"""The ledger's tables.
+
+Invariants: rows of every table except `rollup` and `intents` are appended, never edited (triggers refuse);
+`rollup` equals the sum of `requests`, because both are written in one transaction; an intent lives from just
+before a request is sent until its settlement. Amounts are integers of nano-USD, times UTC nanoseconds,
+minutes whole minutes since the epoch. Rates are exact decimal strings.
+
+A change here is a new migration beside it, a new entry in `REVISIONS`, and nothing else; a fresh ledger is
+created from this page and stamped, and a test proves that both ways give the same tables.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    DDL,
+    BigInteger,
+    Column,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    event,
+)
+
+from proxy.core.usage import BUCKETS
+
+REVISIONS = ("0001",)  # oldest first; what this program can open
+HEAD = REVISIONS[-1]
+
+Int = Integer().with_variant(BigInteger, "postgresql")
+
+metadata = MetaData()
+
+
+def _int(name: str, *, null: bool = False) -> Column[int]:
+    return Column(name, Int, nullable=null)
+
+
+def _text(name: str, *, null: bool = False) -> Column[str]:
+    return Column(name, Text, nullable=null)
+
+
+requests = Table(
+    "requests", metadata,
+    Column("id", Int, primary_key=True),
+    _text("request_id"), _int("attempt"), _int("final"),
+    _int("started_ns"), _int("sent_ns"), _int("first_token_ns", null=True), _int("ended_ns"),
+    _text("endpoint"), _int("stream"), _text("route"), _text("key_id"), _text("tags"),
+    _text("client_model"), _text("backend"), _text("backend_kind"), _text("model"),
+    _int("status"), _text("end_reason"),
+    *(_int(bucket) for bucket in BUCKETS),
+    _int("usage_consistent"), _text("usage_source"), _int("output_tokens_delivered"),
+    _int("api_nano", null=True), _text("price_version"), _int("marginal_nano"), _int("work_ns"),
+    _int("baseline_nano", null=True), _text("baseline_model"), _text("baseline_price_version"),
+    _int("baseline_cached_tokens"), _int("slo_met", null=True), _text("reason"), _text("decision"),
+    UniqueConstraint("request_id", "attempt", name="uq_requests_attempt"),
+    Index("ix_requests_ended", "ended_ns"),
+    sqlite_strict=True,
+)
+
+intents = Table(
+    "intents", metadata,
+    _text("request_id"), _int("attempt"), _text("owner"),
+    _int("started_ns"), _text("route"), _text("key_id"), _text("tags"),
+    _text("backend"), _text("backend_kind"), _text("model"), _text("endpoint"),
+    _int("prompt_tokens_estimate"), _int("output_tokens_max"), _text("price_version"),
+    PrimaryKeyConstraint("request_id", "attempt", name="pk_intents"),
+    sqlite_strict=True, sqlite_with_rowid=False,
+)
+
+ROLLUP_KEY = ("minute", "backend", "backend_kind", "route", "key_id", "tags", "model")
+ROLLUP_SUMS = (
+    "requests", "finals", "succeeded", *BUCKETS,
+    "api_nano", "api_unknown", "api_retry_nano", "marginal_nano",
+    "baseline_nano", "baseline_unknown", "baseline_unknown_nano", "baseline_late_nano",
+    "estimated", "estimated_tokens", "work_ns", "failed_work_ns",
+)
+
+rollup = Table(
+    "rollup", metadata,
+    _int("minute"), *(_text(name) for name in ROLLUP_KEY[1:]),
+    *(_int(name) for name in ROLLUP_SUMS),
+    PrimaryKeyConstraint(*ROLLUP_KEY, name="pk_rollup"),
+    sqlite_strict=True, sqlite_with_rowid=False,
+)
+
+gpu_time = Table(
+    "gpu_time", metadata,
+    _int("minute"), _text("backend"),
+    _int("cost_nano"), _int("observed_ns"), _int("foreign_ns"), _int("startup_ns"),
+    _int("energy_nano", null=True),
+    PrimaryKeyConstraint("minute", "backend", name="pk_gpu_time"),
+    sqlite_strict=True, sqlite_with_rowid=False,
+)
+
+rates = Table(
+    "rates", metadata,
+    Column("id", Int, primary_key=True),
+    _text("kind"), _text("name"), _text("usd"),  # gpu: USD per hour; overhead: per month; electricity: per kWh
+    _int("from_ns"), _int("until_ns", null=True),
+    _text("billing"), _text("energy"), _text("watts", null=True), _text("idle_watts", null=True),
+    _text("pue"), _int("recorded_ns"), _text("hash"),
+    sqlite_strict=True,
+)
+
+prices = Table(
+    "prices", metadata,
+    Column("version", Text, primary_key=True, nullable=False),
+    _text("provider"), _text("model"), _text("price"), _text("source"),
+    _int("from_ns"), _int("recorded_ns"),
+    sqlite_strict=True,
+)
+
+keys = Table(
+    "keys", metadata,
+    Column("id", Text, primary_key=True, nullable=False),
+    _text("sha256"), _text("name"), _text("role"), _text("tags"), _int("created_ns"),
+    UniqueConstraint("sha256", name="uq_keys_sha256"),
+    sqlite_strict=True,
+)
+
+key_events = Table(
+    "key_events", metadata,
+    Column("id", Int, primary_key=True),
+    _text("key_id"), _text("event"), _int("at_ns"),
+    sqlite_strict=True,
+)
+
+# Alembic's own table, the same to the letter, so that a fresh ledger can be stamped without importing it.
+version_metadata = MetaData()
+alembic_version = Table(
+    "alembic_version", version_metadata,
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
+
+APPENDED = (requests, gpu_time, rates, prices, keys, key_events)
+
+# %(table)s is filled in by SQLAlchemy's DDL from the table itself.
+NO_UPDATE = DDL("CREATE TRIGGER %(table)s_no_update BEFORE UPDATE ON %(table)s "
+                "BEGIN SELECT RAISE(ABORT, '%(table)s: rows are appended, never edited'); END")
+NO_DELETE = DDL("CREATE TRIGGER %(table)s_no_delete BEFORE DELETE ON %(table)s "
+                "BEGIN SELECT RAISE(ABORT, '%(table)s: rows are appended, never deleted'); END")
+
+for _table in APPENDED:
+    for _ddl in (NO_UPDATE, NO_DELETE):
+        event.listen(_table, "after_create", _ddl.execute_if(dialect="sqlite"))

@@ -1,0 +1,224 @@
+"""The writer: one thread, one connection, one commit per batch of whatever is waiting.
+
+Invariant: an item leaves the writer only when its commit has returned. When the database fails, those who wait
+are told so, and their items stay in the spool, in order, and are tried again until they are written, whoever
+still listens. The thread survives every failure but the end of its process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from sqlalchemy import Connection
+
+from proxy.core.entries import RequestEntry
+from proxy.ledger import booking, store
+from proxy.ledger.errors import LedgerUnavailable
+
+log = logging.getLogger("breakeven.ledger")
+
+RETRY_S = (0.02, 0.05, 0.1, 0.2, 0.5)
+
+
+@dataclass(slots=True)
+class Item:
+    """One thing to write: a settlement (`entry`), an intent (`key`, `blob`) or a call within the transaction."""
+
+    key: booking.Key | None = None
+    entry: RequestEntry | None = None
+    blob: bytes = b""
+    call: Callable[[Connection], Any] | None = None
+    future: asyncio.Future[Any] | None = None
+
+    def result(self, value: Any = None, error: BaseException | None = None) -> tuple[asyncio.Future[Any], Any, Any]:
+        future, self.future = self.future, None
+        assert future is not None
+        return future, value, error
+
+
+STOP = Item()
+
+
+class Writer(threading.Thread):
+    """Takes `Item`s from `queue` until STOP, and then until all is written or the patience is over."""
+
+    def __init__(self, url: str, path: Path, *, batch_max: int, spool_max: int) -> None:
+        super().__init__(name="breakeven-ledger", daemon=True)
+        self.queue: SimpleQueue[Item] = SimpleQueue()
+        self.problem: LedgerUnavailable | None = None
+        self.batches = self.settled = self.dropped = 0
+        self.patience_s = 5.0
+        self._url, self._path = url, path
+        self._batch_max, self._spool_max = batch_max, spool_max
+        self._spool: list[Item] = []
+        self._stopping_since: float | None = None
+        self._connection: Connection | None = store.writing(url)
+        self._inode = path.stat().st_ino
+        self._durable = True
+        self._failures = 0
+
+    @property
+    def waiting(self) -> int:
+        return self.queue.qsize() + len(self._spool)
+
+    def run(self) -> None:
+        while self._spool or self._stopping_since is None:
+            self._collect()
+            if self._spool or self._failures:
+                self._write_some()
+            if self._spool and self._stopping_since and time.monotonic() - self._stopping_since > self.patience_s:
+                log.critical("%d entries could not be written before the end: %s", len(self._spool), self.problem)
+                break
+        self._disconnect()
+
+    def _collect(self) -> None:
+        """Move what is waiting to the spool: at once after a success, in a while after a failure."""
+        if self._failures:
+            until = time.monotonic() + RETRY_S[min(self._failures, len(RETRY_S)) - 1]
+            while (left := until - time.monotonic()) > 0 and self._stopping_since is None:
+                try:
+                    self._take(self.queue.get(timeout=left))
+                except Empty:
+                    break
+        elif not self._spool and self._stopping_since is None:
+            self._take(self.queue.get())
+        while len(self._spool) < self._batch_max:
+            try:
+                self._take(self.queue.get_nowait())
+            except Empty:
+                return
+
+    def _take(self, item: Item) -> None:
+        if item is STOP:
+            self._stopping_since = time.monotonic()
+        elif len(self._spool) < self._spool_max:
+            self._spool.append(item)
+        else:
+            self.dropped += 1
+            if item.future is not None:
+                error = LedgerUnavailable(f"{self.problem}; and the spool of {self._spool_max} entries is full")
+                _deliver([item.result(error=error)])
+
+    def _write_some(self) -> None:
+        batch = self._spool[:self._batch_max]
+        try:
+            outcomes = self._commit(batch)
+        except Exception as error:
+            if store.is_outage(error):
+                self._failed(error)
+                return
+            if len(batch) != 1:  # one of them is wrong: each on its own
+                outcomes = self._one_by_one(batch)
+                if outcomes is None:
+                    return
+            else:
+                log.exception("the ledger refused an entry: %r", batch[0].key)
+                outcomes = [batch[0].result(error=error)] if batch[0].future else []
+        if self.problem is not None:
+            log.warning("ledger %s: writes again", self._path)
+        self.problem, self._failures = None, 0
+        self.batches += 1
+        del self._spool[:len(batch)]
+        _deliver(outcomes)
+
+    def _one_by_one(self, batch: list[Item]) -> list[tuple[asyncio.Future[Any], Any, Any]] | None:
+        outcomes = []
+        for item in batch:
+            try:
+                outcomes += self._commit([item])
+            except Exception as error:
+                if store.is_outage(error):
+                    _deliver(outcomes)  # settled ones stay in the spool and count once
+                    self._failed(error)
+                    return None
+                log.exception("the ledger refused an entry: %r", item.key)
+                if item.future is not None:
+                    outcomes.append(item.result(error=error))
+        return outcomes
+
+    def _commit(self, batch: list[Item]) -> list[tuple[asyncio.Future[Any], Any, Any]]:
+        """Write the batch in one transaction and return what to tell whom."""
+        settled = {item.key: (item.entry, item.blob) for item in reversed(batch) if item.entry is not None}
+        calls = [item for item in batch if item.call is not None]
+        intents = [item.blob for item in batch
+                   if item.entry is None and item.call is None and item.key not in settled]
+        connection = self._connected(durable=bool(settled or calls) or not batch)
+        with store.transaction(connection):
+            if not batch:  # after a failure that left nothing to retry: does it write again?
+                booking.probe(connection)
+            if intents:
+                booking.intend(connection, intents)
+            new = booking.settle(connection, settled) if settled else 0
+            values = [item.call(connection) for item in calls if item.call is not None]
+        self.settled += new
+        outcomes = [item.result(value) for item, value in zip(calls, values, strict=True) if item.future]
+        return outcomes + [item.result() for item in batch if item.entry is not None and item.future is not None]
+
+    def _connected(self, *, durable: bool) -> Connection:
+        """The connection, reopened after a failure, with the commit mode this batch needs."""
+        if self._connection is None:
+            self._connection = store.writing(self._url)
+            self._inode, self._durable = self._path.stat().st_ino, True
+        try:
+            moved = self._path.stat().st_ino != self._inode
+        except FileNotFoundError:
+            moved = True
+        if moved:
+            raise LedgerUnavailable(f"ledger {self._path}: the file was moved or deleted under the running gateway; "
+                                    "put it back, or restart to begin a new one")
+        if durable != self._durable:
+            mode = "PRAGMA synchronous=FULL" if durable else "PRAGMA synchronous=NORMAL"
+            self._connection.exec_driver_sql(mode)
+            self._durable = durable
+        return self._connection
+
+    def _failed(self, error: Exception) -> None:
+        """Remember why, tell those who wait, keep everything."""
+        what = error.message if isinstance(error, LedgerUnavailable) else store.explain(self._path, error)
+        if self.problem is None:
+            log.error("%s", what)
+        self.problem = LedgerUnavailable(what, kept=True)
+        self._failures += 1
+        self._disconnect()
+        told = [item for item in self._spool if item.future is not None]
+        _deliver([item.result(error=LedgerUnavailable(what, kept=True)) for item in told])
+        # A call that nobody waits for any more is not repeated behind its caller's back.
+        self._spool = [item for item in self._spool if item.call is None]
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                connection.close()
+            except Exception as error:  # the file may be gone; what matters was committed or is in the spool
+                log.warning("closing ledger %s: %s", self._path, error)
+
+
+def _deliver(outcomes: Iterable[tuple[asyncio.Future[Any], Any, Any]]) -> None:
+    """Wake every waiter: one call across the thread boundary per event loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any, Any]]] = {}
+    for outcome in outcomes:
+        by_loop.setdefault(outcome[0].get_loop(), []).append(outcome)
+    for loop, group in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_resolve, group)
+        except RuntimeError:  # that loop has closed: nobody listens, and the rows are written
+            pass
+
+
+def _resolve(group: list[tuple[asyncio.Future[Any], Any, Any]]) -> None:
+    for future, value, error in group:
+        if future.done():  # the waiter was cancelled
+            continue
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(value)

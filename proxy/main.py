@@ -1,0 +1,254 @@
+"""The composition root: the one file that sees every room. Builds the parts, wires them, starts, drains, stops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Literal
+
+import orjson
+import uvicorn
+import uvloop
+
+from proxy.config.model import Settings
+from proxy.config.prices import load_price_book
+from proxy.core.entries import RequestEntry
+from proxy.core.errors import GatewayError, InvalidRequest, ModelNotFound, NotFound
+from proxy.core.fleet import Demand, Plan
+from proxy.core.pricing import PriceBook
+from proxy.core.routing import Switch
+from proxy.ledger.journal import Journal
+from proxy.ledger.keys import KeyRing
+from proxy.server import status
+from proxy.server.app import build
+from proxy.server.dispatch import Dispatcher
+from proxy.server.handler import Doors, Handler
+from proxy.server.metrics import Metrics
+from proxy.server.planning import Call, Planner, plan_json
+from proxy.server.relay import Relayed
+from proxy.server.settlement import Settlement
+from proxy.signals.board import Board
+from proxy.signals.minutes import MinuteBook, rate_card
+from proxy.signals.scraper import Scraper
+from proxy.upstream.factory import build as build_upstream
+from proxy.upstream.factory import build_exporter
+from proxy.upstream.transport import Upstream
+
+log = logging.getLogger("breakeven")
+
+DECISIONS_KEPT = 500
+TICK_S = 1.0
+
+
+class Gateway:
+    """One gateway process. `start` and `stop` on the event loop that serves it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.started_ns = time.time_ns()
+        self.journal = Journal(settings.ledger).open()
+        self.prices: PriceBook = load_price_book(settings)
+        self.keys = KeyRing(settings.ledger) if settings.keys.required else None
+        self.board = Board(settings, time.monotonic)
+        self.planner = Planner(settings, self.board, self.prices)
+        self.dispatcher = Dispatcher(self.planner, time.monotonic)
+        self.totals = status.Totals()
+        self.decided: deque[tuple[int, str, str, Plan]] = deque(maxlen=DECISIONS_KEPT)
+        self.dispatcher.on_plan = self._decided
+        self.upstreams: dict[tuple[str, int], Upstream] = {}
+        self._exporters: dict[str, Upstream] = {}
+        self._metrics = Metrics(self.board, self.planner, self.dispatcher, self.journal)
+        self.handler = Handler(Doors(
+            settings, settings.route_table(), self.keys, self.board, self.planner, self.dispatcher,
+            Settlement(settings, self.planner), self.journal, self.upstreams, time.monotonic, self._observe))
+        server = settings.server
+        self.app = build(self, self.handler, self.keys, headers_max=server.headers_max,
+                         header_bytes_max=server.header_bytes_max, stall_s=server.client_write_stall_s)
+        self._minutes = MinuteBook(settings, self.board)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._scraper: Scraper | None = None
+
+    # ---- life
+
+    async def start(self) -> None:
+        for backend in self.settings.backends.values():
+            for index, url in enumerate(backend.urls):
+                self.upstreams[backend.name, index] = build_upstream(backend, url, self.settings.server)
+            if backend.gpu is not None and backend.gpu.dcgm_url:
+                self._exporters[backend.name] = build_exporter(backend.name, backend.gpu.dcgm_url)
+        recovered = await self.journal.recover(time.time_ns())
+        if recovered:
+            log.warning("%d requests were in flight when an earlier process died; booked as interrupted", recovered)
+        await self.journal.record_rates(rate_card(self.settings), complete=True)
+        for entries in self.prices.entries.values():
+            for price in entries:
+                await self.journal.record_price(price)
+        self._scraper = Scraper(self.board, self.settings.backends, self.upstreams, self._exporters,
+                                self.planner.context_tokens)
+        self._scraper.start()
+        self._tasks.append(asyncio.create_task(self._book_minutes(), name="minutes"))
+
+    async def stop(self) -> None:
+        """After the server has drained: everything accepted is settled by now."""
+        self.handler.draining = True
+        if self._scraper is not None:
+            await self._scraper.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for upstream in (*self.upstreams.values(), *self._exporters.values()):
+            await upstream.close()
+        lost = await self.journal.close()
+        if lost:
+            log.error("%d entries could not be written to the ledger", lost)
+        if self.keys is not None:
+            self.keys.close()
+
+    async def _book_minutes(self) -> None:
+        while True:
+            ended = self._minutes.tick(time.time_ns(), time.monotonic())
+            if ended:
+                try:
+                    await self.journal.book_gpu_minutes(ended)
+                except GatewayError as error:
+                    log.error("GPU minutes wait for the ledger: %s", error.message)
+            await asyncio.sleep(TICK_S)
+
+    def _decided(self, call: Call, plan: Plan) -> None:
+        self.decided.append((time.time_ns(), call.request_id, call.route.name, plan))
+
+    def _observe(self, entry: RequestEntry, relayed: Relayed | None) -> None:
+        self.totals.add(entry)
+        self._metrics.observe(entry, relayed)
+
+    # ---- operations (server.app.Operations)
+
+    def models(self) -> list[str]:
+        names = [name for name in self.settings.routes if name != "*"]
+        return names + [alias for route in self.settings.routes.values() for alias in route.aliases
+                        if not set(alias) & set("*?[")]
+
+    def ready(self) -> str | None:
+        if self.handler.draining:
+            return "draining"
+        return None if self.journal.healthy else "the ledger cannot be written"
+
+    def status(self) -> dict[str, Any]:
+        return status.page(self)
+
+    def decisions(self, limit: int) -> list[dict[str, Any]]:
+        recent = list(self.decided)[-limit:]
+        return [{"at_ns": at, "request_id": request_id, "route": route, **plan_json(plan)}
+                for at, request_id, route, plan in reversed(recent)]
+
+    def explain(self, model: str, prompt_tokens: int, output_tokens: int) -> dict[str, Any]:
+        """What would be decided now for a chat of that size, and why; nothing is sent or claimed."""
+        route = self.settings.route_table().find(model)
+        if route is None:
+            raise ModelNotFound(f"No route serves the model '{model[:128]}'.", param="model")
+        if prompt_tokens < 1 or output_tokens < 1:
+            raise InvalidRequest("prompt_tokens and output_tokens must be at least 1.")
+        demand = Demand("chat", frozenset(), float(prompt_tokens), float(output_tokens))
+        return plan_json(self.planner.plan_for(route, model, demand, time.monotonic()))
+
+    def metrics(self) -> bytes:
+        return self._metrics.page()
+
+    def switch(self, to: Switch) -> None:
+        if to != self.planner.switch:
+            log.warning("operator's switch: %s (was %s)", to, self.planner.switch)
+        self.planner.switch = to
+
+    def drain(self, backend: str, on: bool) -> None:
+        if backend not in self.board.replicas:
+            raise NotFound(f"No self-hosted backend is called '{backend[:64]}'.", param="name")
+        for replica in self.board.replicas[backend]:
+            replica.draining = on
+
+
+class Server(uvicorn.Server):
+    """uvicorn, telling us when it listens and when it is asked to stop."""
+
+    def __init__(self, config: uvicorn.Config, gateway: Gateway, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._gateway, self._on_ready = gateway, on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_ready()
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        self._gateway.handler.draining = True  # readiness is false at once; accepted work finishes
+        super().handle_exit(sig, frame)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket. Raises OSError (address in use, not permitted) before anything else is started."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except OSError:
+        sock.close()
+        raise
+    sock.setblocking(False)
+    return sock
+
+
+async def serve(settings: Settings, sock: socket.socket, on_ready: Callable[[], None]) -> None:
+    """Serve until asked to stop; accepted requests finish, or are settled at the drain's deadline."""
+    gateway = Gateway(settings)
+    await gateway.start()
+    loop = asyncio.get_running_loop()
+    for sig, to in ((signal.SIGUSR1, "all-api"), (signal.SIGUSR2, "all-local")):
+        loop.add_signal_handler(sig, _toggle, gateway, to)
+    config = uvicorn.Config(
+        gateway.app, loop="uvloop", http="httptools", lifespan="off", access_log=False, log_config=None,
+        server_header=False, date_header=True, timeout_keep_alive=75, backlog=4096,
+        timeout_graceful_shutdown=max(1, round(settings.server.drain_s)))
+    try:
+        await Server(config, gateway, on_ready).serve(sockets=[sock])
+    finally:
+        await gateway.stop()
+
+
+def _toggle(gateway: Gateway, to: Literal["all-api", "all-local"]) -> None:
+    gateway.switch("auto" if gateway.planner.switch == to else to)
+
+
+def run(settings: Settings, sock: socket.socket, on_ready: Callable[[], None]) -> None:
+    """`serve` on uvloop, with JSON logs on standard error."""
+    configure_logging()
+    with contextlib.suppress(KeyboardInterrupt):
+        uvloop.run(serve(settings, sock, on_ready))
+
+
+def configure_logging() -> None:
+    """One JSON object a line, control characters escaped, fields capped; prompts never."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)
+
+
+class JsonLines(logging.Formatter):
+    """A log record as one line of JSON."""
+
+    FIELD_CHARS_MAX = 512
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()[:self.FIELD_CHARS_MAX]
+        line = {"at": round(record.created, 3), "level": record.levelname.lower(), "logger": record.name,
+                "message": message}
+        if record.exc_info and record.exc_info[0] is not None:
+            line["error"] = record.exc_info[0].__name__
+        return orjson.dumps(line).decode()

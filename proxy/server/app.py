@@ -1,0 +1,172 @@
+"""Everything but the data routes: health, models, metrics, status, and the operator's switch. FastAPI.
+
+Deny by default: each route names the roles that may call it. The data routes pass this application by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal, Protocol
+
+import orjson
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from proxy.core.errors import GatewayError, InvalidRequest, MethodNotAllowed, NotFound
+from proxy.ledger.keys import Principal
+from proxy.server import auth
+from proxy.server.exchange import AsgiExchange, Receive, Scope, Send
+from proxy.server.guard import Guard
+from proxy.server.handler import Handler
+from proxy.wire.endpoints import ENDPOINTS
+from proxy.wire.openai import error_body
+
+Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
+Caller = Callable[[Request], Awaitable[Principal]]
+
+
+class Operations(Protocol):
+    """What the operator's routes may do; the gateway object offers it."""
+
+    def models(self) -> list[str]: ...
+    def ready(self) -> str | None:
+        """None when able to serve, else why not."""
+    def status(self) -> dict[str, Any]: ...
+    def decisions(self, limit: int) -> list[dict[str, Any]]: ...
+    def explain(self, model: str, prompt_tokens: int, output_tokens: int) -> dict[str, Any]: ...
+    def metrics(self) -> bytes: ...
+    def switch(self, to: Literal["auto", "all-api", "all-local"]) -> None: ...
+    def drain(self, backend: str, on: bool) -> None: ...
+
+
+class Door:
+    """The ASGI application: data routes to the handler, the rest to FastAPI, the guard in front of both."""
+
+    def __init__(self, handler: Handler, app: Asgi, stall_s: float) -> None:
+        self._handler, self._app, self._stall_s = handler, app, stall_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in ENDPOINTS:
+            exchange = AsgiExchange(scope, receive, send, self._stall_s)
+            try:
+                await self._handler.serve(exchange)
+            finally:
+                exchange.close()
+        else:
+            await self._app(scope, receive, send)
+
+
+class SwitchBody(BaseModel):
+    to: Literal["auto", "all-api", "all-local"]
+
+
+class DrainBody(BaseModel):
+    on: bool = True
+
+
+def build(operations: Operations, handler: Handler, keys: auth.KeyRing | None, *, headers_max: int,
+          header_bytes_max: int, stall_s: float) -> Guard:
+    """The whole application."""
+    app = FastAPI(title="Breakeven", docs_url=None, redoc_url=None, openapi_url=None)
+    _errors(app)
+    _open_routes(app, operations, _allow(keys, "application", "reader", "admin"))
+    _operator_routes(app, operations, _allow(keys, "reader", "admin"), _allow(keys, "admin"))
+    return Guard(Door(handler, app, stall_s), headers_max, header_bytes_max)
+
+
+def _allow(keys: auth.KeyRing | None, *roles: str) -> Caller:
+    async def caller(request: Request) -> Principal:
+        return auth.authenticate(dict(request.headers.raw), keys, roles)
+
+    return caller
+
+
+def _open_routes(app: FastAPI, operations: Operations, anyone: Caller) -> None:
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Alive: the process answers."""
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        """Able to serve: the ledger can be written and the gateway is not draining."""
+        why = operations.ready()
+        body = {"status": "ready"} if why is None else {"status": "not_ready", "reason": why}
+        return _json(body, 200 if why is None else 503)
+
+    @app.get("/v1/models")
+    async def models(_: Principal = Depends(anyone)) -> dict[str, Any]:
+        """The routes, as OpenAI lists models; never the backends behind them."""
+        return {"object": "list", "data": [_model(name) for name in operations.models()]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str, _: Principal = Depends(anyone)) -> dict[str, Any]:
+        if name not in operations.models():
+            raise NotFound(f"The model '{name[:128]}' does not exist.", param="model", code="model_not_found")
+        return _model(name)
+
+
+def _operator_routes(app: FastAPI, operations: Operations, reader: Caller,
+                     admin: Caller) -> None:
+    @app.get("/metrics")
+    async def metrics(_: Principal = Depends(reader)) -> Response:
+        return Response(operations.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/admin/status")
+    async def status(_: Principal = Depends(reader)) -> Response:
+        return _json(operations.status())
+
+    @app.get("/admin/decisions")
+    async def decisions(limit: int = 50, _: Principal = Depends(reader)) -> Response:
+        return _json({"decisions": operations.decisions(max(1, min(limit, 1000)))})
+
+    @app.get("/admin/explain")
+    async def explain(model: str, prompt_tokens: int, output_tokens: int, _: Principal = Depends(reader)) -> Response:
+        return _json(operations.explain(model, prompt_tokens, output_tokens))
+
+    @app.post("/admin/switch")
+    async def switch(body: SwitchBody, _: Principal = Depends(admin)) -> Response:
+        """Everything to the API, or nothing, at once; `auto` gives the policies back their say."""
+        operations.switch(body.to)
+        return _json({"switch": body.to})
+
+    @app.post("/admin/backends/{name}/drain")
+    async def drain(name: str, body: DrainBody, _: Principal = Depends(admin)) -> Response:
+        """Nothing new to this backend; what runs there finishes."""
+        operations.drain(name, body.on)
+        return _json({"backend": name, "draining": body.on})
+
+
+def _errors(app: FastAPI) -> None:
+    """Every error in OpenAI's envelope."""
+    @app.exception_handler(GatewayError)
+    async def gateway(_: Request, error: GatewayError) -> Response:
+        return _error(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:])
+        return _error(InvalidRequest(f"{where}: {first['msg']}", param=where or None))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 405 or request.scope["path"] in ENDPOINTS:
+            return _error(MethodNotAllowed("This path does not take that method."))
+        return _error(NotFound("There is nothing at this path."))
+
+
+def _error(error: GatewayError) -> Response:
+    headers = {} if error.retry_after_s is None else {"retry-after": str(max(1, round(error.retry_after_s)))}
+    return Response(error_body(error.message, error.type, error.param, error.code), error.status, headers,
+                    "application/json")
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "breakeven"}
+
+
+def _json(body: dict[str, Any], status: int = 200) -> Response:
+    return Response(orjson.dumps(body), status, media_type="application/json")

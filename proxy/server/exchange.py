@@ -1,0 +1,123 @@
+"""One client request and its answer, as the handler sees them.
+
+The handler knows this interface and nothing of ASGI, so that a data route can be served by another
+door (a protocol class on the socket) without a line of the handler changing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, Protocol
+
+from proxy.core.errors import BodyTooLarge
+
+Headers = Iterable[tuple[bytes, bytes]]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class ClientGone(Exception):
+    """The client closed its connection."""
+
+
+class Exchange(Protocol):
+    """A request whose head has been read. Header names are lower-case bytes."""
+
+    method: str
+    path: str
+    headers: dict[bytes, bytes]
+    gone: bool
+    started: bool
+
+    async def body(self, bytes_max: int, timeout_s: float) -> bytes:
+        """The whole body. Raises BodyTooLarge, ClientGone, TimeoutError."""
+
+    def on_gone(self, callback: Callable[[], object] | None) -> None:
+        """Call `callback` (at once, if it is too late) when the client leaves; None forgets it."""
+
+    async def start(self, status: int, headers: Headers) -> None: ...
+
+    async def write(self, data: bytes) -> None:
+        """Relay bytes; waits while the client reads too slowly, raises ClientGone when it stalls for good."""
+
+    async def finish(self, data: bytes = b"") -> None: ...
+
+
+class AsgiExchange:
+    """The interface over an ASGI connection. One task per request watches for the client leaving."""
+
+    __slots__ = ("_callback", "_receive", "_send", "_stall_s", "_watcher", "gone", "headers", "method", "path",
+                 "started")
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, stall_s: float) -> None:
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.gone = self.started = False
+        self._receive, self._send, self._stall_s = receive, send, stall_s
+        self._callback: Callable[[], object] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def body(self, bytes_max: int, timeout_s: float) -> bytes:
+        declared = self.headers.get(b"content-length")
+        if declared is not None and int(declared) > bytes_max:
+            raise BodyTooLarge(f"The body is larger than {bytes_max} bytes.")
+        parts: list[bytes] = []
+        size = 0
+        async with asyncio.timeout(timeout_s):
+            while True:
+                message = await self._receive()
+                if message["type"] == "http.disconnect":
+                    self.gone = True
+                    raise ClientGone
+                part = message.get("body", b"")
+                size += len(part)
+                if size > bytes_max:
+                    raise BodyTooLarge(f"The body is larger than {bytes_max} bytes.")
+                parts.append(part)
+                if not message.get("more_body", False):
+                    break
+        self._watcher = asyncio.create_task(self._watch())
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        if self._callback is not None:
+            self._callback()
+
+    def on_gone(self, callback: Callable[[], object] | None) -> None:
+        self._callback = callback
+        if self.gone and callback is not None:
+            callback()
+
+    async def start(self, status: int, headers: Headers) -> None:
+        self.started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
+
+    async def write(self, data: bytes) -> None:
+        if self.gone:
+            raise ClientGone
+        try:
+            async with asyncio.timeout(self._stall_s):
+                await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        except TimeoutError:
+            self.gone = True
+            raise ClientGone from None
+
+    async def finish(self, data: bytes = b"") -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": False})
+        self.close()
+
+    def close(self) -> None:
+        """Stop watching. Idempotent; called when the request is over, however it ended."""
+        self._callback = None
+        if self._watcher is not None:
+            self._watcher.cancel()
+            self._watcher = None
+
+
+__all__ = ["AsgiExchange", "ClientGone", "Exchange", "Headers", "Receive", "Scope", "Send"]

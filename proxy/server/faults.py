@@ -1,0 +1,54 @@
+"""An upstream's error answer, classified: whose fault it is, and what may be done about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from time import time
+
+from proxy.config.model import Backend
+from proxy.core.errors import UpstreamError, UpstreamFailed, UpstreamOverloaded, UpstreamRefused
+
+OVERLOADED = frozenset({429, 503, 529})
+RETRY_AFTER_S_MAX = 3600.0
+
+
+class UpstreamMisconfigured(UpstreamFailed):
+    """Our credential or model name is wrong there: stop using it, tell the operator, never the caller."""
+
+    code = "upstream_misconfigured"
+
+
+def fault_of(status: int, headers: Mapping[str, str], body: bytes, backend: Backend) -> UpstreamError:
+    """429, 503, 529: overload. 401, 403, or 404 for a model we named: our configuration. Other 4xx: the
+    caller's, relayed. 5xx: failure."""
+    if status in OVERLOADED:
+        error = UpstreamOverloaded(f"{backend.name} is busy", retry_after_s=retry_after_s(headers))
+        error.status = 429 if status == 429 else 503
+        if status == 429:
+            error.type, error.code = "rate_limit_error", "rate_limit_exceeded"
+        return error
+    if status in (401, 403) or (status == 404 and backend.model != "*"):
+        return UpstreamMisconfigured(f"{backend.name} refused the gateway's request ({status})")
+    if 400 <= status < 500:
+        kept = {name: value for name, value in headers.items() if name in ("retry-after", "x-should-retry")}
+        return UpstreamRefused(status, body, kept)
+    return UpstreamFailed(f"{backend.name} answered {status}")
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds from retry-after-ms, or retry-after as seconds or a date; None where neither makes sense."""
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        try:
+            seconds = float(value) * unit
+        except ValueError:
+            try:
+                seconds = parsedate_to_datetime(value).timestamp() - time()
+            except (ValueError, TypeError):
+                continue
+        if seconds >= 0:
+            return min(seconds, RETRY_AFTER_S_MAX)
+    return None

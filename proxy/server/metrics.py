@@ -1,0 +1,122 @@
+"""Prometheus: counters from settled entries, gauges read from the board when asked.
+
+Labels come from the configuration only, never from a caller. Money here is for graphs and starts at zero with
+the process; the ledger is the truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from proxy.core.entries import RequestEntry
+from proxy.ledger.journal import Journal
+from proxy.server.dispatch import Dispatcher
+from proxy.server.planning import Planner
+from proxy.server.relay import Relayed
+from proxy.signals.board import Board
+
+TTFT_BUCKETS = (0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
+NANO = 1e-9
+
+
+class Metrics:
+    """One registry per gateway process."""
+
+    def __init__(self, board: Board, planner: Planner, dispatcher: Dispatcher, journal: Journal) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(Live(board, planner, dispatcher, journal))
+        where = ("route", "backend")
+        self.requests = Counter("breakeven_requests", "Attempts settled", (*where, "end_reason"),
+                                registry=self.registry)
+        self.refusals = Counter("breakeven_refusals", "Requests refused by the gateway itself", ("code",),
+                                registry=self.registry)
+        self.tokens = Counter("breakeven_tokens", "Tokens metered", (*where, "kind"), registry=self.registry)
+        self.api_usd = Counter("breakeven_api_usd", "API spend metered (the ledger is the truth)", where,
+                               registry=self.registry)
+        self.baseline_usd = Counter("breakeven_baseline_usd", "What pure-API billing would have charged", where,
+                                    registry=self.registry)
+        self.unpriced = Counter("breakeven_unpriced_requests", "Attempts whose API price is unknown", where,
+                                registry=self.registry)
+        self.late = Counter("breakeven_late_requests", "Answers outside their latency target", where,
+                            registry=self.registry)
+        self.ttft = Histogram("breakeven_time_to_first_token_seconds", "From arrival to the first token", where,
+                              buckets=TTFT_BUCKETS, registry=self.registry)
+        self.work = Counter("breakeven_work_gpu_seconds", "GPU-seconds of work served", where, registry=self.registry)
+
+    def observe(self, entry: RequestEntry, relayed: Relayed | None) -> None:
+        """Count one settled attempt."""
+        where = (entry.route, entry.backend)
+        self.requests.labels(*where, entry.end_reason).inc()
+        self.tokens.labels(*where, "input").inc(entry.usage.input_total)
+        self.tokens.labels(*where, "output").inc(entry.usage.output_total)
+        if entry.api_nano is None:
+            self.unpriced.labels(*where).inc()
+        elif entry.api_nano:
+            self.api_usd.labels(*where).inc(entry.api_nano * NANO)
+        if entry.baseline_nano:
+            self.baseline_usd.labels(*where).inc(entry.baseline_nano * NANO)
+        if entry.work_ns:
+            self.work.labels(*where).inc(entry.work_ns * NANO)
+        if entry.slo_met is False:
+            self.late.labels(*where).inc()
+        if entry.first_token_ns is not None:
+            self.ttft.labels(*where).observe(max(0, entry.first_token_ns - entry.started_ns) * NANO)
+
+    def page(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+class Live(Collector):
+    """Gauges computed at the moment they are asked for."""
+
+    def __init__(self, board: Board, planner: Planner, dispatcher: Dispatcher, journal: Journal) -> None:
+        self._board, self._planner, self._dispatcher, self._journal = board, planner, dispatcher, journal
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        now = self._board.clock()
+        labels = ("backend", "replica")
+        gauges = {
+            "healthy": "1 when the replica may be used",
+            "utilization": "Work per second over capacity at the latency target, 0 to 1",
+            "in_flight": "Requests of ours on the replica",
+            "backlog_tokens": "Prompt tokens sent whose first token has not come",
+            "kv_fraction": "KV cache in use as the engine says, 0 to 1",
+            "reading_age_seconds": "Age of the last metrics page",
+            "state_changes": "Health changes since start",
+            "prefill_factor": "Observed over configured prefill time",
+            "step_factor": "Observed over configured step time",
+        }
+        families = {name: GaugeMetricFamily(f"breakeven_replica_{name}", help_, labels=labels)
+                    for name, help_ in gauges.items()}
+        for replica in self._board.every_replica():
+            who = (replica.backend, str(replica.index))
+            state = replica.state(now)
+            values = {"healthy": float(state.health == "ok"), "utilization": state.utilization,
+                      "in_flight": float(state.in_flight), "backlog_tokens": state.backlog_tokens,
+                      "kv_fraction": state.kv_fraction, "reading_age_seconds": state.age_s,
+                      "state_changes": float(replica.state_changes), "prefill_factor": replica.prefill.factor,
+                      "step_factor": replica.step.factor}
+            for name, value in values.items():
+                if value is not None:  # unknown is no sample, never zero
+                    families[name].add_metric(who, value)
+        yield from families.values()
+        bid = GaugeMetricFamily("breakeven_bid_price_usd_per_gpu_second", "lambda of the route's pool",
+                                labels=("route",))
+        for route, pool in self._board.pools.items():
+            bid.add_metric((route,), pool.price(now))
+        yield bid
+        api = GaugeMetricFamily("breakeven_api_available", "1 when the API may be used", labels=("backend",))
+        for name, one in self._board.apis.items():
+            api.add_metric((name,), float(one.state(now, None).health == "ok"))
+        yield api
+        yield GaugeMetricFamily("breakeven_waiting_requests", "Requests waiting for room", self._dispatcher.waiting)
+        yield GaugeMetricFamily("breakeven_ledger_healthy", "1 when the ledger can be written",
+                                float(self._journal.healthy))
+        yield GaugeMetricFamily("breakeven_ledger_waiting_entries", "Entries not yet on the disk",
+                                self._journal.waiting)
+        yield GaugeMetricFamily("breakeven_threshold_changes", "Transitions of thresholds with hysteresis",
+                                self._planner.hysteresis.changes)

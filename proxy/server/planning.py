@@ -1,0 +1,182 @@
+"""Facts in, plan out: gathers what `core.routing.decide` asks for, and nothing else.
+
+Knows the settings, the board and the price book; estimates tokens from bytes and answers from history.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+from proxy.config.model import Backend as BackendConfig
+from proxy.config.model import Route, Settings
+from proxy.core.errors import ContextLengthExceeded
+from proxy.core.fleet import ApiState, Demand, Plan, Refusal, ReplicaState
+from proxy.core.learning import OutputLength, RunningMean
+from proxy.core.pricing import Price, PriceBook
+from proxy.core.routing import Backend, Hysteresis, Limits, Switch, decide, unable, work_s
+from proxy.core.usage import Usage
+from proxy.signals.board import Board
+from proxy.signals.replica import Replica
+from proxy.wire.endpoints import Endpoint
+from proxy.wire.openai import WireRequest
+
+BYTES_PER_TOKEN_PRIOR = 4.0
+CONTEXT_DOUBT = 1.25  # an estimate of the prompt may be this much too high before it refuses a backend
+ANY_MODEL = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A parsed request with all that stays the same while it is placed."""
+
+    request_id: str
+    endpoint: str
+    arrived: float  # monotonic seconds
+    arrived_ns: int  # UTC
+    wire: WireRequest
+    route: Route
+    limits: Limits
+    key_id: str
+    tags: str
+    label: str  # route and key: what answer lengths are learned by
+    demand: Demand
+
+
+class Planner:
+    """Decides for one gateway process. `switch` is the operator's override of every route's policy."""
+
+    def __init__(self, settings: Settings, board: Board, prices: PriceBook) -> None:
+        self._settings, self._board, self._prices = settings, board, prices
+        self.switch: Switch = "auto"
+        self.hysteresis = Hysteresis()
+        self.context_tokens: dict[str, int] = {  # as configured, else as the engine says
+            name: backend.context_tokens for name, backend in settings.backends.items() if backend.context_tokens}
+        self._limits = {name: _limits(route) for name, route in settings.routes.items()}
+        self._output: dict[str, OutputLength] = {
+            name: OutputLength(route.output_tokens_default) for name, route in settings.routes.items()}
+        self._bytes_per_token: dict[str, RunningMean] = {
+            name: RunningMean(BYTES_PER_TOKEN_PRIOR) for name in settings.routes}
+
+    def call(self, wire: WireRequest, route: Route, request_id: str, arrived: float, arrived_ns: int,
+             key_id: str, tags: str) -> Call:
+        """The request as the decision sees it: estimated tokens, features, targets."""
+        label = f"{route.name}\0{key_id}"
+        prompt = max(1.0, wire.prompt_chars / self._bytes_per_token[route.name].mean)
+        if wire.endpoint is Endpoint.EMBEDDINGS:
+            output, sequences = 0.0, wire.prompt_count
+        else:
+            sequences = max(1, wire.n or 1) * max(1, wire.prompt_count)
+            output = self._output[route.name].expect(label)
+            if wire.max_tokens is not None:
+                output = min(output, wire.max_tokens)
+            output *= sequences
+        demand = Demand(wire.endpoint.value, wire.features & ROUTED_FEATURES, prompt, output, sequences)
+        return Call(request_id, wire.endpoint.value, arrived, arrived_ns, wire, route, self._limits[route.name],
+                    key_id, tags, label, demand)
+
+    def plan(self, call: Call, now: float, tried: frozenset[str] = frozenset()) -> Plan:
+        """Ask `decide` with the fleet as it is now. Raises ContextLengthExceeded when no backend is long enough."""
+        demand = replace(call.demand, waited_s=now - call.arrived, tried=tried)
+        return self.plan_for(call.route, call.wire.model, demand, now, call.limits)
+
+    def plan_for(self, route: Route, model: str, demand: Demand, now: float, limits: Limits | None = None) -> Plan:
+        """The same for a demand of its own: nothing is sent or claimed."""
+        limits = self._limits[route.name] if limits is None else limits
+        if self.switch != "auto":
+            limits = replace(limits, switch=self.switch)
+        at_ns = time.time_ns()
+        replicas: list[ReplicaState] = []
+        apis: list[ApiState] = []
+        refused: list[Refusal] = []
+        doubtful = replace(demand, prompt_tokens=demand.prompt_tokens / CONTEXT_DOUBT)
+        for name in route.backends:
+            config = self._settings.backends[name]
+            wrong = unable(self._core_backend(config), doubtful, route.residency)
+            if wrong is not None:
+                refused.append(Refusal(name, None, *wrong))
+            elif name in self._board.replicas:
+                for replica in self._board.replicas[name]:
+                    closed = self.hysteresis.closed(name, replica.index, replica.utilization, limits)
+                    replicas.append(replica.state(now, closed=closed))
+            else:
+                apis.append(self._board.apis[name].state(now, self.api_usd(config, model, demand, at_ns)))
+        if refused and not replicas and not apis and all(refusal.code == "context_length" for refusal in refused):
+            raise ContextLengthExceeded(
+                f"The prompt is estimated at {demand.prompt_tokens:.0f} tokens, longer than any backend of model "
+                f"'{route.name}' takes. Please shorten it.", param="messages")
+        pool = self._board.pools[route.name]
+        return decide(demand, replicas, apis, limits, pool.price(now), refused)
+
+    def want(self, call: Call, now: float) -> None:
+        """Count the request in the demand that names the bid price; once per request."""
+        pool = self._board.pools[call.route.name]
+        if not pool.replicas:
+            return
+        value = min((usd for name in call.route.backends if name in self._board.apis
+                     and (usd := self.api_usd(
+                         self._settings.backends[name], call.wire.model, call.demand, call.arrived_ns)) is not None),
+                    default=None)
+        if value is None:
+            return
+        state = pool.replicas[0].state(now)
+        work = work_s(state, call.demand, call.limits)
+        pool.demand.add((value - work * state.energy_usd_per_s) / work, work, now)
+
+    def learn(self, call: Call, usage: Usage, complete: bool) -> None:
+        """What the request turned out to be."""
+        if usage.input_total and not call.wire.media_count:
+            self._bytes_per_token[call.route.name].add(max(0.5, call.wire.prompt_chars / usage.input_total))
+        if complete and call.endpoint != Endpoint.EMBEDDINGS.value:
+            self._output[call.route.name].observe(call.label, usage.output_total // max(1, call.demand.sequences))
+
+    def price_of(self, config: BackendConfig, client_model: str, at_ns: int) -> Price | None:
+        """The API price in force; None where it is not known."""
+        model = client_model if config.model == ANY_MODEL else config.model
+        return self._prices.find(config.provider or "", model, at_ns)
+
+    def api_usd(self, config: BackendConfig, model: str, demand: Demand, at_ns: int) -> float | None:
+        """What the API is expected to charge; None where its price is not known."""
+        price = self.price_of(config, model, at_ns)
+        if price is None:
+            return None
+        cost = price.cost_nano(Usage(input_text=int(demand.prompt_tokens), output_text=int(demand.output_tokens)))
+        return None if cost is None else cost / 1e9
+
+    def _core_backend(self, config: BackendConfig) -> Backend:
+        return Backend(config.name, config.capabilities, self.context_tokens.get(config.name), config.region)
+
+    def replica(self, backend: str, index: int) -> Replica:
+        return self._board.replicas[backend][index]
+
+    def replicas(self, backend: str) -> list[Replica]:
+        return self._board.replicas[backend]
+
+
+# What of a request's features a backend must offer; the rest is the upstream's business.
+ROUTED_FEATURES = frozenset({"tools", "json_schema", "logprobs", "n", "images", "audio"})
+
+
+def _limits(route: Route) -> Limits:
+    thresholds = route.thresholds
+    return Limits(
+        policy=route.policy, ttft_s=route.slo.ttft_ms / 1e3, tpot_s=route.slo.tpot_ms / 1e3,
+        wait_max_s=None if route.wait_ms_max is None else route.wait_ms_max / 1e3,
+        kv_cache_max=thresholds.kv_cache_max, utilization_max=thresholds.utilization_max,
+        utilization_resume=thresholds.utilization_resume, queue_max=thresholds.queue_max,
+        gpu_util_max=thresholds.gpu_util_max,
+        unserved_usd_per_mtok=None if route.unserved_usd_per_mtok is None else float(route.unserved_usd_per_mtok))
+
+
+def plan_json(plan: Plan) -> dict[str, object]:
+    """The plan as the decision log and the ledger keep it."""
+    return {
+        "reason": plan.reason,
+        "lambda": plan.bid_price,
+        "value_usd": plan.value_usd,
+        "density": plan.density,
+        "attempts": [{"backend": a.backend, "replica": a.replica, "usd": a.usd, "work_s": a.work_s, "ttft_s": a.ttft_s,
+                      "reason": a.reason} for a in plan.attempts],
+        "refused": [{"backend": r.backend, "replica": r.replica, "code": r.code, "detail": r.detail}
+                    for r in plan.refusals],
+    }

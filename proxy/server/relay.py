@@ -1,0 +1,312 @@
+"""send and meter: one attempt at one upstream, from its first byte to its last.
+
+Bytes pass as bytes; `StreamMeter` reads what they cost. The last bytes of an answer are handed back,
+not sent: the caller settles first, so no client sees the end of an answer that is not booked. Until a
+byte has gone to the client an attempt may be repeated elsewhere; after that, never.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+import orjson
+
+from proxy.config.model import Backend
+from proxy.core.entries import EndReason, UsageSource
+from proxy.core.errors import GatewayError, UpstreamCut, UpstreamError, UpstreamTimeout
+from proxy.core.usage import Usage
+from proxy.server.dispatch import Placement
+from proxy.server.exchange import ClientGone, Exchange
+from proxy.server.faults import fault_of
+from proxy.server.planning import Call
+from proxy.server.settlement import NO_USAGE, Outcome
+from proxy.upstream.transport import Answer, Outgoing, Upstream
+from proxy.wire.metering import StreamMeter, Strip
+from proxy.wire.openai import UsageInjection, read_usage, upstream_body
+
+ANSWER_BYTES_MAX = 64 * 2**20
+ENDING_S = 0.5  # for the last bytes after [DONE], so that the connection can be used again
+STATUS_CLIENT_GONE = 499
+
+
+@dataclass(slots=True)
+class Relayed:
+    """What came of an attempt. `head` and `last` are what the client still has to get; `error` is set when
+    the attempt failed, `replayable` when the client has seen nothing of it."""
+
+    outcome: Outcome
+    last: bytes = b""
+    head: tuple[int, str] | None = None  # status and content type, not sent yet
+    upstream_headers: dict[str, str] | None = None
+    error: UpstreamError | None = None
+    replayable: bool = False
+    ttft_s: float | None = None  # since it was sent, as the upstream is judged
+    tpot_s: float | None = None
+
+
+class Attempt:
+    """One attempt. Mutable while it runs; `run` is called once."""
+
+    def __init__(self, call: Call, placement: Placement, exchange: Exchange, backend: Backend, upstream: Upstream,
+                 injection: UsageInjection, fingerprint: str | None, clock: Callable[[], float],
+                 start: Callable[[int, str, Mapping[str, str]], Awaitable[None]]) -> None:
+        self._call, self._placement, self._exchange, self._backend = call, placement, exchange, backend
+        self._upstream, self._injection, self._clock, self._start = upstream, injection, clock, start
+        self._claim = placement.claim
+        self._answer: Answer | None = None
+        self._abandoned = False
+        self._sent_at = 0.0
+        self._sent_ns = 0
+        self._first_at: float | None = None
+        self._first_ns: int | None = None
+        self._delivered = 0
+        self._drain_from: int | None = None
+        self.meter = self._new_meter(fingerprint)
+
+    def _new_meter(self, fingerprint: str | None) -> StreamMeter:
+        wire = self._call.wire
+        strip = Strip.NOTHING
+        if self._injection is not UsageInjection.NONE and not wire.wants_usage:
+            strip = Strip.ALL
+        elif self._injection is UsageInjection.CONTINUOUS and not wire.wants_continuous_usage:
+            strip = Strip.RUNNING
+        return StreamMeter(wire.endpoint, strip=strip, choices=self._call.demand.sequences,
+                           prompts=max(1, wire.prompt_count), fingerprint=fingerprint)
+
+    # ---- the line
+
+    async def run(self) -> Relayed:
+        """Send it, relay what comes, say how it ended. Raises nothing that an upstream or client can cause."""
+        try:
+            answer = self._answer = await self._open()
+            if answer.status >= 400 or not _is_stream(answer):
+                return await self._whole(answer)
+            return await self._stream(answer)
+        except ClientGone:
+            return self._ended("client_abort", STATUS_CLIENT_GONE)
+        except UpstreamError as error:
+            return self._failed(error)
+        finally:
+            self._exchange.on_gone(None)
+            if self._claim is not None:
+                self._claim.abandon = None
+                self._claim.release(self._clock())
+
+    async def close(self) -> None:
+        """Let go of the upstream: its connection is kept if the answer ended, closed if not."""
+        answer, self._answer = self._answer, None
+        if answer is None:
+            return
+        try:
+            async with asyncio.timeout(ENDING_S):
+                while await answer.chunk():
+                    pass
+            answer.release()
+        except (TimeoutError, GatewayError):
+            answer.abort()
+
+    async def _open(self) -> Answer:
+        call, backend = self._call, self._backend
+        model = None if backend.model == "*" else backend.model
+        body = upstream_body(call.wire, model=model, usage=self._injection)
+        forwarded = tuple((name, value.decode("latin-1")) for name in backend.forward_headers
+                          if (value := self._exchange.headers.get(name.encode())) is not None)
+        self._sent_at, self._sent_ns = self._clock(), time.time_ns()
+        opening = asyncio.ensure_future(self._upstream.open(
+            Outgoing(self._exchange.path, body, forwarded, call.request_id, call.wire.stream)))
+        if self._claim is not None:
+            self._claim.abandon = lambda: self._abandon(opening)
+        if not call.wire.stream and self._claim is not None and self._placement.attempt.ttft_s is not None:
+            # An answer in one piece shows no first token; believe the prediction.
+            self._claim.silent = True
+            asyncio.get_running_loop().call_later(self._placement.attempt.ttft_s, self._claim.assume_first_token)
+        self._exchange.on_gone(opening.cancel if self._cancels else None)
+        try:
+            return await opening
+        except asyncio.CancelledError:
+            if self._exchange.gone:
+                raise ClientGone from None
+            if self._abandoned:
+                raise UpstreamTimeout(f"{backend.name} made no progress") from None
+            opening.cancel()
+            raise
+
+    @property
+    def _cancels(self) -> bool:
+        return self._backend.on_client_abort == "cancel"
+
+    def _abandon(self, opening: asyncio.Future[Answer]) -> None:
+        """The replica is wedged: give up here, so that the request can go elsewhere."""
+        self._abandoned = True
+        if self._answer is not None:
+            self._answer.abort()
+        else:
+            opening.cancel()
+
+    def _client_left(self) -> None:
+        """Free the engine's batch slot at once; a provider's bill is read to its end, within caps."""
+        answer = self._answer
+        if answer is None:
+            return
+        if self._cancels:
+            answer.abort()
+        else:
+            self._drain_from = self.meter.content_frames
+            asyncio.get_running_loop().call_later(self._backend.drain_s_max, answer.abort)
+
+    # ---- answers
+
+    async def _whole(self, answer: Answer) -> Relayed:
+        """An answer in one piece, or an error."""
+        self._exchange.on_gone(self._client_left)
+        try:
+            body = await answer.read(ANSWER_BYTES_MAX)
+        except UpstreamError:
+            if self._exchange.gone:
+                raise ClientGone from None
+            if self._abandoned:
+                raise UpstreamTimeout(f"{self._backend.name} made no progress") from None
+            raise
+        if answer.status >= 400:
+            raise fault_of(answer.status, answer.headers, body, self._backend)
+        usage = read_usage(self._call.wire.endpoint, body)
+        if usage is None and answer.status == 200 and not body.lstrip().startswith(b"{"):
+            raise UpstreamCut(f"{self._backend.name} sent something that is not JSON")
+        outcome = self._outcome("complete", answer.status, usage, "upstream_final" if usage else "estimated")
+        if self._exchange.gone:
+            outcome = self._outcome("client_abort", STATUS_CLIENT_GONE, usage, outcome.usage_source)
+        content_type = answer.headers.get("content-type", "application/json")
+        return Relayed(outcome, body, (answer.status, content_type), dict(answer.headers))
+
+    async def _stream(self, answer: Answer) -> Relayed:
+        meter, exchange, claim = self.meter, self._exchange, self._claim
+        exchange.on_gone(self._client_left)
+        seen = 0
+        try:
+            while not meter.done and (data := await answer.chunk()):
+                out = meter.feed(data)
+                if meter.content_frames != seen:
+                    now = self._clock()
+                    if self._first_at is None:
+                        self._first_at, self._first_ns = now, time.time_ns()
+                        if claim is not None:
+                            claim.first_token(now)
+                    if claim is not None:
+                        claim.tokens(meter.content_frames - seen, now)
+                    seen = meter.content_frames
+                if meter.error is not None or meter.malformed is not None:
+                    break
+                if exchange.gone:
+                    if self._over_drain():
+                        break
+                elif out:
+                    if not exchange.started:
+                        await self._begin(answer)
+                    await exchange.write(self._named(out))
+                    self._delivered = seen
+        except ClientGone:  # it stopped reading for too long
+            self._client_left()
+            return self._ended("client_abort", STATUS_CLIENT_GONE)
+        except UpstreamError as error:
+            return self._cut_short(error)
+        last = self._named(meter.flush())
+        if meter.error is not None or meter.malformed is not None or not meter.clean:
+            what = meter.error or meter.malformed or "the stream ended early"
+            if exchange.gone:
+                return self._ended("client_abort", STATUS_CLIENT_GONE)
+            return self._failed(UpstreamCut(f"{self._backend.name}: {what}" if meter.error is None
+                                            else f"{self._backend.name} reported an error in its answer"))
+        if exchange.gone:
+            return self._ended("client_abort", STATUS_CLIENT_GONE)
+        self._delivered = meter.content_frames
+        relayed = self._ended("complete", answer.status)
+        relayed.last = last
+        if not exchange.started:
+            relayed.head = (answer.status, answer.headers.get("content-type", "text/event-stream"))
+            relayed.upstream_headers = dict(answer.headers)
+        return relayed
+
+    async def _begin(self, answer: Answer) -> None:
+        if self._claim is not None:
+            self._claim.abandon = None  # from here on it cannot be replayed
+        await self._start(answer.status, answer.headers.get("content-type", "text/event-stream"), answer.headers)
+
+    def _named(self, out: bytes) -> bytes:
+        """The route's name for the model where the route says so."""
+        if self._call.route.response_model == "upstream" or not out or self.meter.served_model is None:
+            return out
+        return renamed(out, self.meter.served_model, self._call.wire.model)
+
+    def _over_drain(self) -> bool:
+        return (self._drain_from is not None
+                and self.meter.content_frames - self._drain_from > self._backend.drain_tokens_max)
+
+    # ---- how it ended
+
+    def _cut_short(self, error: UpstreamError) -> Relayed:
+        self.meter.flush()
+        if self._exchange.gone:
+            return self._ended("client_abort", STATUS_CLIENT_GONE)
+        if self._abandoned:
+            error = UpstreamTimeout(f"{self._backend.name} made no progress")
+        return self._failed(error)
+
+    def _failed(self, error: UpstreamError) -> Relayed:
+        if self._exchange.gone:
+            return self._ended("client_abort", STATUS_CLIENT_GONE)
+        reason: EndReason = ("timeout" if isinstance(error, UpstreamTimeout)
+                             else "upstream_refused" if 400 <= error.status < 500 and not error.retryable
+                             else "upstream_error")
+        relayed = self._ended(reason, error.status)
+        relayed.error = error
+        relayed.replayable = not self._exchange.started
+        return relayed
+
+    def _ended(self, reason: EndReason, status: int) -> Relayed:
+        meter = self.meter
+        source: UsageSource = meter.usage_source or "none"  # type: ignore[assignment]
+        if source == "none" and (meter.content_frames or (reason == "client_abort" and self._sent_at)):
+            source = "estimated"
+        relayed = Relayed(self._outcome(reason, status, meter.usage, source))
+        if self._first_at is not None:
+            relayed.ttft_s = self._first_at - self._sent_at
+            if meter.content_frames > 1:
+                relayed.tpot_s = (self._clock() - self._first_at) / (meter.content_frames - 1)
+        return relayed
+
+    def _outcome(self, reason: EndReason, status: int, usage: Usage | None, source: UsageSource) -> Outcome:
+        if source == "estimated":
+            usage = self._estimated()
+        return Outcome(status, reason, usage or NO_USAGE, source, self._sent_ns, self._first_ns, time.time_ns(),
+                       self._delivered, self.meter.served_model)
+
+    def _estimated(self) -> Usage:
+        """Counted where nothing was reported: a frame of text is a token; silence is judged by the clock."""
+        demand = self._call.demand
+        output = self.meter.content_frames
+        if not output and not self._call.wire.stream:
+            ttft = self._placement.attempt.ttft_s or 0.5
+            elapsed = self._clock() - self._sent_at - ttft
+            output = int(max(0.0, min(demand.output_tokens, elapsed / 0.03)))
+        return Usage(input_text=int(demand.prompt_tokens), output_text=output)
+
+
+def renamed(out: bytes, served: str, name: str) -> bytes:
+    """Every `"model"` member with the served name, under the name the client asked for.
+
+    In JSON text a quote is escaped, so the member's bytes cannot occur inside a string.
+    """
+    for separator in (b":", b": "):
+        out = out.replace(b'"model"' + separator + _quoted(served), b'"model"' + separator + _quoted(name))
+    return out
+
+
+def _quoted(text: str) -> bytes:
+    return orjson.dumps(text)
+
+
+def _is_stream(answer: Answer) -> bool:
+    return answer.headers.get("content-type", "").startswith("text/event-stream")

@@ -1,0 +1,149 @@
+"""What happened, priced: one immutable entry per attempt.
+
+Marginal cost decided the request; here it is booked next to what the API would have charged for the same
+tokens at the same moment, with the provider's prompt caching assumed where a prefix repeated. Pure but
+for the tables it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+import orjson
+
+from proxy.config.model import Backend, Settings
+from proxy.core.entries import EndReason, Intent, RequestEntry, UsageSource
+from proxy.core.fleet import Plan
+from proxy.core.money import NANO_PER_USD, NS_PER_S, round_nano
+from proxy.core.pricing import Price
+from proxy.core.usage import Usage
+from proxy.server.dispatch import Placement
+from proxy.server.planning import Call, Planner, plan_json
+from proxy.signals.board import marginal_usd_per_s
+
+CACHE_MIN, CACHE_STEP = 1024, 128  # OpenAI's prompt cache: from 1,024 tokens on, in steps of 128
+NO_USAGE = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How one attempt ended. Times in UTC nanoseconds; `delivered` output tokens seen on the wire."""
+
+    status: int
+    end_reason: EndReason
+    usage: Usage
+    usage_source: UsageSource
+    sent_ns: int
+    first_token_ns: int | None
+    ended_ns: int
+    delivered: int = 0
+    served_model: str | None = None
+
+
+class Settlement:
+    """Turns outcomes into entries."""
+
+    def __init__(self, settings: Settings, planner: Planner) -> None:
+        self._settings, self._planner = settings, planner
+        self._marginal: Mapping[str, Fraction] = {
+            name: marginal_usd_per_s(backend, settings) for name, backend in settings.backends.items()}
+
+    def intent(self, call: Call, placement: Placement, attempt_no: int) -> Intent:
+        """What recovery needs should the process die before the settlement."""
+        backend = self._settings.backends[placement.attempt.backend]
+        price = None if backend.gpu else self._planner.price_of(backend, call.wire.model, call.arrived_ns)
+        return Intent(call.request_id, attempt_no, call.arrived_ns, call.route.name, call.key_id, call.tags,
+                      backend.name, placement.attempt.kind, self._model(backend, call), call.endpoint,
+                      int(call.demand.prompt_tokens), call.wire.max_tokens or call.route.output_tokens_default,
+                      price.version if price else "")
+
+    def entry(self, call: Call, placement: Placement, attempt_no: int, outcome: Outcome, final: bool) -> RequestEntry:
+        """One attempt that was sent, settled."""
+        backend = self._settings.backends[placement.attempt.backend]
+        on_gpu = backend.gpu is not None
+        api_nano, price = self._api_cost(backend, call, outcome, on_gpu)
+        work_ns = self._work_ns(call, placement, outcome) if on_gpu else 0
+        succeeded = outcome.end_reason in ("complete", "client_abort", "limit") and outcome.status < 400
+        baseline = self._baseline(call, backend, outcome, api_nano) if final and succeeded else NO_BASELINE
+        return RequestEntry(
+            call.request_id, attempt_no, final, call.arrived_ns, outcome.sent_ns, outcome.first_token_ns,
+            outcome.ended_ns, call.endpoint, call.wire.stream, call.route.name, call.key_id, call.tags,
+            call.wire.model, backend.name, placement.attempt.kind, self._model(backend, call), outcome.status,
+            outcome.end_reason, outcome.usage, outcome.usage_source, outcome.delivered, api_nano,
+            price.version if price else "",
+            round_nano(self._marginal[backend.name] * work_ns * NANO_PER_USD / NS_PER_S) if on_gpu else 0, work_ns,
+            baseline.nano, baseline.model, baseline.version, baseline.cached, self._slo_met(call, outcome, succeeded),
+            placement.attempt.reason, _decision(placement.plan, placement.waited_s))
+
+    def unsent(self, call: Call, plan_reason: str, status: int, end_reason: EndReason, ended_ns: int,
+               attempt_no: int) -> RequestEntry:
+        """A request that was refused, or whose client left, before any upstream was asked."""
+        return RequestEntry(
+            call.request_id, attempt_no, True, call.arrived_ns, ended_ns, None, ended_ns, call.endpoint,
+            call.wire.stream, call.route.name, call.key_id, call.tags, call.wire.model, "", "none", "", status,
+            end_reason, NO_USAGE, "none", 0, 0, "", 0, 0, None, "", "", 0, None, plan_reason)
+
+    def _api_cost(self, backend: Backend, call: Call, outcome: Outcome, on_gpu: bool) -> tuple[int | None, Price | None]:
+        """(nano-dollars, price). On a GPU 0; None where no price is known, or what was used is not."""
+        if on_gpu:
+            return 0, None
+        price = self._planner.price_of(backend, call.wire.model, call.arrived_ns)
+        if outcome.usage_source == "none":
+            return 0, price
+        return (price.cost_nano(outcome.usage) if price else None), price
+
+    def _baseline(self, call: Call, served: Backend, outcome: Outcome, api_nano: int | None) -> Baseline:
+        """Pure-API billing of the same tokens; unknown where the price is."""
+        backend = self._settings.backends[call.route.baseline]
+        model = self._model(backend, call)
+        price = self._planner.price_of(backend, call.wire.model, call.arrived_ns)
+        if price is None:
+            return Baseline(None, model, "", 0)
+        if served.name == backend.name:
+            return Baseline(api_nano, model, price.version, outcome.usage.cache_read)
+        cached = outcome.usage.cache_read
+        if served.gpu is not None:  # our engine's cache hit stands for the provider's, by the provider's rule
+            cached = cached // CACHE_STEP * CACHE_STEP if cached >= CACHE_MIN else 0
+        return Baseline(price.cost_nano(outcome.usage.cached_as(cached)), model, price.version, cached)
+
+    def _work_ns(self, call: Call, placement: Placement, outcome: Outcome) -> int:
+        """GPU-nanoseconds, from the tokens that were computed and the capacity as it is known now."""
+        replica = self._planner.replica(placement.attempt.backend, placement.attempt.replica or 0)
+        usage = outcome.usage
+        capacity = replica.capacity
+        batch = capacity.batch_at(call.limits.tpot_s, max(64.0, usage.input_total + usage.output_total / 2))
+        share = len(self._planner.replicas(placement.attempt.backend))  # a backend's second has all its replicas in it
+        return round(capacity.work_s(usage.uncached, usage.output_total, batch) / share * NS_PER_S)
+
+    def _slo_met(self, call: Call, outcome: Outcome, succeeded: bool) -> bool | None:
+        """Whether the first token and the rest came in time; an answer in one piece is held to their sum."""
+        if not succeeded:
+            return None
+        elapsed_s = (outcome.ended_ns - call.arrived_ns) / NS_PER_S
+        tokens = max(0, outcome.usage.output_total // call.demand.sequences - 1)
+        if outcome.first_token_ns is None:
+            if outcome.end_reason == "client_abort":
+                return None
+            return elapsed_s <= call.limits.ttft_s + call.limits.tpot_s * tokens
+        ttft_s = (outcome.first_token_ns - call.arrived_ns) / NS_PER_S
+        return ttft_s <= call.limits.ttft_s and elapsed_s - ttft_s <= call.limits.tpot_s * max(1, tokens)
+
+    def _model(self, backend: Backend, call: Call) -> str:
+        return call.wire.model if backend.model == "*" else backend.model
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    nano: int | None
+    model: str
+    version: str
+    cached: int
+
+
+NO_BASELINE = Baseline(None, "", "", 0)
+
+
+def _decision(plan: Plan, waited_s: float) -> str:
+    return orjson.dumps({**plan_json(plan), "waited_s": round(waited_s, 4)}).decode()

@@ -1,0 +1,117 @@
+"""The latest of every upstream: replicas of our own backends, and the commercial APIs.
+
+Built once from the configuration; the decision reads it, the scraper and the relay write to it. One
+bid price per backend pool, from the demand that named it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from proxy.config.model import Backend, Settings
+from proxy.core.bidprice import DemandHistogram
+from proxy.core.capacity import Capacity, prior
+from proxy.core.fleet import ApiState, Health
+from proxy.core.health import Breaker
+from proxy.core.learning import RunningMean
+from proxy.signals.replica import Replica
+
+PRICE_EVERY_S = 2.0
+API_TTFT_PRIOR_S = 0.5
+
+
+@dataclass(slots=True)
+class Api:
+    """One commercial backend: its breaker, and how fast it usually answers."""
+
+    backend: str
+    breaker: Breaker = field(default_factory=Breaker)
+    ttft: RunningMean = field(default_factory=lambda: RunningMean(API_TTFT_PRIOR_S))
+    in_flight: int = 0
+
+    def state(self, now: float, usd: float | None) -> ApiState:
+        health: Health = "ejected" if self.breaker.open(now) else "suspect" if self.breaker.held_off(now) else "ok"
+        wait = max(self.breaker.held_off(now), self.breaker.ejected_until - now, 0.0)
+        return ApiState(self.backend, health, usd, wait, self.ttft.mean)
+
+
+class Pool:
+    """Backends that can stand in for each other share one bid price, recomputed every two seconds."""
+
+    def __init__(self, replicas: list[Replica]) -> None:
+        self.replicas = replicas
+        self.demand = DemandHistogram()
+        self._price = 0.0
+        self._priced_at = -1e9
+
+    def price(self, now: float) -> float:
+        if now - self._priced_at >= PRICE_EVERY_S:
+            self._priced_at = now
+            able = sum(replica.health(now) == "ok" for replica in self.replicas)
+            self._price = self.demand.price(able, now)
+        return self._price
+
+
+class Board:
+    """Every upstream of one gateway process. `clock` is monotonic seconds."""
+
+    def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.replicas: dict[str, list[Replica]] = {}
+        self.apis: dict[str, Api] = {}
+        for backend in settings.backends.values():
+            if backend.gpu is None:
+                self.apis[backend.name] = Api(backend.name)
+            else:
+                targets = [route.slo.tpot_ms for route in settings.routes.values() if backend.name in route.backends]
+                self.replicas[backend.name] = [_replica(backend, index, url, min(targets, default=200), settings)
+                                               for index, url in enumerate(backend.urls)]
+        self.pools = self._pools(settings)
+
+    def _pools(self, settings: Settings) -> dict[str, Pool]:
+        """By route: routes over the same self-hosted backends share a pool."""
+        pools: dict[tuple[str, ...], Pool] = {}
+        by_route: dict[str, Pool] = {}
+        for name, route in settings.routes.items():
+            local = tuple(sorted(backend for backend in route.backends if backend in self.replicas))
+            if local not in pools:
+                pools[local] = Pool([replica for backend in local for replica in self.replicas[backend]])
+            by_route[name] = pools[local]
+        return by_route
+
+    def every_replica(self) -> Iterable[Replica]:
+        for replicas in self.replicas.values():
+            yield from replicas
+
+
+def _replica(backend: Backend, index: int, url: str, tpot_ms: float, settings: Settings) -> Replica:
+    gpu = backend.gpu
+    if gpu is None:
+        raise ValueError(f"backend {backend.name} has no gpu")
+    given = backend.capacity
+    if given is None:
+        capacity = prior(gpu.type, max(1, gpu.count // len(backend.urls)), backend.model)
+    else:
+        alpha, beta, kappa_per_1k = given.step_ms
+        capacity = Capacity(given.prefill_tokens_per_s, alpha / 1e3, beta / 1e3, kappa_per_1k / 1e6,
+                            given.kv_tokens, given.max_running)
+    return Replica(backend.name, index, url, capacity, auto=given is None, scrape_s=backend.scrape_s,
+                   tpot_s=tpot_ms / 1e3, energy_usd_per_s=float(marginal_usd_per_s(backend, settings)),
+                   in_flight_max=backend.max_in_flight)
+
+
+def marginal_usd_per_s(backend: Backend, settings: Settings) -> Fraction:
+    """USD that one more GPU-second of work on `backend` really costs: energy above idle, any elastic charge. Exact."""
+    gpu, cost = backend.gpu, Fraction(0)
+    if gpu is None:
+        return cost
+    replicas = len(backend.urls)
+    if gpu.energy == "metered" and gpu.watts is not None and settings.electricity.usd_per_kwh is not None:
+        watts = Fraction(gpu.watts) - Fraction(gpu.idle_watts or 0)
+        cost += (watts / replicas / 1000 / 3600 * Fraction(settings.electricity.usd_per_kwh)
+                 * Fraction(settings.electricity.pue))
+    if gpu.billing == "elastic" and gpu.rates:
+        cost += Fraction(gpu.rates[-1].usd_per_hour) / replicas / 3600
+    return cost

@@ -1,0 +1,104 @@
+"""What we have sent and not seen the end of, per replica: exact, immediate, ours alone.
+
+Rules: a claim is made synchronously with the decision, before any await, or simultaneous requests all see
+an empty engine; it is released exactly once, whatever happened; prefill turns into decode at the first
+token. Sums are kept as claims change, so reading them costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+class Claim:
+    """One attempt on one replica. `abandon` (set by the relay) ends it when the engine is found wedged."""
+
+    __slots__ = ("_load", "abandon", "batch", "decoding", "delivered", "expected", "prompt", "released", "sent_at",
+                 "sequences", "silent", "uncached")
+
+    def __init__(self, load: Load, prompt: float, uncached: float, expected: float, sequences: int,
+                 now: float) -> None:
+        self._load = load
+        self.prompt, self.uncached, self.expected, self.sequences = prompt, uncached, expected, sequences
+        self.sent_at = now
+        self.batch = 0  # sequences beside it at its first token, itself included
+        self.delivered = 0
+        self.decoding = self.released = False
+        self.silent = False  # an answer in one piece: its progress cannot be seen
+        self.abandon: Callable[[], None] | None = None
+
+    def first_token(self, now: float) -> None:
+        """The prompt is computed; from here on the sequence decodes."""
+        if self.decoding or self.released:
+            return
+        self.decoding = True
+        load = self._load
+        self.batch = load.sequences
+        load.backlog_tokens -= self.uncached
+        load.kv_tokens += self.prompt
+        load.prompt_done += self.uncached
+        load.progress_at, load.answering = now, True
+
+    def assume_first_token(self) -> None:
+        """No first token can be seen of an answer in one piece; believe the prediction, but call it no progress."""
+        if not self.decoding and not self.released:
+            load = self._load
+            seen, answering = load.progress_at, load.answering
+            self.first_token(seen)
+            load.answering = answering
+
+    def tokens(self, count: int, now: float) -> None:
+        """`count` more output tokens came."""
+        self.delivered += count
+        load = self._load
+        load.kv_tokens += count
+        load.output_done += count
+        load.output_pending += count
+        load.progress_at, load.answering = now, True
+
+    def release(self, now: float) -> None:
+        """It is over, for whatever reason. Idempotent."""
+        if self.released:
+            return
+        self.released = True
+        load = self._load
+        load.output_pending -= self.delivered
+        load.claims.discard(self)
+        load.sequences -= self.sequences
+        load.kv_reserved -= self.prompt + self.expected
+        if self.decoding:
+            load.kv_tokens -= self.prompt + self.delivered
+        else:
+            load.backlog_tokens -= self.uncached
+        if not load.claims:  # what rounding left
+            load.backlog_tokens = load.kv_tokens = load.kv_reserved = 0.0
+
+
+class Load:
+    """The claims on one replica and their sums. Tokens; `progress_at` is monotonic seconds."""
+
+    __slots__ = ("answering", "backlog_tokens", "claims", "kv_reserved", "kv_tokens", "output_done",
+                 "output_pending", "output_settled", "progress_at", "prompt_done", "sequences")
+
+    def __init__(self) -> None:
+        self.claims: set[Claim] = set()
+        self.sequences = 0
+        self.backlog_tokens = self.kv_tokens = self.kv_reserved = 0.0
+        self.prompt_done = self.output_done = 0.0  # since start, for rates
+        self.output_pending = self.output_settled = 0.0  # in flight as seen; ended, as the engine counted
+        self.progress_at = 0.0
+        self.answering = True  # something came since the replica was last idle
+
+    def claim(self, prompt: float, uncached: float, expected: float, sequences: int, now: float) -> Claim:
+        claim = Claim(self, prompt, uncached, expected, sequences, now)
+        if not self.claims and self.answering:
+            self.progress_at, self.answering = now, False  # idleness is not a stall
+        self.claims.add(claim)
+        self.sequences += sequences
+        self.backlog_tokens += uncached
+        self.kv_reserved += prompt + expected
+        return claim
+
+    @property
+    def in_flight(self) -> int:
+        return len(self.claims)

@@ -1,0 +1,124 @@
+"""What was seen of each backend's minutes: for how long we watched, and how much of its work was not ours.
+
+The engine's counters against our own settled tokens. The two never agree at one instant, so only an excess
+that stood for the whole minute is called foreign, less a slack for rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import date, datetime, time
+from decimal import Decimal
+from fractions import Fraction
+from zoneinfo import ZoneInfo
+
+from proxy.config.fields import epoch_ns
+from proxy.config.model import Settings
+from proxy.core.money import NANO_PER_USD, NS_PER_MINUTE, NS_PER_S, accrue, nano
+from proxy.core.savings import GpuMinute, RateLine
+from proxy.signals.board import Board
+from proxy.signals.replica import Replica
+
+SLACK_TOKENS = 64
+SLACK_SHARE = 0.02
+JOULES_PER_KWH = 3_600_000
+
+
+@dataclass(slots=True)
+class _Watch:
+    """One backend's running minute."""
+
+    minute: int
+    observed_ns: int = 0
+    least_excess: dict[int, float] = field(default_factory=dict)
+    booked_excess: dict[int, float] = field(default_factory=dict)
+    energy_j: float | None = None
+    energy_from_j: float | None = None
+
+
+class MinuteBook:
+    """Collects; `tick` returns the minutes that ended. `now_ns` is UTC."""
+
+    def __init__(self, settings: Settings, board: Board) -> None:
+        self._board = board
+        self._electricity = settings.electricity
+        self._rates = {name: backend.gpu.rates for name, backend in settings.backends.items() if backend.gpu is not None}
+        self._metered = {name for name, backend in settings.backends.items()
+                         if backend.gpu is not None and backend.gpu.energy == "metered"}
+        self._watches: dict[str, _Watch] = {}
+        self._ticked_ns = 0
+
+    def tick(self, now_ns: int, now: float) -> list[GpuMinute]:
+        """Look at every backend; call about once a second."""
+        elapsed = min(now_ns - self._ticked_ns, 5 * NS_PER_S) if self._ticked_ns else 0
+        self._ticked_ns = now_ns
+        ended = []
+        for name, replicas in self._board.replicas.items():
+            watch = self._watches.setdefault(name, _Watch(now_ns // NS_PER_MINUTE))
+            if now_ns // NS_PER_MINUTE != watch.minute:
+                ended.append(self._close(name, watch, replicas))
+                watch.minute, watch.observed_ns = now_ns // NS_PER_MINUTE, 0
+                watch.least_excess.clear()
+                watch.energy_from_j = watch.energy_j
+            if any(replica.fresh(now) for replica in replicas):
+                watch.observed_ns += elapsed
+            for replica in replicas:
+                excess = max(0.0, _excess(replica))
+                watch.least_excess[replica.index] = min(excess, watch.least_excess.get(replica.index, excess))
+            readings = [replica.energy_j for replica in replicas if replica.energy_j is not None]
+            if readings:
+                watch.energy_j = readings[0]  # one exporter speaks for the backend
+                if watch.energy_from_j is None:
+                    watch.energy_from_j = readings[0]
+        return ended
+
+    def _close(self, name: str, watch: _Watch, replicas: list[Replica]) -> GpuMinute:
+        foreign_s = 0.0
+        for replica in replicas:
+            least, booked = watch.least_excess.get(replica.index, 0.0), watch.booked_excess.get(replica.index, 0.0)
+            if least > booked:
+                watch.booked_excess[replica.index] = least
+                foreign_s += replica.work_s(0.0, least - booked) / len(replicas)
+        return GpuMinute(name, watch.minute, self._cost(name, watch.minute), observed_ns=min(watch.observed_ns, NS_PER_MINUTE),
+                         foreign_ns=min(int(foreign_s * NS_PER_S), NS_PER_MINUTE),
+                         energy_nano=self._energy(name, watch))
+
+    def _cost(self, name: str, minute: int) -> int:
+        begin, end = minute * NS_PER_MINUTE, (minute + 1) * NS_PER_MINUTE
+        return sum(accrue(Fraction(rate.usd_per_hour) * NANO_PER_USD, rate.from_ns, begin,
+                          end if rate.until_ns is None else min(end, rate.until_ns)) for rate in self._rates[name])
+
+    def _energy(self, name: str, watch: _Watch) -> int | None:
+        if name not in self._metered or watch.energy_j is None or watch.energy_from_j is None:
+            return None
+        joules = Decimal(str(max(0.0, watch.energy_j - watch.energy_from_j)))
+        return nano(joules / JOULES_PER_KWH * (self._electricity.usd_per_kwh or 0) * self._electricity.pue)
+
+
+def _excess(replica: Replica) -> float:
+    """Output tokens the engine made beyond what we account for; prompts are too uncertain to accuse anyone by."""
+    own = replica.load.output_settled + replica.load.output_pending
+    return replica.engine_output_total - own * (1 + SLACK_SHARE) - SLACK_TOKENS
+
+
+def rate_card(settings: Settings) -> list[RateLine]:
+    """The configuration's dated costs, as the ledger keeps them."""
+    zone = ZoneInfo(settings.report.time_zone)
+    card = []
+    for name, backend in settings.backends.items():
+        if backend.gpu is None:
+            continue
+        for rate in backend.gpu.rates:
+            card.append(RateLine("gpu", name, Decimal(rate.usd_per_hour), rate.from_ns, rate.until_ns,
+                                 backend.gpu.billing, backend.gpu.energy, backend.gpu.watts, backend.gpu.idle_watts))
+    for overhead in settings.overheads:
+        card.append(RateLine("overhead", overhead.name, overhead.usd_per_month, _midnight_ns(overhead.from_, zone),
+                             None if overhead.until is None else _midnight_ns(overhead.until, zone)))
+    if settings.electricity.usd_per_kwh is not None:
+        card.append(RateLine("electricity", "electricity", settings.electricity.usd_per_kwh,
+                             pue=settings.electricity.pue))
+    return card
+
+
+def _midnight_ns(day: date, zone: ZoneInfo) -> int:
+    return epoch_ns(datetime.combine(day, time(), zone))

@@ -1,0 +1,262 @@
+"""One replica: its latest reading, its age, our own load on it, and what was learned of it.
+
+`state()` fuses them into the immutable `ReplicaState` that the decision sees. Between scrapes our own
+ledger is the truth; a scrape adds what is foreign and the engine's own word on its queue and cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from proxy.core.capacity import Capacity
+from proxy.core.fleet import Health, ReplicaState
+from proxy.core.health import Breaker
+from proxy.core.learning import Correction, Margin
+from proxy.core.liveness import STALL_S_MAX, WEDGED_AFTER, freshness, stall_budget_s
+from proxy.signals.inflight import Claim, Load
+from proxy.wire.engine_metrics import EngineGauges
+
+UTILIZATION_MEMORY_S = 10.0
+UNREACHABLE_AFTER = 2  # scrapes refused in a row
+CONGESTED_S = 2.0  # how long an engine's own word "too busy" is believed without being repeated
+LEARN_TTFT_S = 0.05  # shorter predictions are noise of the network and the scheduler
+CONTEXT_TOKENS = 1024.0
+
+
+@dataclass(slots=True)
+class Replica:
+    """Mutable record of one replica; only the event loop touches it. Times are monotonic seconds."""
+
+    backend: str
+    index: int
+    url: str
+    base: Capacity
+    auto: bool  # capacity was not given by the operator
+    scrape_s: float = 1.0
+    tpot_s: float = 0.2  # the tightest target of the routes that use it
+    energy_usd_per_s: float = 0.0
+    in_flight_max: int | None = None
+    load: Load = field(default_factory=Load)
+    breaker: Breaker = field(default_factory=Breaker)
+    prefill: Correction = field(default_factory=Correction)
+    step: Correction = field(default_factory=Correction)
+    margin: Margin = field(default_factory=Margin)
+    gauges: EngineGauges | None = None
+    read_at: float | None = None
+    scrapes_refused: int = 0
+    scrapes_failed: int = 0
+    heartbeat_at: float = 0.0
+    heartbeat_trusted: bool = True
+    asleep: bool = False
+    paused: bool = False
+    draining: bool = False
+    wedged: bool = False
+    congested_until: float = 0.0
+    slots_learned: int | None = None
+    foreign: float = 0.0
+    utilization: float | None = None
+    gpu_util: float | None = None
+    power_w: float | None = None
+    energy_j: float | None = None
+    engine_prompt_total: float = 0.0  # uncached prompt and output tokens the engine computed since we look
+    engine_output_total: float = 0.0
+    state_changes: int = 0
+    _health_was: Health = "ok"
+    _own_at_scrape: tuple[float, float] = (0.0, 0.0)
+    _excess_before: float = 0.0
+    _waiting_before: bool = False
+    _rate_at: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.auto:  # an operator who measured is believed within a factor of three
+            self.prefill, self.step = Correction(0.7, 3.0), Correction(0.7, 3.0)
+
+    # ---- what it can do
+
+    @property
+    def capacity(self) -> Capacity:
+        capacity = self.base.scaled(self.prefill.factor, self.step.factor)
+        if self.auto and self.gauges is not None and self.gauges.kv_tokens_capacity:
+            capacity = replace(capacity, kv_tokens=int(self.gauges.kv_tokens_capacity))
+        if self.slots_learned is not None and self.auto:
+            capacity = replace(capacity, max_running=self.slots_learned)
+        return capacity
+
+    # ---- readings
+
+    def take(self, gauges: EngineGauges, now: float) -> None:
+        """A scrape came in."""
+        before, self.gauges = self.gauges, gauges
+        elapsed = None if self.read_at is None else now - self.read_at
+        self.read_at, self.scrapes_refused, self.scrapes_failed = now, 0, 0
+        if gauges.sleeping is not None:
+            self.asleep = gauges.sleeping
+        own = (self.load.prompt_done, self.load.output_done)
+        self._heartbeat(before, gauges, own, now)
+        self._queue(gauges, before, now)
+        excess = max(0.0, (gauges.running or 0) + (gauges.waiting or 0) - self.load.sequences)
+        self.foreign = min(excess, self._excess_before)  # one scrape alone may only be late news of our own
+        self._excess_before = excess
+        if before is not None and elapsed:
+            self._rates(before, gauges, own, elapsed)
+        self._own_at_scrape = own
+
+    def scrape_failed(self, refused: bool) -> None:
+        """No page: refused connection, or a time-out, an error, something unreadable."""
+        self.scrapes_failed += 1
+        self.scrapes_refused = self.scrapes_refused + 1 if refused else 0
+
+    def _heartbeat(self, before: EngineGauges | None, gauges: EngineGauges, own: tuple[float, float],
+                   now: float) -> None:
+        def beat(page: EngineGauges) -> tuple[float | None, ...]:
+            return page.iterations, page.generation_tokens, page.prompt_tokens
+
+        moved = before is not None and beat(before) != beat(gauges)
+        if moved:
+            self.heartbeat_at = now
+            self.heartbeat_trusted = True
+            if self.wedged:
+                self.revive(now)
+        elif before is not None and own[1] - self._own_at_scrape[1] > 2:
+            self.heartbeat_trusted = False  # our tokens came and its counters stood still: a frozen page
+
+    def _queue(self, gauges: EngineGauges, before: EngineGauges | None, now: float) -> None:
+        waiting = gauges.waiting_capacity if gauges.waiting_capacity is not None else gauges.waiting
+        holds = bool(waiting) and waiting > 0
+        preempted = (before is not None and before.preemptions is not None
+                     and (gauges.preemptions or 0) > before.preemptions)
+        refused = before is not None and before.rejections is not None and (gauges.rejections or 0) > before.rejections
+        if (holds and self._waiting_before) or preempted or refused:
+            self.congested_until = now + CONGESTED_S
+        elif not holds:
+            self.congested_until = min(self.congested_until, now)
+        if holds and gauges.running:
+            # It holds requests back at this batch, so this is its batch (or its cache is full: the same to us).
+            self.slots_learned = max(1, int(gauges.running))
+        elif self.slots_learned is not None and (gauges.running or 0) > self.slots_learned:
+            self.slots_learned = int(gauges.running or 0)
+        self._waiting_before = holds
+
+    def _rates(self, before: EngineGauges, gauges: EngineGauges, own: tuple[float, float], elapsed: float) -> None:
+        prompt = _delta(before.prompt_tokens, gauges.prompt_tokens)
+        output = _delta(before.generation_tokens, gauges.generation_tokens)
+        if prompt is not None and output is not None:
+            prompt = max(0.0, prompt - (_delta(before.cached_prompt_tokens, gauges.cached_prompt_tokens) or 0.0))
+            self.engine_prompt_total += prompt
+            self.engine_output_total += output
+        if prompt is None or output is None or not self.heartbeat_trusted:
+            prompt, output = own[0] - self._own_at_scrape[0], own[1] - self._own_at_scrape[1]
+        busy = self.work_s(prompt, output) / elapsed
+        weight = min(1.0, elapsed / UTILIZATION_MEMORY_S)
+        self.utilization = busy if self.utilization is None else self.utilization + (busy - self.utilization) * weight
+
+    def work_s(self, prompt: float, output: float) -> float:
+        """GPU-seconds of so many uncached prompt and output tokens, at the batch of the latency target."""
+        capacity = self.capacity
+        running = max(1.0, self.load.sequences + self.foreign)
+        context = self.load.kv_tokens / running if self.load.kv_tokens else CONTEXT_TOKENS
+        batch = capacity.batch_at(self.tpot_s, max(64.0, context))
+        return prompt / capacity.prefill_tokens_per_s + output * (
+            capacity.alpha_s / batch + capacity.beta_s + capacity.kappa_s * context)
+
+    # ---- health
+
+    def health(self, now: float) -> Health:
+        """Evaluated at every look, so that silence is noticed without a timer."""
+        health = self._health(now)
+        if health != self._health_was:
+            self._health_was = health
+            self.state_changes += 1
+        return health
+
+    def _health(self, now: float) -> Health:
+        if self.draining:
+            return "draining"
+        if self.asleep:
+            return "asleep"
+        if self.paused:
+            return "paused"
+        if self.wedged:
+            return "wedged"
+        if self.scrapes_refused >= UNREACHABLE_AFTER and now - self.load.progress_at > 1.0:
+            return "unreachable"
+        if self.breaker.open(now):
+            return "ejected"
+        silent = self.silence_s(now)
+        if silent is None:
+            return "ok"
+        heartbeat = self.heartbeat_trusted and self.fresh(now)
+        budget = stall_budget_s(self.capacity, self.load.backlog_tokens, heartbeat)
+        if not heartbeat and all(claim.silent for claim in self.load.claims):
+            # Nothing can be seen of answers in one piece: allow for the longest of them.
+            longest = max((claim.expected / claim.sequences for claim in self.load.claims), default=0.0)
+            budget = max(budget, min(STALL_S_MAX, 3 * longest * self.capacity.step_s(self.load.sequences, 0)))
+        if silent <= budget:
+            return "ok"
+        if silent > budget * WEDGED_AFTER and self.load.claims:
+            self.wedged = True
+            return "wedged"
+        return "suspect"
+
+    def silence_s(self, now: float) -> float | None:
+        """Seconds without any sign of progress while it holds work of ours; None when it owes us nothing."""
+        if not self.load.claims and self.load.answering:
+            return None
+        seen = max(self.load.progress_at, self.heartbeat_at if self.heartbeat_trusted else 0.0)
+        return now - seen
+
+    def revive(self, now: float) -> None:
+        """It moves again (counters, or an answered probe)."""
+        self.wedged = False
+        self.load.progress_at, self.load.answering = now, True
+
+    def fresh(self, now: float) -> bool:
+        return freshness(self.age_s(now), self.scrape_s) == "fresh"
+
+    def age_s(self, now: float) -> float | None:
+        return None if self.read_at is None else now - self.read_at
+
+    def overloaded(self, now: float, retry_after_s: float | None) -> None:
+        """It answered 429 or 503: full for a moment, not broken."""
+        self.congested_until = max(self.congested_until, now + min(CONGESTED_S, retry_after_s or 0.5))
+
+    # ---- learning
+
+    def learn(self, claim: Claim, predicted_ttft_s: float, ttft_s: float, tpot_s: float | None) -> None:
+        """Compare what was predicted when the request was sent with what came."""
+        if predicted_ttft_s > LEARN_TTFT_S:
+            self.margin.observe(predicted_ttft_s, ttft_s)
+            self.prefill.observe(predicted_ttft_s, ttft_s)
+        if tpot_s is not None and claim.delivered >= 8:
+            batch = (claim.batch + self.load.sequences) / 2 + self.foreign
+            self.step.observe(self.capacity.step_s(max(1.0, batch), self.load.kv_tokens), tpot_s)
+
+    # ---- for the decision
+
+    def state(self, now: float, cached_tokens: float = 0.0, closed: str | None = None) -> ReplicaState:
+        capacity, load, gauges = self.capacity, self.load, self.gauges
+        age = self.age_s(now)
+        fresh = freshness(age, self.scrape_s)
+        kv_fraction = waiting = None
+        kv_tokens, kv_reserved = load.kv_tokens, load.kv_reserved
+        if gauges is not None and fresh != "unknown":
+            kv_fraction, waiting = gauges.kv_fraction, gauges.waiting
+            if kv_fraction is not None and self.heartbeat_trusted:
+                foreign_kv = max(0.0, kv_fraction * capacity.kv_tokens - kv_tokens) if self.foreign else 0.0
+                kv_tokens, kv_reserved = kv_tokens + foreign_kv, kv_reserved + foreign_kv
+        foreign = self.foreign if fresh != "unknown" else 0.0
+        return ReplicaState(
+            self.backend, self.index, self.health(now), fresh, age, capacity,  # type: ignore[arg-type]
+            in_flight=load.in_flight, running=load.sequences + foreign,
+            backlog_tokens=load.backlog_tokens, kv_tokens=kv_tokens, kv_reserved=kv_reserved,
+            waiting=None if waiting is None else int(waiting), congested=now < self.congested_until,
+            kv_fraction=kv_fraction, utilization=self.utilization, gpu_util=self.gpu_util,
+            margin=self.margin.value, energy_usd_per_s=self.energy_usd_per_s,
+            cached_tokens=cached_tokens, in_flight_max=self.in_flight_max, closed=closed)
+
+
+def _delta(before: float | None, after: float | None) -> float | None:
+    """A counter's rise; after a restart it starts anew; unknown stays unknown."""
+    if before is None or after is None:
+        return None
+    return after - before if after >= before else after

@@ -1,0 +1,151 @@
+"""Reads every engine each second: jittered, with a deadline, and never trusted beyond its age.
+
+A missed page is not a verdict: the replica's reading simply grows old. `/health` is not asked; it says
+200 on a wedged engine. Replicas that fell silent are probed with a one-token request, because an
+engine without work has no counters that move.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Mapping, MutableMapping
+
+import orjson
+
+from proxy.config.model import Backend
+from proxy.core.errors import GatewayError, UpstreamFailed
+from proxy.signals.board import Board
+from proxy.signals.replica import Replica
+from proxy.upstream.transport import Outgoing, Upstream
+from proxy.wire.engine_metrics import read_dcgm, read_metrics
+
+log = logging.getLogger("breakeven.signals")
+
+PAGE_BYTES_MAX = 4 * 2**20
+DEADLINE_S = 1.0
+SLEEP_EVERY = 5  # scrapes between looks at /is_sleeping and /is_paused
+PROBE_EVERY_S = 2.0
+PROBE_S = 5.0
+
+
+class Scraper:
+    """One task per replica, and one per DCGM exporter. `upstreams` by (backend, replica index)."""
+
+    def __init__(self, board: Board, backends: Mapping[str, Backend],
+                 upstreams: Mapping[tuple[str, int], Upstream], exporters: Mapping[str, Upstream],
+                 context_tokens: MutableMapping[str, int]) -> None:
+        self._board, self._backends, self._upstreams, self._exporters = board, backends, upstreams, exporters
+        self._context_tokens = context_tokens  # what engines say of themselves, where the operator has not
+        self._tasks: list[asyncio.Task[None]] = []
+        self._quiet: dict[tuple[str, int], set[str]] = {}
+        self.pages = self.failures = 0
+
+    def start(self) -> None:
+        for replica in self._board.every_replica():
+            self._tasks.append(asyncio.create_task(self._watch(replica), name=f"scrape {replica.backend}"))
+        for backend, exporter in self._exporters.items():
+            self._tasks.append(asyncio.create_task(self._watch_gpu(backend, exporter), name=f"dcgm {backend}"))
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _watch(self, replica: Replica) -> None:
+        upstream = self._upstreams[replica.backend, replica.index]
+        kind = self._backends[replica.backend].kind
+        count, probed_at = 0, 0.0
+        while True:
+            try:
+                await self.scrape(replica, upstream, kind)
+                if kind == "vllm" and count % SLEEP_EVERY == 0:
+                    await self._ask_asleep(replica, upstream)
+                if replica.backend not in self._context_tokens and count % SLEEP_EVERY == 0:
+                    await self._ask_context(replica, upstream)
+                now = self._board.clock()
+                if replica.health(now) == "wedged":
+                    for claim in [claim for claim in replica.load.claims if claim.abandon is not None]:
+                        claim.abandon()
+                if replica.health(now) in ("wedged", "suspect") and now - probed_at > PROBE_EVERY_S:
+                    probed_at = now
+                    await self._probe(replica, upstream)
+            except Exception as error:  # the root of a task: count, log, go on
+                log.error("watching %s/%d failed: %r", replica.backend, replica.index, error)
+            count += 1
+            await asyncio.sleep(replica.scrape_s * random.uniform(0.9, 1.1))  # noqa: S311  # jitter, not a secret
+
+    async def scrape(self, replica: Replica, upstream: Upstream, kind: str) -> None:
+        """One look at the metrics page; the outcome is written to the replica."""
+        try:
+            status, page = await upstream.get("/metrics", DEADLINE_S, PAGE_BYTES_MAX)
+        except GatewayError as error:
+            self.failures += 1
+            replica.scrape_failed(refused=isinstance(error, UpstreamFailed))
+            return
+        if status != 200:
+            self.failures += 1
+            replica.scrape_failed(refused=False)
+            return
+        self.pages += 1
+        replica.take(read_metrics(page, kind), self._board.clock())
+
+    async def _ask_asleep(self, replica: Replica, upstream: Upstream) -> None:
+        """vLLM's own word, where its development endpoints are on; a 404 is remembered and not repeated."""
+        quiet = self._quiet.setdefault((replica.backend, replica.index), set())
+        for path, field in (("/is_sleeping", "asleep"), ("/is_paused", "paused")):
+            if path in quiet:
+                continue
+            try:
+                status, body = await upstream.get(path, DEADLINE_S, 4096)
+                if status == 200:
+                    answer = orjson.loads(body)
+                    setattr(replica, field, answer.get("is_sleeping" if field == "asleep" else "is_paused") is True)
+                elif status in (404, 405):
+                    quiet.add(path)
+            except (GatewayError, orjson.JSONDecodeError):
+                continue
+
+    async def _ask_context(self, replica: Replica, upstream: Upstream) -> None:
+        """The context length, where the engine lists it with its models (vLLM: max_model_len)."""
+        try:
+            status, body = await upstream.get("/v1/models", DEADLINE_S, PAGE_BYTES_MAX)
+            for model in orjson.loads(body)["data"] if status == 200 else ():
+                if isinstance(length := model.get("max_model_len"), int) and length > 0:
+                    self._context_tokens[replica.backend] = length
+        except (GatewayError, orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+            return
+
+    async def _probe(self, replica: Replica, upstream: Upstream) -> None:
+        """One token from an engine that fell silent; an answer brings it back."""
+        backend = self._backends[replica.backend]
+        path, question = "/v1/completions", {"model": backend.model, "prompt": "ping", "max_tokens": 1}
+        if "completions" not in backend.capabilities and "embeddings" in backend.capabilities:
+            path, question = "/v1/embeddings", {"model": backend.model, "input": "ping"}
+        try:
+            async with asyncio.timeout(PROBE_S):
+                answer = await upstream.open(Outgoing(path, orjson.dumps(question), (), "breakeven-probe", False))
+                try:
+                    await answer.read(PAGE_BYTES_MAX)
+                    if answer.status == 200:
+                        replica.revive(self._board.clock())
+                finally:
+                    answer.abort()
+        except (TimeoutError, GatewayError):
+            return
+
+    async def _watch_gpu(self, backend: str, exporter: Upstream) -> None:
+        while True:
+            try:
+                status, page = await exporter.get("/metrics", DEADLINE_S, PAGE_BYTES_MAX)
+                if status == 200:
+                    reading = read_dcgm(page)
+                    for replica in self._board.replicas[backend]:
+                        replica.gpu_util, replica.power_w = reading.gpu_util, reading.power_w
+                        replica.energy_j = reading.energy_j
+            except GatewayError:
+                self.failures += 1
+            except Exception as error:  # the root of a task: count, log, go on
+                log.error("reading the GPU exporter of %s failed: %r", backend, error)
+            await asyncio.sleep(random.uniform(0.9, 1.1))  # noqa: S311

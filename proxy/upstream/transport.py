@@ -1,0 +1,106 @@
+"""The one interface between the gateway and whatever answers: `open(request) → answer`.
+
+What every upstream promises:
+
+- `open` returns once the response head is there, whatever its status below 300 or from 400 on. It
+  raises `UpstreamFailed` (refused, reset, TLS, DNS, a redirect, not HTTP) or `UpstreamTimeout`
+  (no connection, or no head, in time). An upstream that must translate raises `UpstreamOverloaded`
+  and `UpstreamFailed` for 429 and 5xx itself; one that relays returns them as answers.
+- An answer is ended exactly once: read to its clean end and `release()`d, or `abort()`ed. Both are
+  synchronous, idempotent and never raise, so they fit in any `finally`.
+- An answer that ends before its declared end raises `UpstreamCut`, after every byte that did arrive
+  has been handed over: those bytes may hold the count that settles the bill. If no byte of the body
+  came at all it raises `UpstreamFailed` (an upstream that translates: also `UpstreamOverloaded`),
+  because then another backend may still be asked.
+- Errors name the backend; never its address, its key, or anything of a prompt.
+- Cancelling a task inside `open`, `read` or `chunk` is allowed; `open` then leaves nothing behind,
+  and the answer of the other two still wants its `abort()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Revealing(Protocol):
+    """Anything that holds a secret and shows it only when asked."""
+
+    def reveal(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where an upstream is, and how long we wait for it.
+
+    `url` has no path beyond a fixed prefix. `first_byte_s` bounds the time from `open` to the head,
+    connecting included, and from `open` to the first byte of the body; `idle_s` every later silence.
+    """
+
+    name: str
+    url: str
+    api_key: Revealing | None = None
+    tls_verify: bool = True
+    connect_s: float = 5.0
+    first_byte_s: float = 600.0
+    idle_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if min(self.connect_s, self.first_byte_s, self.idle_s) <= 0:
+            raise ValueError(f"{self.name}: timeouts must be above zero")
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One request, ready to send: the body is the JSON text as the upstream shall see it."""
+
+    path: str
+    body: bytes
+    headers: tuple[tuple[str, str], ...]
+    request_id: str
+    stream: bool
+
+
+class Answer(Protocol):
+    """A response whose head has come."""
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Lower-case names; of a repeated header the last."""
+        ...
+
+    async def read(self, bytes_max: int) -> bytes:
+        """The whole body. Longer than `bytes_max`: `UpstreamFailed`, and the connection is closed."""
+        ...
+
+    async def chunk(self) -> bytes:
+        """The next piece as it came off the wire, b"" at the clean end (and ever after). Raises
+        `UpstreamTimeout` on silence and `UpstreamCut` when the answer ends short; both close."""
+        ...
+
+    def abort(self) -> None:
+        """Closes the connection at once; an engine then stops generating. Wakes a waiting `chunk`
+        with `UpstreamCut`."""
+        ...
+
+    def release(self) -> None:
+        """The connection may serve another request, if the answer was read to its end."""
+        ...
+
+
+class Upstream(Protocol):
+    """A backend's replica, or a commercial API."""
+
+    async def open(self, outgoing: Outgoing) -> Answer: ...
+
+    async def get(self, path: str, timeout_s: float, bytes_max: int) -> tuple[int, bytes]:
+        """Status and body of a GET: an engine's metrics, its models, its health."""
+        ...
+
+    async def close(self) -> None:
+        """Closes every connection, those in use as well. Idempotent."""
+        ...

@@ -1,0 +1,274 @@
+"""A request in OpenAI's protocol: its known facts, and the body that goes upstream.
+
+Only what routing and metering need is read and checked; the rest is the upstream's to judge and
+passes on as it came. A body's content type must be JSON: another is refused with 415, as OpenAI
+does, because a browser may send text/plain across origins without asking first. No content type
+at all is accepted: the body speaks for itself (RFC 9110, section 8.3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import orjson
+
+from proxy.core.errors import InvalidRequest, UnsupportedMediaType
+from proxy.wire.endpoints import ENDPOINTS, Endpoint
+from proxy.wire.envelope import (
+    error_body,
+    error_event,
+    gateway_error_body,
+    is_context_overflow,
+    mentions_stream_options,
+    relay_error,
+)
+from proxy.wire.fields import DANGEROUS_ENGINE_FIELDS, FORBIDDEN_FIELDS, refuse_fields
+from proxy.wire.prompt import Prompt
+from proxy.wire.usage import read_usage, served_tier, usage_from_dict
+
+__all__ = [
+    "DANGEROUS_ENGINE_FIELDS", "ENDPOINTS", "FORBIDDEN_FIELDS", "Endpoint", "UsageInjection", "WireRequest",
+    "error_body", "error_event", "gateway_error_body", "is_context_overflow", "mentions_stream_options",
+    "parse_request", "read_usage", "refuse_fields", "relay_error", "served_tier", "upstream_body",
+    "usage_from_dict",
+]
+
+JSON_DEPTH_MAX = 64
+MODEL_CHARS_MAX = 256
+CHOICES_MAX = 128  # OpenAI's own limit of n
+BATCH_MAX = 2048  # OpenAI's own limit of inputs
+TOKENS_MAX = 1 << 31
+
+_REASONING_FIELDS = ("reasoning_effort", "reasoning", "thinking", "thinking_token_budget")
+
+
+class UsageInjection(Enum):
+    """What a stream's upstream is asked for, whatever the client asked."""
+
+    NONE = "none"
+    FINAL = "final"
+    CONTINUOUS = "continuous"
+
+
+@dataclass(frozen=True, slots=True)
+class WireRequest:
+    """The facts of one request. `document` is the parsed body and is never changed; `body` is it
+    as it came. `prompt_chars` are the UTF-8 bytes of all that reaches the model as text, tools and
+    schemas included, base64 media not; `prompt_token_ids` counts ids given ready-made."""
+
+    endpoint: Endpoint
+    model: str
+    stream: bool
+    n: int
+    max_tokens: int | None
+    wants_usage: bool
+    wants_continuous_usage: bool
+    features: frozenset[str]
+    remote_media: bool
+    prompt_chars: int
+    prompt_token_ids: int
+    media_count: int
+    prompt_count: int
+    service_tier: str | None
+    document: dict[str, Any]
+    body: bytes
+
+    @property
+    def choices(self) -> int:
+        """How many choices the answer will have: `n` for each prompt."""
+        return self.n * self.prompt_count
+
+
+def parse_request(endpoint: Endpoint, body: bytes, content_type: str | None = None, *,
+                  json_depth_max: int = JSON_DEPTH_MAX) -> WireRequest:
+    """The facts of a body, or the error that says what is wrong with it and where.
+
+    Raises InvalidRequest (with `param`) or UnsupportedMediaType. Of a key given twice the last
+    counts, as in every common parser."""
+    _check_content_type(content_type)
+    document = _parse(body, json_depth_max)
+    model = document.get("model")
+    if not isinstance(model, str) or not model.strip():
+        raise InvalidRequest("you must provide a model parameter", param="model")
+    if len(model) > MODEL_CHARS_MAX or not model.isprintable():
+        raise InvalidRequest("'model' is not the name of a model", param="model")
+    stream = _bool(document, "stream")
+    wants_usage, wants_continuous = _stream_options(document, stream)
+    n = max(_int(document, "n", 1, CHOICES_MAX) or 1, _int(document, "best_of", 1, CHOICES_MAX) or 1)
+    floor = 0 if endpoint is Endpoint.COMPLETIONS else 1  # 0 with echo scores a prompt
+    limits = [limit for name in ("max_tokens", "max_completion_tokens")
+              if (limit := _int(document, name, floor, TOKENS_MAX)) is not None]
+    tier = document.get("service_tier")
+    prompt, prompt_count = _read_prompt(endpoint, document)
+    return WireRequest(
+        endpoint=endpoint, model=model, stream=stream, n=n,
+        max_tokens=max(limits, default=None),  # both given: which of them counts differs by upstream
+        wants_usage=wants_usage, wants_continuous_usage=wants_continuous,
+        features=frozenset(prompt.features | _features(document, stream, n)),
+        remote_media=prompt.remote_media, prompt_chars=prompt.chars, prompt_token_ids=prompt.token_ids,
+        media_count=prompt.media_count, prompt_count=prompt_count,
+        service_tier=tier[:32] if isinstance(tier, str) else None, document=document, body=body)
+
+
+def upstream_body(request: WireRequest, *, model: str | None, usage: UsageInjection,
+                  max_tokens: int | None = None) -> bytes:
+    """The body for one upstream: as it came, but for the model's name, the usage asked of a
+    stream (merged: other options stay) and a limit on tokens (in the fields the client used, else
+    `max_tokens`). When none of these differs, the original bytes."""
+    changes: dict[str, Any] = {}
+    document = request.document
+    if model is not None and model != request.model:
+        changes["model"] = model
+    if request.stream and usage is not UsageInjection.NONE:
+        options = document.get("stream_options") or {}
+        asked = {**options, "include_usage": True}
+        if usage is UsageInjection.CONTINUOUS:
+            asked["continuous_usage_stats"] = True
+        if asked != options:
+            changes["stream_options"] = asked
+    if max_tokens is not None:
+        used = [name for name in ("max_completion_tokens", "max_tokens") if document.get(name) is not None]
+        for name in used or ["max_tokens"]:
+            if document.get(name) != max_tokens:
+                changes[name] = max_tokens
+    return orjson.dumps({**document, **changes}) if changes else request.body
+
+
+def _check_content_type(content_type: str | None) -> None:
+    if content_type is None:
+        return
+    kind, _, rest = content_type.partition(";")
+    kind = kind.strip().lower()
+    charset = rest.lower().partition("charset=")[2].partition(";")[0].strip().strip('"')
+    if kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
+        if charset in ("", "utf-8", "utf8", "us-ascii"):
+            return
+    raise UnsupportedMediaType("Unsupported content type. This API method only accepts 'application/json' "
+                               "requests in UTF-8.", code="unsupported_content_type")
+
+
+def _parse(body: bytes, depth_max: int) -> dict[str, Any]:
+    """orjson stops by itself at a depth of 1,024, before the stack is in danger and without
+    reading on; the stricter limit is for whoever walks the document after us."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as problem:
+        raise InvalidRequest("We could not parse the JSON body of your request: "
+                             f"{problem.msg}, line {problem.lineno} column {problem.colno} "
+                             f"(char {problem.pos}).") from None
+    if not isinstance(document, dict):
+        raise InvalidRequest("The body of your request must be a JSON object.")
+    if body.count(b"{") + body.count(b"[") > depth_max and _deeper_than(document, depth_max):
+        raise InvalidRequest(f"The body of your request is nested deeper than {depth_max} levels.")
+    return document
+
+
+def _deeper_than(document: dict[str, Any], depth_max: int) -> bool:
+    level: list[Any] = [document]
+    for _ in range(depth_max):
+        inner: list[Any] = []
+        for node in level:
+            values = node.values() if type(node) is dict else node
+            kinds = set(map(type, values))  # at C speed: a million token ids cost milliseconds
+            if dict in kinds or list in kinds:
+                inner += [value for value in values if type(value) is dict or type(value) is list]
+        if not inner:
+            return False
+        level = inner
+    return True
+
+
+def _read_prompt(endpoint: Endpoint, document: dict[str, Any]) -> tuple[Prompt, int]:
+    prompt, count = Prompt(), 1
+    if endpoint is Endpoint.CHAT:
+        messages = document.get("messages")
+        if not isinstance(messages, list) or not messages:
+            what = "Missing required parameter" if messages is None else "Expected a non-empty array"
+            raise InvalidRequest(f"{what}: 'messages'.", param="messages")
+        for at, message in enumerate(messages):
+            if not isinstance(message, dict):
+                raise InvalidRequest(f"'messages[{at}]' must be an object.", param=f"messages[{at}]")
+        prompt.messages(messages)
+    else:
+        field = "prompt" if endpoint is Endpoint.COMPLETIONS else "input"
+        count = _prompt_count(document.get(field), field)
+        prompt.texts(document[field])
+    for name in ("tools", "functions", "response_format", "documents", "guided_json", "structured_outputs"):
+        prompt.definitions(document.get(name))
+    if isinstance(suffix := document.get("suffix"), str):
+        prompt.texts(suffix)
+    return prompt, count
+
+
+def _prompt_count(value: Any, field: str) -> int:
+    if isinstance(value, str):
+        return 1
+    if value is None:
+        raise InvalidRequest(f"Missing required parameter: '{field}'.", param=field)
+    kinds = set(map(type, value)) if isinstance(value, list) else set()
+    if kinds == {int}:
+        return 1
+    if kinds == {str} or (kinds == {list} and all(set(map(type, ids)) == {int} for ids in value)):
+        if len(value) > BATCH_MAX:
+            raise InvalidRequest(f"'{field}' has more than {BATCH_MAX} elements.", param=field)
+        return len(value)
+    raise InvalidRequest(f"'{field}' must be a string, an array of strings, an array of token ids, or an "
+                         "array of such arrays, and not empty.", param=field)
+
+
+def _features(document: dict[str, Any], stream: bool, n: int) -> set[str]:
+    """What a backend must be able to do."""
+    given = document.get
+    kind = given("response_format")
+    kind = kind.get("type") if isinstance(kind, dict) else None
+    logprobs = given("logprobs")
+    modalities = given("modalities")
+    found = {
+        "stream": stream,
+        "n": n > 1,
+        "tools": bool(given("tools") or given("functions")),
+        "json_schema": kind in ("json_schema", "structural_tag", "grammar")
+        or bool(given("structured_outputs") or given("guided_json") or given("guided_regex")
+                or given("guided_choice") or given("guided_grammar")),
+        "json_object": kind == "json_object",
+        "logprobs": (logprobs is not None and logprobs is not False)
+        or given("prompt_logprobs") is not None or bool(given("top_logprobs")),
+        "audio": isinstance(modalities, list) and "audio" in modalities,
+        "prediction": given("prediction") is not None,
+        "reasoning": any(given(name) is not None for name in _REASONING_FIELDS),
+    }
+    return {name for name, is_given in found.items() if is_given}
+
+
+def _stream_options(document: dict[str, Any], stream: bool) -> tuple[bool, bool]:
+    options = document.get("stream_options")
+    if options is None:
+        return False, False
+    if not isinstance(options, dict):
+        raise InvalidRequest("'stream_options' must be an object.", param="stream_options")
+    if not stream:
+        raise InvalidRequest("The 'stream_options' parameter is only allowed when 'stream' is enabled.",
+                             param="stream_options")
+    wants = _bool(options, "include_usage", "stream_options.")
+    # As vLLM has it: continuous statistics come only with include_usage.
+    return wants, _bool(options, "continuous_usage_stats", "stream_options.") and wants
+
+
+def _bool(document: dict[str, Any], name: str, prefix: str = "") -> bool:
+    value = document.get(name)
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise InvalidRequest(f"Invalid type for '{prefix}{name}': expected a boolean.", param=prefix + name)
+
+
+def _int(document: dict[str, Any], name: str, low: int, high: int) -> int | None:
+    value = document.get(name)
+    if value is None:
+        return None
+    if type(value) is not int:
+        raise InvalidRequest(f"Invalid type for '{name}': expected an integer.", param=name)
+    if not low <= value <= high:
+        raise InvalidRequest(f"Invalid '{name}': expected a value from {low} to {high}.", param=name)
+    return value

@@ -1,0 +1,142 @@
+"""What a prompt holds, read once and tolerantly: bytes of text, media, URLs to fetch.
+
+Bytes, not tokens: counting tokens needs the model's tokenizer and milliseconds; a token is at
+least one byte, so bytes bound tokens from above. Shapes we do not know count as text and are
+passed on; a URL anywhere in a part we do not know counts as remote media, because the question
+it answers is whether some server might fetch it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+_MEDIA_KEYS = {
+    "image_url": "images", "input_image": "images", "image": "images", "image_embeds": "images",
+    "image_pil": "images", "images": "images",
+    "input_audio": "audio", "audio_url": "audio", "audio": "audio", "audio_embeds": "audio",
+    "video_url": "video", "input_video": "video", "video": "video", "video_embeds": "video",
+    "file": "files", "input_file": "files", "file_url": "files", "document": "files",
+}
+_TEXT_KEYS = ("text", "refusal", "thinking", "reasoning", "reasoning_content")
+_LABELS = ("type", "detail", "format", "uuid", "id", "mime_type", "media_type", "cache_control")
+_DEPTH_MAX = 8
+
+
+@dataclass(slots=True)
+class Prompt:
+    """The tally of one walk."""
+
+    chars: int = 0
+    token_ids: int = 0
+    media_count: int = 0
+    remote_media: bool = False
+    features: set[str] = field(default_factory=set)
+
+    def messages(self, messages: list[Any]) -> None:
+        """Chat messages: content as text or parts, tool calls, anything else that is text."""
+        for message in messages:
+            for key, value in message.items():
+                if key == "content":
+                    self._content(value)
+                elif key in _MEDIA_KEYS:
+                    self._part({key: value})
+                elif key in ("tool_calls", "function_call") and value:
+                    self.definitions(value)
+                elif isinstance(value, str):
+                    self._text(value)
+
+    def texts(self, prompt: Any) -> None:
+        """A text, token ids, or a list of either."""
+        if isinstance(prompt, str):
+            self._text(prompt)
+        elif isinstance(prompt, list):
+            if type(prompt[0]) is int:
+                self.token_ids += len(prompt)
+            else:
+                for one in prompt:
+                    if isinstance(one, list):
+                        self.token_ids += len(one)
+                    else:
+                        self._text(one)
+
+    def definitions(self, value: Any) -> None:
+        """Tools and schemas reach the model as JSON, about as long as ours."""
+        if value:
+            self.chars += len(orjson.dumps(value))
+
+    def _content(self, content: Any) -> None:
+        if isinstance(content, str):
+            self._text(content)
+        elif isinstance(content, list):
+            for part in content:
+                if isinstance(part, str):
+                    self._text(part)
+                elif isinstance(part, dict):
+                    self._part(part)
+        elif isinstance(content, dict):
+            self._part(content)
+
+    def _part(self, part: dict[str, Any]) -> None:
+        medium = None
+        for key, value in part.items():
+            if key in _MEDIA_KEYS:
+                if value is None:
+                    continue
+                medium = _MEDIA_KEYS[key]
+                self._media(value)
+            elif key in _TEXT_KEYS and isinstance(value, str):
+                self._text(value)
+            elif key not in _LABELS:
+                self._unknown(key, value, 0)
+        if medium is not None:
+            self.features.add(medium)
+            self.media_count += 1
+
+    def _media(self, value: Any) -> None:
+        """A URL, or an object with one, or with the data itself. Base64 is no prompt text."""
+        if isinstance(value, str):
+            self._url(value)
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                if isinstance(inner, str) and (key == "url" or key.endswith("_url")):
+                    self._url(inner)
+                elif isinstance(inner, str):
+                    if "://" in inner[:64]:
+                        self._url(inner)
+                elif isinstance(inner, dict):
+                    self._media(inner) if key == "source" else self._unknown(key, inner, 1)
+        elif isinstance(value, list):
+            for inner in value[:1024]:
+                if isinstance(inner, (str, dict)):
+                    self._media(inner)
+
+    def _url(self, url: str) -> None:
+        # Exactly `data:`, with nothing before it: two parsers that disagree about a leading blank
+        # or a backslash are how a URL gets past a check (CVE-2026-24779).
+        if url[:5].lower() != "data:" and (":" in url[:256] or url.strip()[:2] in ("//", "\\\\")):
+            self.remote_media = True
+
+    def _unknown(self, key: str, value: Any, depth: int) -> None:
+        if isinstance(value, str):
+            if key == "url" or key.endswith("_url"):
+                self.media_count += 1
+                self._url(value)
+            else:
+                self._text(value)
+        elif isinstance(value, (dict, list)) and depth >= _DEPTH_MAX:
+            flat = orjson.dumps(value)
+            self.chars += len(flat)
+            self.remote_media |= b"://" in flat
+        elif isinstance(value, dict):
+            for inner_key, inner in value.items():
+                self._unknown(inner_key, inner, depth + 1)
+        elif isinstance(value, list):
+            for inner in value:
+                self._unknown(key, inner, depth + 1)
+
+    def _text(self, text: Any) -> None:
+        if isinstance(text, str):
+            self.chars += len(text) if text.isascii() else len(text.encode("utf-8", "replace"))

@@ -28,7 +28,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 run: $(RUN_READY) ## the gateway with simulated engines, a simulated API and traffic; prints its addresses
-	@exec $(VENV)/bin/breakeven demo
+	@exec $(VENV)/bin/breakeven demo $(ARGS)
 
 test: $(DEV_READY) ## every test that needs nothing but this machine; a skip that is not allowed for fails
 	@exec $(VENV)/bin/python -m pytest -p tests.skips -m "not slow" $(ARGS)

@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from proxy.config.fields import FROZEN, Bool, Float, Int, Moment, Text, Usd, auto, epoch_ns, refuse, setting
-from proxy.config.secrets import Secret, SecretError, resolve
+from proxy.config.secrets import Secret, SecretError, resolve, unresolved
 
 Kind = Literal["vllm", "sglang", "tgi", "llamacpp", "openai", "anthropic", "litellm"]
 Capability = Literal["chat", "completions", "embeddings", "tools", "json_schema", "logprobs", "n", "images", "audio"]
@@ -148,7 +148,8 @@ def _secret(value: object, info: ValidationInfo) -> Secret | None:
     if value is None:
         return None
     try:
-        return resolve(value, (info.context or {}).get("env"))
+        context = info.context or {}
+        return resolve(value, context.get("env")) if context.get("secrets", True) else unresolved(value)
     except SecretError as error:
         raise refuse("secret", str(error), error.hint or "") from None
 

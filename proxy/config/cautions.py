@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from proxy.config.address import crosses_in_clear
@@ -9,12 +10,29 @@ from proxy.config.backend import COMMERCIAL, ENGINES, known_provider
 from proxy.config.checks import Look
 from proxy.config.model import Settings
 from proxy.config.problem import Problem, in_order
+from proxy.core.pricing import PriceBook
 
 
-def warnings(settings: Settings) -> list[Problem]:
-    """In file order. Unknown prices are told by `prices.unpriced`, which needs the price book."""
+def warnings(settings: Settings, book: PriceBook | None = None) -> list[Problem]:
+    """In file order. Unknown prices are among them when the price book is given."""
     look = Look(settings, settings.source)
-    return in_order(problem for caution in CAUTIONS for problem in caution(look))
+    told = [problem for caution in CAUTIONS for problem in caution(look)]
+    return in_order(told if book is None else [*told, *unpriced(look, book, time.time_ns())])
+
+
+def unpriced(look: Look, book: PriceBook, at_ns: int) -> Iterator[Problem]:
+    """API backends whose price is not known: their traffic is booked as no saving."""
+    for name, backend in look.settings.backends.items():
+        if not backend.is_api or backend.provider is None:
+            continue
+        if backend.model == "*":
+            known = any(provider == backend.provider for provider, _ in book.entries)
+        else:
+            known = book.find(backend.provider, backend.model, at_ns) is not None
+        if not known:
+            yield look.problem(("backends", name, "model"),
+                               f"no price is known for {backend.provider}/{backend.model}: no saving is booked",
+                               "add it to the file under `prices`")
 
 
 def gpu_bills(look: Look) -> Iterator[Problem]:

@@ -169,8 +169,8 @@ def rate_cards(look: Look) -> Iterator[Problem]:
         if not isinstance(gpu.usd_per_hour, tuple):
             continue
         if gpu.from_ or gpu.until:
-            yield look.problem((*at, "from" if gpu.from_ else "until"), "the list of prices says from and until already",
-                               "take them away here")
+            yield look.problem((*at, "from" if gpu.from_ else "until"),
+                               "the list of prices says from and until already", "take it away here")
         lines = sorted(enumerate(gpu.usd_per_hour), key=lambda numbered: numbered[1].from_)
         for index, line in lines:
             if line.until is not None and line.until <= line.from_:

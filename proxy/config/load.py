@@ -30,15 +30,16 @@ STAND_INS: dict[str, Any] = {
 }
 
 
-def load(path: str | FsPath, env: Mapping[str, str] | None = None) -> Settings:
+def load(path: str | FsPath, env: Mapping[str, str] | None = None, secrets: bool = True) -> Settings:
     """The settings in the file at `path`, or ConfigError with everything that is wrong.
 
-    `env` (the process environment if None) answers `env:NAME`. Nothing is contacted and no price is read.
+    `env` (the process environment if None) answers `env:NAME`. With `secrets=False` no secret is looked
+    up: for commands that call nobody. Nothing is contacted and no price is read.
     """
     data, source, problems = yaml_tree.read(path)
     settings = None
     if isinstance(data, dict):
-        settings, more = _validated(data, source, os.environ if env is None else env)
+        settings, more = _validated(data, source, {"env": os.environ if env is None else env, "secrets": secrets})
         problems += more
     else:
         problems.append(source.problem((), "must be a mapping of settings", "begin with backends: and routes:"))
@@ -50,13 +51,13 @@ def load(path: str | FsPath, env: Mapping[str, str] | None = None) -> Settings:
     return settings
 
 
-def _validated(data: dict[str, Any], source: Source, env: Mapping[str, str]) -> tuple[Settings | None, list[Problem]]:
+def _validated(data: dict[str, Any], source: Source, context: dict[str, Any]) -> tuple[Settings | None, list[Problem]]:
     problems: list[Problem] = []
     refused: set[Path] = set()
     patched = copy.deepcopy(data)
     for _ in range(ATTEMPTS_MAX):
         try:
-            settings = Settings.model_validate(patched, context={"env": env})
+            settings = Settings.model_validate(patched, context=context)
         except ValidationError as error:
             found = list(problems_of(error, Settings, source))
         else:

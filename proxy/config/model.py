@@ -206,10 +206,14 @@ class Settings(BaseModel):
         return self._source
 
     @cached_property
-    def route_table(self) -> RouteTable[Route]:
+    def routing(self) -> RouteTable[Route]:
         return RouteTable(self.routes, {name: route.aliases for name, route in self.routes.items()})
+
+    def route_table(self) -> RouteTable[Route]:
+        """Compiled once, asked once per request."""
+        return self.routing
 
 
 def lookup(settings: Settings, model_name: str) -> Route | None:
     """The route that serves `model_name`, or None: no such model."""
-    return settings.route_table.find(model_name)
+    return settings.routing.find(model_name)

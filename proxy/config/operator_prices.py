@@ -36,7 +36,7 @@ def _sane(usd: Decimal) -> Decimal:
     if usd < 0:
         raise refuse("price", "a price must not be negative")
     if usd > MOST_USD:
-        raise refuse("price", f"is over {MOST_USD} USD per million tokens", "prices are per million tokens: wrong unit?")
+        raise refuse("price", f"is over {MOST_USD:,} USD per million tokens", "prices are per million tokens")
     if 0 < usd < LEAST_USD:
         raise refuse("price", f"is under {LEAST_USD} USD per million tokens", "that looks like a price per token")
     return usd
@@ -52,7 +52,8 @@ class Rates(BaseModel):
     model_config = FROZEN
 
     input: PerMtok | None = setting(None, "Uncached input", "From the contract.", unit=UNIT)
-    cached_input: PerMtok | None = setting(None, "Input read from the provider's cache", "Unset: as input.", unit=UNIT)
+    cached_input: PerMtok | None = setting(
+        None, "Input read from the provider's cache", "Unset: as input.", unit=UNIT)
     cache_write: PerMtok | None = setting(None, "Input written to the cache", "Unset: as input.", unit=UNIT)
     cache_write_1h: PerMtok | None = setting(None, "Written for an hour", "Unset: as cache_write.", unit=UNIT)
     input_audio: PerMtok | None = setting(None, "Audio input", "Unset: as input.", unit=UNIT)
@@ -68,17 +69,21 @@ class Rates(BaseModel):
 class LongContext(Rates):
     """The price of the whole request once its input is longer."""
 
-    above_input_tokens: Int = setting(..., "Input longer than this", "The provider's threshold.", unit="tokens", ge=1)
+    above_input_tokens: Int = setting(..., "Input longer than this", "The provider's threshold.", unit="tokens",
+        ge=1)
 
 
 class PriceLine(Rates):
     """One model's price from a day on."""
 
     from_: Moment = setting(..., "In force from", "The contract's first day.", unit="date, UTC", alias="from")
-    service_tier: Text = setting("default", "Service tier", "flex, priority or batch, where they cost other than usual.")
+    service_tier: Text = setting("default", "Service tier", "flex, priority or batch, where they cost other than "
+        "usual.")
     usd_per_request: PerMtok = setting(Decimal(0), "Charge per request", "Rare.", unit="USD")
-    tiers: tuple[LongContext, ...] = setting((), "Long-context prices", "Where the provider has them.", max_length=16)
-    source: Text = setting(..., "Where the price comes from", "Contract, page or ticket, so that finance can check it.")
+    tiers: tuple[LongContext, ...] = setting((), "Long-context prices", "Where the provider has them.",
+        max_length=16)
+    source: Text = setting(..., "Where the price comes from", "Contract, page or ticket, so that finance can check "
+        "it.")
 
 
 class PriceFile(BaseModel):
@@ -98,6 +103,10 @@ class OperatorPrices:
         self.exact = {key: prices for key, prices in lines.items() if not is_glob(key[1])}
         self._globs = [(provider, re.compile(glob(model)), prices)
                        for (provider, model), prices in lines.items() if is_glob(model)]
+
+    def all(self) -> list[Price]:
+        """Every entry as written, globs included."""
+        return [price for prices in (*self.exact.values(), *(found for _, _, found in self._globs)) for price in prices]
 
     def find(self, provider: str, model: str) -> tuple[Price, ...]:
         """Entries for `model`, under the name asked for; empty where the operator says nothing."""

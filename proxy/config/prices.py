@@ -1,21 +1,46 @@
-"""The price book of a configuration: list prices, overridden by the operator's own.
+"""The price book of a configuration: list prices from `genai-prices`, overridden by the operator's own.
 
 Keys are (backend.provider, backend.model), exactly as the backend says them. An unknown price stays
-unknown: no entry, never zero.
+unknown: no entry, never zero. The package is read offline and imported lazily: its tables take some 90 ms.
+What it calls a start date becomes a dated entry; a price variant (batch, flex, priority, fast) an entry of
+that service tier. Prices that change with the time of day are taken outside their peak hours, the lower
+ones, so that savings are understated rather than overstated. Models billed by anything but tokens are
+unknown to us.
 """
 
 from __future__ import annotations
 
-import time
+import datetime as dt
+from collections.abc import Iterator
+from decimal import Decimal
+from functools import cache
+from typing import Any
 
 from proxy.config.backend import Backend
+from proxy.config.fields import epoch_ns
 from proxy.config.model import Route, Settings
 from proxy.config.operator_prices import OperatorPrices, read_operator_prices, renamed
-from proxy.config.package_prices import known_models, package_prices
-from proxy.config.problem import Problem
-from proxy.core.pricing import Price, PriceBook
+from proxy.config.versions import versioned
+from proxy.core.pricing import Price, PriceBook, Tier
 
 Key = tuple[str, str]
+# Our bucket: the package's names for its price, the most specific first.
+BUCKET_KEYS = {
+    "input_text": ("input_text_mtok", "input_mtok"),
+    "cache_read": ("cache_text_read_mtok", "cache_read_mtok"),
+    "cache_write_5m": ("cache_write_5m_mtok", "cache_write_mtok"),
+    "cache_write_1h": ("cache_write_1h_mtok",),
+    "input_audio": ("input_audio_mtok",),
+    "input_image": ("input_image_mtok",),
+    "output_text": ("output_text_mtok", "output_mtok"),
+    "reasoning": ("output_reasoning_mtok",),
+    "output_audio": ("output_audio_mtok",),
+}
+# What the package says of a request, and the service tier that says the same.
+SERVICE_TIERS = {
+    ("processing", "batch"): "batch", ("service_tier", "flex"): "flex", ("service_tier", "priority"): "priority",
+    ("service_tier", "fast"): "fast", ("speed", "fast"): "fast",
+}
 
 
 def load_price_book(settings: Settings) -> PriceBook:
@@ -66,19 +91,126 @@ def baseline_price(settings: Settings, book: PriceBook, route: Route, at_ns: int
     return book.find(backend.provider or "", name, at_ns, service_tier)
 
 
-def unpriced(settings: Settings, book: PriceBook, at_ns: int | None = None) -> list[Problem]:
-    """API backends whose price is not known at `at_ns` (now): their traffic is booked as no saving."""
-    now = time.time_ns() if at_ns is None else at_ns
-    problems = []
-    for name, backend in settings.backends.items():
-        if not backend.is_api or backend.provider is None:
-            continue
-        if backend.model == "*":
-            known = any(provider == backend.provider for provider, _ in book.entries)
-        else:
-            known = book.find(backend.provider, backend.model, now) is not None
-        if not known:
-            problems.append(settings.source.problem(
-                ("backends", name, "model"), f"no price is known for {backend.provider}/{backend.model}: "
-                "its requests count as no saving", "add it to the file under `prices`"))
-    return problems
+# ---------------------------------------------------------------- from the package
+
+
+
+@cache
+def _package() -> tuple[str, list[Any]]:
+    """The package's version and its providers."""
+    from importlib.metadata import version
+
+    from genai_prices.data import providers
+
+    return f"genai-prices {version('genai-prices')}", providers
+
+
+def providers_with(model: str) -> list[str]:
+    """Providers that list a model of that name themselves."""
+    return [provider.id for provider in _package()[1] if provider.find_model(model) is not None]
+
+
+def known_models(provider: str) -> list[str]:
+    """Every name of the provider's models that the package spells out."""
+    return list(dict.fromkeys(name.lower() for owner in _package()[1] if owner.id == provider
+                              for model in owner.models for name in (model.id, *_spelled_out(model.match))))
+
+
+def _spelled_out(clause: Any) -> Iterator[str]:
+    if hasattr(clause, "equals"):
+        yield clause.equals
+    for inner in getattr(clause, "or_", ()):
+        yield from _spelled_out(inner)
+
+
+def package_prices(provider: str, model: str, listed_as: str | None = None) -> tuple[Price, ...]:
+    """All that the package knows of `model` at `provider`, ascending by date; empty where it knows nothing.
+
+    Names match as the package does: exact, dated, prefixed. `listed_as` is the name to look up where the
+    entries must carry another.
+    """
+    release, providers = _package()
+    owner = next((p for p in providers if p.id == provider), None)
+    info = owner.find_model(listed_as or model, all_providers=providers) if owner else None
+    if info is None:
+        return ()
+    lister = next(p for p in providers if any(info is own for own in p.models))
+    source = f"{release} {lister.id}/{info.id}"
+    found: list[Price] = []
+    # Another provider's model is sold here at its standard price; its variants are its own.
+    variants = SERVICE_TIERS.items() if lister is owner else ()
+    for service_tier, wanted in [("default", None), *((tier, key) for key, tier in variants)]:
+        for start in _starts(info, wanted):
+            if prices := _in_force(info, start, wanted):
+                tiers = _tiers(prices)
+                if tiers and (not found or (found[-1].service_tier, found[-1].tiers) != (service_tier, tiers)):
+                    found.append(versioned(Price(provider, model, tiers, _ns(start), source,
+                                                 usd_per_request=_per_request(prices), service_tier=service_tier)))
+    return tuple(sorted(found, key=lambda price: price.from_ns))
+
+
+def _variants(info: Any, wanted: tuple[str, str] | None) -> list[Any]:
+    return [v for v in info.price_variants or () if wanted is not None and v.when == dict([wanted])]
+
+
+def _starts(info: Any, wanted: tuple[str, str] | None) -> list[dt.date]:
+    """The days on which a price may change; the first of time for what has no date."""
+    conditional = info.prices if isinstance(info.prices, list) else []
+    days = {_start(entry.constraint) for entry in [*conditional, *_variants(info, wanted)]}
+    return sorted(days | {dt.date.min})
+
+
+def _start(constraint: Any) -> dt.date:
+    return getattr(constraint, "start_date", dt.date.min)
+
+
+def _ns(day: dt.date) -> int:
+    return 0 if day == dt.date.min else epoch_ns(dt.datetime(day.year, day.month, day.day, tzinfo=dt.UTC))
+
+
+def _by_hour(constraint: Any) -> bool:
+    return hasattr(constraint, "start_time")
+
+
+def _in_force(info: Any, day: dt.date, wanted: tuple[str, str] | None) -> dict[str, Any]:
+    """The package's own rule (the last condition that holds wins), hours of the day left out."""
+    chosen = info.prices
+    if isinstance(info.prices, list):
+        holding = [c for c in info.prices if not _by_hour(c.constraint) and _start(c.constraint) <= day]
+        chosen = (holding[-1] if holding else info.prices[0]).prices
+    prices = {key: value for key, value in vars(chosen).items() if value is not None}
+    if wanted is None:
+        return prices
+    overrides: dict[str, Any] = {}
+    for variant in _variants(info, wanted):
+        if not _by_hour(variant.constraint) and _start(variant.constraint) <= day:
+            for key, value in vars(variant.prices).items():
+                if value is not None:
+                    overrides.setdefault(key, value)
+    return {**prices, **overrides} if overrides else {}
+
+
+def _tiers(prices: dict[str, Any]) -> tuple[Tier, ...]:
+    """The price at each threshold of input tokens; empty where tokens are not what is billed."""
+    chosen = {bucket: prices[key] for bucket, keys in BUCKET_KEYS.items() if (key := _first(keys, prices))}
+    if "input_text" not in chosen and "output_text" not in chosen:
+        return ()
+    starts = sorted({0, *(tier.start for price in chosen.values() for tier in getattr(price, "tiers", ()))})
+    return tuple(Tier({bucket: _above(price, start) for bucket, price in chosen.items()}, start) for start in starts)
+
+
+def _first(keys: tuple[str, ...], prices: dict[str, Any]) -> str | None:
+    return next((key for key in keys if key in prices), None)
+
+
+def _above(price: Any, start: int) -> Decimal:
+    """What a token costs once the input exceeds `start` tokens."""
+    if isinstance(price, Decimal):
+        return price
+    reached = [tier.price for tier in price.tiers if tier.start <= start and start]
+    return reached[-1] if reached else price.base
+
+
+def _per_request(prices: dict[str, Any]) -> Decimal:
+    thousand = prices.get("requests_kcount")
+    return thousand / 1000 if isinstance(thousand, Decimal) else Decimal(0)

@@ -77,6 +77,13 @@ def resolve(reference: object, env: Mapping[str, str] | None = None) -> Secret:
     raise SecretError("a secret must not be written in the file", "write env:NAME or file:/path/to/secret")
 
 
+def unresolved(reference: object) -> Secret:
+    """A stand-in that knows where its value would come from, for commands that call nobody."""
+    if isinstance(reference, str) and reference.startswith(("env:", "file:")):
+        return Secret("", reference)
+    return resolve(reference)
+
+
 def _from_env(name: str, env: Mapping[str, str]) -> Secret:
     if not _ENV_NAME.match(name):
         raise SecretError("env: must be followed by the name of a variable", "such as env:OPENAI_API_KEY")

@@ -71,6 +71,7 @@ GPUS: dict[str, tuple[float, float, float]] = {
     "L4": (24, 300, 121), "L40S": (48, 864, 362), "H100": (80, 3350, 989), "H200": (141, 4800, 989),
     "B200": (180, 8000, 2250), "RTX-4090": (24, 1008, 165), "T4": (16, 320, 65), "V100": (16, 900, 125),
 }
+FP8_GPUS = frozenset({"L4", "L40S", "H100", "H200", "B200", "RTX-4090"})  # twice the rate at 8 bits
 DEFAULT = Capacity(2000.0, 0.030, 0.0005, 0.0, 100_000, 64, "default")
 
 
@@ -81,14 +82,16 @@ def prior(gpu_type: str, gpu_count: int, model: str) -> Capacity:
     error on published tables, up to 50 % on very long outputs, so it is always corrected by what is
     observed. `DEFAULT`, marked as such, where the GPU or the size cannot be read.
     """
-    gpu = next((spec for name, spec in sorted(GPUS.items(), key=lambda kv: -len(kv[0]))
-                if gpu_type.upper().replace(" ", "-").startswith(name)), None)
+    name = next((name for name in sorted(GPUS, key=len, reverse=True)
+                 if gpu_type.upper().replace(" ", "-").startswith(name)), None)
     size = re.search(r"(?:(\d+)x)?(\d+(?:\.\d+)?)b(?![a-z])", model.lower())
-    if gpu is None or size is None:
+    if name is None or size is None:
         return DEFAULT
+    gpu = GPUS[name]
     parameters = float(size[2]) * 1e9 * int(size[1] or 1)
     bytes_per = 0.5 if re.search(r"awq|gptq|int4|4bit|w4", model.lower()) else 1 if "fp8" in model.lower() else 2
-    memory, bandwidth, flops = gpu[0] * 2**30 * gpu_count, gpu[1] * 1e9 * gpu_count, gpu[2] * 1e12 * gpu_count
+    doubled = 2 if bytes_per == 1 and name in FP8_GPUS else 1
+    memory, bandwidth, flops = gpu[0] * 2**30 * gpu_count, gpu[1] * 1e9 * gpu_count, gpu[2] * 1e12 * gpu_count * doubled
     kv_bytes = 131_072 * max(0.5, (parameters / 8e9) ** 0.42)  # 128 KiB at 8B, 320 KiB at 70B (grouped-query)
     kv_tokens = (0.90 * memory - parameters * bytes_per - 2 * 2**30 * gpu_count) / kv_bytes
     if kv_tokens < 2048:

@@ -95,8 +95,8 @@ def decide(demand: Demand, replicas: Sequence[ReplicaState], apis: Sequence[ApiS
     local = [attempt for _, attempt, _ in offers[:2]]
 
     if policy == "observe" and api is not None:
-        would = local[0].backend if local else api.backend
-        attempt = Attempt(api.backend, None, "api", f"observe: would have gone to {would}", api.usd)
+        refusals += [Refusal(a.backend, a.replica, "observe", f"would have gone here: {a.reason}") for a in local[:1]]
+        attempt = Attempt(api.backend, None, "api", "observe", api.usd)
         return Plan((attempt,), tuple(refusals), "observe", 0.0, value, density, bid_price)
     attempts = tuple(local[:1] if api is not None else local)
     if attempts:

@@ -18,7 +18,7 @@ them. A minute's requests, and its measured energy, belong to the period in whic
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
@@ -64,7 +64,8 @@ class GpuMinute:
     energy_nano: int | None = None
 
 
-Work = tuple[int, str, str, int, int]  # minute, backend, group, serving GPU-ns, failed GPU-ns
+# One backend's minute: minute, backend, and of each group that worked its name, serving and failed GPU-ns.
+Work = tuple[int, str, Sequence[str], Sequence[int], Sequence[int]]
 
 
 @dataclass(slots=True)
@@ -286,7 +287,7 @@ def _pieces(line: RateLine, electricity: Sequence[RateLine], from_ns: int, to_ns
 
 
 class Fleet:
-    """Splits what the GPUs cost in a period. Feed it the work, in ascending (minute, backend), then read it."""
+    """Splits what the GPUs cost in a period. Feed it the work, each backend's minute once, then read it."""
 
     def __init__(self, lines: Sequence[RateLine], from_ns: int, to_ns: int) -> None:
         self.from_ns, self.to_ns = from_ns, to_ns
@@ -308,28 +309,16 @@ class Fleet:
         """Take the work and what was seen out of the idle cost. `seen`: minutes with foreign or start-up time, or
         measured energy; `observed_ns`: how long each backend was watched."""
         left = {(one.minute, one.backend): one for one in seen}
-        names: list[str] = []
-        served: list[int] = []
-        failed: list[int] = []
-        at: tuple[int, str] | None = None
-        for minute, backend, group, served_ns, failed_ns in work:
-            if at is None or minute != at[0] or backend != at[1]:
-                if at is not None:
-                    self._minute(at, names, served, failed, left.pop(at, None))
-                at, names, served, failed = (minute, backend), [], [], []
-            names.append(group)
-            served.append(served_ns)
-            failed.append(failed_ns)
-        if at is not None:
-            self._minute(at, names, served, failed, left.pop(at, None))
+        for minute, backend, names, served, failed in work:
+            self._minute((minute, backend), names, served, failed, left.pop((minute, backend), None))
         for key, one in sorted(left.items()):
             self._minute(key, [], [], [], one)
         for name, meter in self._meters.items():
             paid_ns = sum(piece.to_ns - piece.from_ns for piece in meter.pieces if not piece.elastic)
             self.backends[name].unobserved_minutes = max(0, paid_ns - observed_ns.get(name, 0)) // NS_PER_MINUTE
 
-    def _minute(self, at: tuple[int, str], names: list[str], served: list[int], failed: list[int],
-                seen: GpuMinute | None) -> None:
+    def _minute(self, at: tuple[int, str], names: Sequence[str], served: Sequence[int],
+                failed: Sequence[int], seen: GpuMinute | None) -> None:
         minute, backend = at
         served_ns, failed_ns = sum(served), sum(failed)
         work_ns = served_ns + failed_ns
@@ -383,7 +372,7 @@ class Fleet:
         return total
 
     def _measured_energy(self, share: GpuShare, minute: int, pieces: list[tuple[_Piece, int, int]],
-                         names: list[str], weights: list[int], energy_nano: int) -> None:
+                         names: Sequence[str], weights: Sequence[int], energy_nano: int) -> None:
         """What was measured stands instead of what idling was assumed to draw; the groups bear it for the part of
         the minute that they worked."""
         metered = [(piece.idle_energy, start, end) for piece, start, end in pieces if piece.idle_energy is not None]

@@ -53,14 +53,20 @@ COVERAGE = (
     .where(rollup.c.minute >= _first, rollup.c.minute < _beyond))
 
 
-def work_by(by: str) -> Select[tuple[object, ...]]:
-    """GPU work of every minute, in the order of the table: minute, backend, group, serving, failed."""
-    group = DIMENSIONS.get(by, rollup.c.backend)
-    return (select(rollup.c.minute, rollup.c.backend, group, rollup.c.work_ns, rollup.c.failed_work_ns)
-            .where(rollup.c.minute >= _first, rollup.c.minute < _beyond, rollup.c.backend_kind == "gpu",
-                   or_(rollup.c.work_ns > 0, rollup.c.failed_work_ns > 0))
-            .order_by(rollup.c.minute, rollup.c.backend))
+_worked = ((rollup.c.minute >= _first) & (rollup.c.minute < _beyond) & (rollup.c.backend_kind == "gpu")
+           & ((rollup.c.work_ns > 0) | (rollup.c.failed_work_ns > 0)))
 
+
+def work_by(by: str) -> Select[tuple[object, ...]]:
+    """GPU work, a row for each backend's minute: JSON arrays of groups, serving and failed GPU-ns, of equal length.
+    In the order of the table, so that nothing is sorted."""
+    return (select(rollup.c.minute, rollup.c.backend, func.json_group_array(DIMENSIONS[by]),
+                   func.json_group_array(rollup.c.work_ns), func.json_group_array(rollup.c.failed_work_ns))
+            .where(_worked).group_by(rollup.c.minute, rollup.c.backend))
+
+
+WORK = (select(rollup.c.minute, rollup.c.backend, func.sum(rollup.c.work_ns), func.sum(rollup.c.failed_work_ns))
+        .where(_worked).group_by(rollup.c.minute, rollup.c.backend))
 
 NOTABLE_MINUTES = (
     select(gpu_time).where(gpu_time.c.minute >= _first, gpu_time.c.minute < _beyond,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import bisect
 import datetime as dt
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+import orjson
 from sqlalchemy import Connection
 
 from proxy.core.money import NS_PER_MINUTE, NS_PER_S
@@ -121,15 +122,16 @@ def _day_of(days: list[Day]) -> Callable[[int], str]:
 
 
 def _work(connection: Connection, column: str, tag: str, days: list[Day], period: dict[str, int]) -> Iterator[Work]:
-    rows: Iterable[Work] = connection.execution_options(yield_per=10_000).execute(queries.work_by(column), period)
-    if column == "day":
+    reader = connection.execution_options(yield_per=10_000)
+    if column in ("day", "backend"):
         day_of = _day_of(days)
-        for minute, backend, _, work_ns, failed_ns in rows:
-            yield minute, backend, day_of(minute), work_ns, failed_ns
+        for minute, backend, work_ns, failed_ns in reader.execute(queries.WORK, period):
+            yield minute, backend, (day_of(minute) if days else backend,), (work_ns,), (failed_ns,)
         return
     names: dict[str, str] = {}
-    for minute, backend, value, work_ns, failed_ns in rows:
-        name = names.get(value)
-        if name is None:
-            name = names[value] = _name(value, tag)
-        yield minute, backend, name, work_ns, failed_ns
+    for minute, backend, values, work_ns, failed_ns in reader.execute(queries.work_by(column), period):
+        groups = orjson.loads(values)
+        for value in groups:
+            if value not in names:
+                names[value] = _name(value, tag)
+        yield minute, backend, [names[value] for value in groups], orjson.loads(work_ns), orjson.loads(failed_ns)

@@ -130,10 +130,10 @@ class Planner:
         if complete and call.endpoint != Endpoint.EMBEDDINGS.value:
             self._output[call.route.name].observe(call.label, usage.output_total // max(1, call.demand.sequences))
 
-    def price_of(self, config: BackendConfig, client_model: str, at_ns: int) -> Price | None:
-        """The API price in force; None where it is not known."""
+    def price_of(self, config: BackendConfig, client_model: str, at_ns: int, tier: str | None = None) -> Price | None:
+        """The API price in force in that service tier; None where it is not known."""
         model = client_model if config.model == ANY_MODEL else config.model
-        return self._prices.find(config.provider or "", model, at_ns)
+        return self._prices.find(config.provider or "", model, at_ns, TIERS.get(tier or "", tier or "default"))
 
     def api_usd(self, config: BackendConfig, model: str, demand: Demand, at_ns: int) -> float | None:
         """What the API is expected to charge; None where its price is not known."""
@@ -153,6 +153,8 @@ class Planner:
         return self._board.replicas[backend]
 
 
+# Tiers that are billed as another: nothing asked, and names that providers report for one price.
+TIERS = {"": "default", "auto": "default", "standard": "default"}
 # What of a request's features a backend must offer; the rest is the upstream's business.
 ROUTED_FEATURES = frozenset({"tools", "json_schema", "logprobs", "n", "images", "audio"})
 

@@ -25,7 +25,7 @@ from proxy.server.planning import Call
 from proxy.server.settlement import NO_USAGE, Outcome
 from proxy.upstream.transport import Answer, Outgoing, Upstream
 from proxy.wire.metering import StreamMeter, Strip
-from proxy.wire.openai import UsageInjection, read_usage, upstream_body
+from proxy.wire.openai import UsageInjection, read_usage, served_tier, upstream_body
 
 ANSWER_BYTES_MAX = 64 * 2**20
 ENDING_S = 0.5  # for the last bytes after [DONE], so that the connection can be used again
@@ -175,9 +175,9 @@ class Attempt:
         usage = read_usage(self._call.wire.endpoint, body)
         if usage is None and answer.status == 200 and not body.lstrip().startswith(b"{"):
             raise UpstreamCut(f"{self._backend.name} sent something that is not JSON")
-        outcome = self._outcome("complete", answer.status, usage, "upstream_final" if usage else "estimated")
-        if self._exchange.gone:
-            outcome = self._outcome("client_abort", STATUS_CLIENT_GONE, usage, outcome.usage_source)
+        gone = self._exchange.gone
+        outcome = self._outcome("client_abort" if gone else "complete", STATUS_CLIENT_GONE if gone else answer.status,
+                                usage, "upstream_final" if usage else "estimated", served_tier(body))
         content_type = answer.headers.get("content-type", "application/json")
         return Relayed(outcome, body, (answer.status, content_type), dict(answer.headers))
 
@@ -277,11 +277,12 @@ class Attempt:
                 relayed.tpot_s = (self._clock() - self._first_at) / (meter.content_frames - 1)
         return relayed
 
-    def _outcome(self, reason: EndReason, status: int, usage: Usage | None, source: UsageSource) -> Outcome:
+    def _outcome(self, reason: EndReason, status: int, usage: Usage | None, source: UsageSource,
+                 tier: str | None = None) -> Outcome:
         if source == "estimated":
             usage = self._estimated()
         return Outcome(status, reason, usage or NO_USAGE, source, self._sent_ns, self._first_ns, time.time_ns(),
-                       self._delivered, self.meter.served_model)
+                       self._delivered, tier or self.meter.service_tier)
 
     def _estimated(self) -> Usage:
         """Counted where nothing was reported: a frame of text is a token; silence is judged by the clock."""

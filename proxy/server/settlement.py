@@ -39,7 +39,7 @@ class Outcome:
     first_token_ns: int | None
     ended_ns: int
     delivered: int = 0
-    served_model: str | None = None
+    service_tier: str | None = None  # as the upstream reported it
 
 
 class Settlement:
@@ -89,7 +89,7 @@ class Settlement:
         """(nano-dollars, price). On a GPU 0; None where no price is known, or what was used is not."""
         if on_gpu:
             return 0, None
-        price = self._planner.price_of(backend, call.wire.model, call.arrived_ns)
+        price = self._planner.price_of(backend, call.wire.model, call.arrived_ns, outcome.service_tier)
         if outcome.usage_source == "none":
             return 0, price
         return (price.cost_nano(outcome.usage) if price else None), price
@@ -98,7 +98,8 @@ class Settlement:
         """Pure-API billing of the same tokens; unknown where the price is."""
         backend = self._settings.backends[call.route.baseline]
         model = self._model(backend, call)
-        price = self._planner.price_of(backend, call.wire.model, call.arrived_ns)
+        tier = call.wire.service_tier if served.gpu is not None else outcome.service_tier
+        price = self._planner.price_of(backend, call.wire.model, call.arrived_ns, tier)
         if price is None:
             return Baseline(None, model, "", 0)
         if served.name == backend.name:

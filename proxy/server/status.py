@@ -42,7 +42,7 @@ class Totals:
         self.requests += 1
         self.by_backend[entry.backend or "none"] += 1
         self.ended[entry.end_reason] += 1
-        reason = (entry.backend or "none", entry.reason if not entry.reason.startswith("observe") else "observe")
+        reason = (entry.backend or "none", entry.reason)
         if reason in self.by_reason or len(self.by_reason) < REASONS_MAX:
             self.by_reason[reason] += 1
         self.baseline_nano += entry.baseline_nano or 0

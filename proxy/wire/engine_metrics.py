@@ -197,8 +197,9 @@ def _pick(found: dict[str, list[Series]], candidates: Iterable[str],
 
 
 def _sum(series: list[Series]) -> float | None:
-    values = [value for _, value in series]
-    return sum(values) if values and None not in values else None  # type: ignore[arg-type]
+    values = [value for _, value in series if value is not None]
+    total = sum(values)
+    return total if series and len(values) == len(series) and isfinite(total) else None
 
 
 def _fractions(series: list[Series]) -> list[float]:

@@ -17,6 +17,7 @@ from proxy.wire.sse import data_frame
 
 MESSAGE_BYTES_MAX = 4096
 READ_BYTES_MAX = 4 * MESSAGE_BYTES_MAX  # of an upstream's error: what is scrubbed, then cut
+ERROR_BYTES_MAX = 1 << 20  # a larger error is not parsed
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _CODES = {404: "not_found", 413: "request_too_large", 429: "rate_limit_exceeded"}
@@ -89,7 +90,7 @@ def _code(status: int, code: Any, message: str) -> str | None:
 def _read(body: bytes) -> dict[str, Any]:
     """Whatever the upstream said, as a dict with at least a text `message`, bounded."""
     try:
-        document = orjson.loads(body) if len(body) <= 16 * READ_BYTES_MAX else None
+        document = orjson.loads(body) if len(body) <= ERROR_BYTES_MAX else None
     except orjson.JSONDecodeError:
         document = None
     if isinstance(document, list) and document:

@@ -103,8 +103,8 @@ def test_per_request_metrics_leave_with_the_chunk_they_ride_on():
 # ------------------------------------------------------------------ byte identity, generated
 
 TEXT = st.one_of(st.text(max_size=12), st.sampled_from(
-    ['"usage":', ',"usage":null', 'a"', "\\", '\\"', "}", '{"usage":{}}', '"finish_reason":"stop"', "\n", "é漢", "usage",
-     "[DONE]", "data: x\n\n"]))
+    ['"usage":', ',"usage":null', 'a"', "\\", '\\"', "}", '{"usage":{}}', '"finish_reason":"stop"', "\n",
+     "é漢", "usage", "[DONE]", "data: x\n\n"]))
 LAYOUTS = {
     "vllm": lambda members, usage: {**members, "usage": usage} if usage else members,
     "openai": lambda members, usage: {**members, "usage": usage, "obfuscation": "p}a"},
@@ -347,7 +347,7 @@ def test_huge_numbers_and_duplicate_keys_do_no_harm():
 
 def test_heartbeats_behind_a_held_chunk_keep_their_place():
     final = event({"id": "x", "choices": [], "usage": counts(1, 1), "system_fingerprint": "fp"})
-    out, meter = relay(chunk("a") + chunk(None, "stop") + b": ping\n\n" + final + DONE, Strip.ALL)
+    out, _ = relay(chunk("a") + chunk(None, "stop") + b": ping\n\n" + final + DONE, Strip.ALL)
     assert out == chunk("a") + chunk(None, "stop", system_fingerprint="fp") + b": ping\n\n" + DONE
 
 

@@ -1,0 +1,95 @@
+"""`breakeven report`: what was saved, and what it is made of."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+NOT_BUILT = ("html", "focus")
+FORMATS = ("table", "json", "csv")
+
+
+def report(
+    from_: Annotated[str | None, typer.Option("--from", metavar="DATE", help=(
+        "First moment, such as 2026-11-01 or 2026-11-01T12:30, in the report's time zone. "
+        "Default: the start of this month."))] = None,
+    to: Annotated[str | None, typer.Option("--to", metavar="DATE", help=(
+        "First moment that is left out: all of November is --from 2026-11-01 --to 2026-12-01. Default: now."))] = None,
+    by: Annotated[str, typer.Option("--by", help=(
+        "Group by route, backend, key, tag (all tags together), tag:NAME (one tag), day or model."))] = "route",
+    format_: Annotated[str, typer.Option("--format", help="table, json or csv.")] = "table",
+    ledger: Annotated[str | None, typer.Option("--ledger", metavar="URL", help=(
+        "The ledger. Default: the configuration's, or sqlite:///data/ledger.db."))] = None,
+    config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help=(
+        "Take the ledger and the time zone from this configuration."))] = None,
+    time_zone: Annotated[str | None, typer.Option("--time-zone", metavar="NAME", help=(
+        "Such as Europe/Berlin. Default: the configuration's, or UTC."))] = None,
+    output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Write it there.")] = None,
+) -> None:
+    """What was saved against sending everything to the API.
+
+    savings = baseline - (api + gpu + energy + overhead), to the nano-dollar. The GPU cost is that of every hour
+    paid for, idle ones too, so savings may be negative. What belongs to no group (idle, overheads) is in the row
+    "(unallocated)"; the other rows' savings are their contribution before it.
+
+    Example: breakeven report --from 2026-11-01 --to 2026-12-01 --by key --format csv --output november.csv
+    """
+    if format_ in NOT_BUILT:
+        _refuse(f"--format {format_} is not built yet; use table, json or csv")
+    if format_ not in FORMATS:
+        _refuse(f"--format {format_} is not known; use table, json or csv")
+    from proxy.ledger.errors import LedgerUnavailable
+
+    try:
+        text = _report(from_, to, by, format_, ledger, config, time_zone, plain=output is not None)
+    except LedgerUnavailable as error:
+        _refuse(error.message)
+    except ValueError as error:
+        _refuse(str(error))
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text, encoding="utf-8", newline="")
+    except OSError as error:
+        _refuse(f"{output}: {error.strerror or error}")
+
+
+def _report(from_: str | None, to: str | None, by: str, format_: str, ledger: str | None, config: Path | None,
+            time_zone: str | None, *, plain: bool) -> str:
+    from proxy.ledger.location import locate
+    from proxy.reports import render
+    from proxy.reports.period import resolve
+    from proxy.reports.statement import build, zone_of
+
+    location = locate(ledger, config)
+    zone = time_zone or location.time_zone
+    from_ns, to_ns = resolve(from_, to, zone_of(zone), time.time_ns())
+    statement = build(location.url, from_ns, to_ns, by=by, time_zone=zone)
+    if format_ == "json":
+        return render.to_json(statement, zone)
+    if format_ == "csv":
+        return render.to_csv(statement, zone)
+    return _table(statement, zone, plain=plain)
+
+
+def _table(statement: object, zone: str, *, plain: bool) -> str:
+    """As wide as the terminal and coloured when it is one; plain text for files and pipes."""
+    from rich.console import Console
+
+    from proxy.reports import render
+
+    terminal = Console()
+    out = io.StringIO()
+    colour = terminal.is_terminal and not plain
+    render.print_table(statement, out, zone, width=terminal.width if colour else 132, colour=colour)  # type: ignore[arg-type]
+    return out.getvalue()
+
+
+def _refuse(message: str) -> NoReturn:
+    typer.echo(f"breakeven report: {message}", err=True)
+    raise typer.Exit(2)

@@ -1,0 +1,37 @@
+"""Which ledger a command means: `--ledger URL`, or the `ledger:` of `--config FILE`, or the default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from proxy.ledger.store import DEFAULT_URL
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    url: str
+    time_zone: str = "UTC"
+
+
+def locate(ledger: str | None = None, config: Path | None = None) -> Location:
+    """`--ledger` wins. Only two settings are read from the file, so that a report can be made while the rest of it
+    is being edited; `breakeven check` judges the whole. ValueError says what is wrong with it."""
+    if config is None:
+        return Location(ledger or DEFAULT_URL)
+    try:
+        tree = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{config}: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{config}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{config}: not a configuration; try `breakeven check {config}`")
+    report = tree.get("report")
+    zone = report.get("time_zone", "UTC") if isinstance(report, dict) else "UTC"
+    url = ledger or tree.get("ledger") or DEFAULT_URL
+    if not isinstance(url, str) or not isinstance(zone, str):
+        raise ValueError(f"{config}: ledger and report.time_zone are text; try `breakeven check {config}`")
+    return Location(url, zone)

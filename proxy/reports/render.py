@@ -1,0 +1,164 @@
+"""A statement for machines (JSON, CSV) and for people (a table)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from decimal import ROUND_HALF_EVEN, Decimal
+from typing import Any, TextIO
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from proxy.core.money import usd, usd_string
+from proxy.core.savings import GroupRow, Statement
+from proxy.reports.period import show
+from proxy.reports.statement import zone_of
+
+AMOUNTS = ("baseline", "api", "gpu", "gpu_serving", "gpu_failed", "gpu_foreign", "gpu_startup", "gpu_idle",
+           "energy", "overhead", "actual", "savings")
+CSV_COLUMNS = ("from", "to", "currency", "group", "requests", "tokens", *AMOUNTS)
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def to_json(statement: Statement, time_zone: str = "UTC") -> str:
+    """The report's contract: amounts are decimal strings in USD, to the nano-dollar."""
+    return json.dumps(to_dict(statement, time_zone), indent=2, ensure_ascii=False) + "\n"
+
+
+def to_dict(statement: Statement, time_zone: str = "UTC") -> dict[str, Any]:
+    zone, total = zone_of(time_zone), statement.total
+    percent = statement.savings_percent
+    return {
+        "from": show(statement.from_ns, zone), "to": show(statement.to_ns, zone), "time_zone": time_zone,
+        "currency": "USD", "by": statement.by, "requests": total.requests, "tokens": total.tokens,
+        **_amounts(total), "savings_percent": None if percent is None else str(percent),
+        "api_retries": usd_string(statement.api_retries),
+        "baseline_outside_target": usd_string(statement.baseline_outside_target),
+        "savings_within_target": usd_string(total.savings - statement.baseline_outside_target),
+        "coverage": dict(statement.coverage), "unpriced_backends": list(statement.unpriced_backends),
+        "rows": [{"group": row.group, "label": row.label, "allocated": row.allocated, "requests": row.requests,
+                  "tokens": row.tokens, **_amounts(row)} for row in statement.rows],
+        "backends": {name: {"gpu": usd_string(share.gpu), "gpu_serving": usd_string(share.serving),
+                            "gpu_failed": usd_string(share.failed), "gpu_foreign": usd_string(share.foreign),
+                            "gpu_startup": usd_string(share.startup), "gpu_idle": usd_string(share.idle),
+                            "energy": usd_string(share.energy), "unobserved_minutes": share.unobserved_minutes}
+                     for name, share in sorted(statement.backends.items())},
+        "overheads": {name: usd_string(amount) for name, amount in sorted(statement.overheads.items())},
+    }
+
+
+def _amounts(row: GroupRow) -> dict[str, str]:
+    return {name: usd_string(getattr(row, name)) for name in AMOUNTS}
+
+
+def to_csv(statement: Statement, time_zone: str = "UTC") -> str:
+    """The groups and their total, for a spreadsheet: a name that looks like a formula is made text."""
+    zone = zone_of(time_zone)
+    start, end = show(statement.from_ns, zone), show(statement.to_ns, zone)
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(CSV_COLUMNS)
+    for row in (*statement.rows, statement.total):
+        writer.writerow([start, end, "USD", safe_cell(row.group), row.requests, row.tokens, *_amounts(row).values()])
+    return out.getvalue()
+
+
+def safe_cell(text: str) -> str:
+    """Text that no spreadsheet takes for a formula. Numbers do not come through here and stay numbers."""
+    return "'" + text if text.startswith(FORMULA) else text
+
+
+def print_table(statement: Statement, out: TextIO, time_zone: str = "UTC", *, width: int = 132,
+                colour: bool = False) -> None:
+    """The waterfall from the API bill to the savings, then the groups. Ends with what is not known."""
+    console = Console(file=out, width=width, highlight=False, force_terminal=colour, no_color=not colour)
+    console.print(Group(*_page(statement, time_zone)))
+
+
+def _page(statement: Statement, time_zone: str) -> list[RenderableType]:
+    zone = zone_of(time_zone)
+    title = Text.assemble(("Savings ", "bold"), f"{show(statement.from_ns, zone)} to {show(statement.to_ns, zone)}",
+                          (f"   {time_zone}, USD", "dim"))
+    places = 2 if max(abs(statement.total.baseline), statement.total.actual) >= 100 * 10**9 else 6
+    return [Text(), title, Text(), _waterfall(statement, places), _groups(statement, places), *_warnings(statement)]
+
+
+def _waterfall(statement: Statement, places: int) -> Table:
+    total, percent = statement.total, statement.savings_percent
+    table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+
+    def line(name: str, amount: int, note: str = "", style: str = "") -> None:
+        table.add_row(Text(name, style), _money(amount, places, style), note)
+
+    line("Baseline: everything at the API", total.baseline, f"{total.requests:,} requests, {total.tokens:,} tokens", "bold")
+    retries = f"of which attempts that did not answer {_plain(statement.api_retries, places)}"
+    line("  API, paid", -total.api, retries if statement.api_retries else "")
+    for name, label in (("gpu_serving", "GPU, serving"), ("gpu_failed", "GPU, failed work"),
+                        ("gpu_foreign", "GPU, used by others"), ("gpu_startup", "GPU, starting"),
+                        ("gpu_idle", "GPU, idle")):
+        amount = getattr(total, name)
+        if amount or name in ("gpu_serving", "gpu_idle"):
+            line(f"  {label}", -amount)
+    if total.energy:
+        line("  Electricity", -total.energy)
+    for name, amount in sorted(statement.overheads.items()):
+        line(f"  Overhead, {_printable(name)}", -amount)
+    bold = "bold red" if total.savings < 0 else "bold green"
+    line("Savings", total.savings, "" if percent is None else f"{percent:+} % of the baseline", bold)
+    if statement.baseline_outside_target:
+        late = statement.baseline_outside_target
+        line("  without answers outside their target", total.savings - late,
+             f"{_plain(late, places)} of the baseline was answered later than its target", "red" if late > total.savings else "")
+    return table
+
+
+def _groups(statement: Statement, places: int) -> Table:
+    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table.add_column(statement.by)
+    for name in ("requests", "tokens", "baseline", "api", "gpu", "energy", "overhead", "savings"):
+        table.add_column(name, justify="right")
+    for row in statement.rows:
+        table.add_row(Text(_printable(row.label), "" if row.allocated else "italic"), f"{row.requests:,}", f"{row.tokens:,}",
+                      *(_money(getattr(row, name), places) for name in ("baseline", "api", "gpu", "energy", "overhead")),
+                      _money(row.savings, places, "red" if row.savings < 0 else "green"))
+    return table
+
+
+def _warnings(statement: Statement) -> list[Text]:
+    covered, found = statement.coverage, []
+    if covered["unpriced_requests"]:
+        found.append((f"{covered['unpriced_requests']:,} of {covered['attempts']:,} attempts have no known API price: "
+                      "they count 0 in `api`, so the true bill is higher.", "bold red"))
+    if covered["unknown_baseline_requests"]:
+        found.append((f"{covered['unknown_baseline_requests']:,} requests have no known baseline price: booked as no "
+                      "saving.", "bold yellow"))
+    if statement.unpriced_backends:
+        names = _printable(", ".join(statement.unpriced_backends))
+        found.append((f"No GPU rate was in force while {names} worked: that cost is missing.", "bold red"))
+    if covered["estimated_requests"]:
+        found.append((f"{covered['estimated_requests']:,} attempts ({covered['estimated_tokens']:,} tokens) have "
+                      "estimated token counts.", "yellow"))
+    if covered["unobserved_minutes"]:
+        found.append((f"{covered['unobserved_minutes']:,} GPU minutes were paid while no gateway watched; they are idle.",
+                      "yellow"))
+    return [Text(f"! {text}", style) for text, style in found]
+
+
+def _plain(amount: int, places: int) -> str:
+    return f"{usd(amount).quantize(Decimal(1).scaleb(-places), ROUND_HALF_EVEN):,}"
+
+
+def _money(amount: int, places: int, style: str = "") -> Text:
+    return Text(_plain(amount, places), style or ("dim" if amount == 0 else ""))
+
+
+def _printable(text: str) -> str:
+    """Names come from configuration and headers: no control character reaches the terminal."""
+    return "".join(char if char.isprintable() else "?" for char in text)

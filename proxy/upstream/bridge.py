@@ -1,0 +1,119 @@
+"""litellm's HTTP, carried by our own connections.
+
+litellm translates; it does not get to open sockets. An httpx transport hands each of its requests
+to the `Exchange` of the call that made it, so deadlines, the fixed origin, bounds, and a connection
+that closes at once when it must are the same as for an engine. It also keeps what litellm would
+blur: which of our errors it was, the status, the provider's own words.
+
+Imports httpx, which comes with litellm; only `commercial` imports this, when it loads litellm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextvars import ContextVar
+
+import httpx
+from yarl import URL
+
+from proxy.core.errors import UpstreamError, UpstreamFailed
+from proxy.upstream.answer import HttpAnswer
+from proxy.upstream.connections import NOT_FORWARDED, USER_AGENT, Connections
+from proxy.upstream.transport import Outgoing, Target
+
+WHOLE_BYTES_MAX = 64 * 1024 * 1024
+ERROR_BYTES_MAX = 64 * 1024
+_HOP = frozenset(("host", "content-length", "connection", "accept-encoding", "user-agent", "cookie",
+                  "transfer-encoding", "x-request-id"))
+
+current: ContextVar[Exchange] = ContextVar("commercial_exchange")
+
+
+class Exchange:
+    """One call to a provider: sent once, to one place, and ended by us."""
+
+    __slots__ = ("_connections", "_first_byte_at", "_outgoing", "_target", "answer", "error_body", "fault")
+
+    def __init__(self, target: Target, connections: Connections, outgoing: Outgoing) -> None:
+        self._target = target
+        self._connections = connections
+        self._outgoing = outgoing
+        self._first_byte_at = asyncio.get_running_loop().time() + target.first_byte_s
+        self.answer: HttpAnswer | None = None
+        self.error_body = b""
+        self.fault: UpstreamError | None = None
+
+    async def send(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return await self._send(request)
+        except UpstreamError as fault:
+            self.fault = fault
+            # Not one of the errors that litellm answers by sending the request again.
+            raise httpx.ReadError("upstream failed", request=request) from None
+
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        if self.answer is not None:
+            raise UpstreamFailed(f"{self._target.name}: a second request for one call was not sent")
+        url = URL(str(request.url), encoded=True)
+        if self._target.url and url.origin() != URL(self._target.url).origin():
+            raise UpstreamFailed(f"{self._target.name}: a request to another address was not sent")
+        response = await self._connections.request(
+            request.method, url, self._headers(request), await request.aread(), self._first_byte_at)
+        self.answer = answer = HttpAnswer(self._target, response, self._first_byte_at)
+        headers = [(k, v) for k, v in answer.headers.items() if k not in ("content-length", "transfer-encoding")]
+        if answer.status >= 400:
+            self.error_body = await answer.read(ERROR_BYTES_MAX)
+            return httpx.Response(answer.status, headers=headers, content=self.error_body)
+        return httpx.Response(answer.status, headers=headers, stream=_Body(self, answer, self._outgoing.stream))
+
+    def _headers(self, request: httpx.Request) -> dict[str, str]:
+        """litellm's headers, which hold the key, and those of the caller's that may pass."""
+        headers = {k.lower(): v for k, v in request.headers.items() if k.lower() not in _HOP}
+        headers["accept-encoding"] = "identity"
+        headers["user-agent"] = USER_AGENT
+        headers["x-request-id"] = self._outgoing.request_id
+        for name, value in self._outgoing.headers:
+            lower = name.lower()
+            if lower == "anthropic-beta" and lower in headers:
+                headers[lower] += "," + value
+            elif lower not in NOT_FORWARDED:
+                headers.setdefault(lower, value)
+        return headers
+
+    def abort(self) -> None:
+        if self.answer is not None:
+            self.answer.abort()
+
+
+class _Body(httpx.AsyncByteStream):
+    """An answer's bytes, for httpx."""
+
+    def __init__(self, exchange: Exchange, answer: HttpAnswer, stream: bool) -> None:
+        self._exchange = exchange
+        self._answer = answer
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            if not self._stream:
+                yield await self._answer.read(WHOLE_BYTES_MAX)
+                return
+            while piece := await self._answer.chunk():
+                yield piece
+        except UpstreamError as fault:
+            self._exchange.fault = fault
+            raise httpx.ReadError("upstream failed") from None
+
+    async def aclose(self) -> None:
+        self._answer.release()
+
+
+class Transport(httpx.AsyncBaseTransport):
+    """Sends a request over the exchange it belongs to; outside of one, nowhere."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        exchange = current.get(None)
+        if exchange is None:
+            raise httpx.ReadError("no call is under way", request=request)
+        return await exchange.send(request)

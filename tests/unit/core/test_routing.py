@@ -1,0 +1,162 @@
+"""decide(): every rule, in the order in which the rules apply."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.core.capacity import Capacity
+from proxy.core.fleet import ApiState, Demand, ReplicaState
+from proxy.core.routing import Backend, Hysteresis, Limits, decide, occupancy, predict, unable, work_s
+
+CAPACITY = Capacity(8000.0, 0.012, 0.0004, 1e-8, 200_000, 32)
+IDLE = ReplicaState("gpu", 0, "ok", "fresh", 0.5, CAPACITY, 0, 0, 0.0, 0.0, 0.0, 0, False, 0.0, 0.0, None)
+API = ApiState("api", "ok", 0.004)
+CHAT = Demand("chat", frozenset(), 800.0, 200.0)
+LIMITS = Limits()
+
+
+def codes(plan):
+    return [(refusal.backend, refusal.code) for refusal in plan.refusals]
+
+
+def test_an_idle_replica_takes_any_request_that_costs_less_than_the_api():
+    plan = decide(CHAT, [IDLE], [API], LIMITS, bid_price=0.0)
+    assert plan.attempts[0].backend == "gpu" and plan.reason == "cheaper_at_the_margin"
+    assert plan.attempts[1].backend == "api"
+
+
+def test_a_sunk_gpu_is_never_judged_by_its_average_cost():
+    """Utilisation 0 makes the average cost infinite; the decision must not see it."""
+    plan = decide(CHAT, [replace(IDLE, utilization=0.0)], [replace(API, usd=1e-7)], LIMITS, 0.0)
+    assert plan.attempts[0].backend == "gpu"
+
+
+def test_energy_above_the_api_price_sends_the_request_away():
+    plan = decide(CHAT, [replace(IDLE, energy_usd_per_s=1.0)], [API], LIMITS, 0.0)
+    assert plan.attempts[0].backend == "api" and plan.reason == "dearer"
+
+
+def test_a_request_worth_less_than_the_bid_price_leaves_a_full_replica_and_not_an_empty_one():
+    work = work_s(IDLE, CHAT, LIMITS)
+    bid = 2 * API.usd / work
+    half_full = replace(IDLE, kv_reserved=0.9 * CAPACITY.kv_tokens - 2000, running=4)
+    assert decide(CHAT, [IDLE], [API], LIMITS, bid).attempts[0].backend == "gpu"
+    plan = decide(CHAT, [half_full], [API], LIMITS, bid)
+    assert plan.attempts[0].backend == "api" and plan.reason == "outbid" and plan.wait_s == 0
+
+
+def test_a_full_replica_makes_a_valuable_request_wait_and_then_overflow():
+    full = replace(IDLE, running=32)
+    plan = decide(CHAT, [full], [API], LIMITS, 0.0)
+    assert plan.attempts == () and 0 < plan.wait_s <= 1.2 and plan.reason == "waiting_for_room"
+    late = decide(replace(CHAT, waited_s=1.3), [full], [API], LIMITS, 0.0)
+    assert late.attempts[0].backend == "api" and late.reason == "no_slot"
+
+
+def test_an_operator_who_forbids_waiting_is_obeyed():
+    plan = decide(CHAT, [replace(IDLE, running=32)], [API], replace(LIMITS, wait_max_s=0.0), 0.0)
+    assert plan.attempts[0].backend == "api"
+
+
+def test_a_prefill_backlog_that_would_break_the_ttft_target_refuses():
+    plan = decide(CHAT, [replace(IDLE, backlog_tokens=20_000.0)], [API], replace(LIMITS, wait_max_s=0.0), 0.0)
+    assert plan.reason == "ttft" and plan.attempts[0].backend == "api"
+
+
+def test_a_batch_that_would_break_the_inter_token_target_refuses():
+    plan = decide(CHAT, [replace(IDLE, running=20)], [API], replace(LIMITS, tpot_s=0.015, wait_max_s=0.0), 0.0)
+    assert plan.reason == "tpot"
+
+
+def test_unknown_readings_admit_only_a_few():
+    unknown = replace(IDLE, freshness="unknown", age_s=None)
+    assert decide(CHAT, [replace(unknown, running=2)], [API], LIMITS, 0.0).attempts[0].backend == "gpu"
+    assert ("gpu", "no_slot") in codes(decide(CHAT, [replace(unknown, running=4)], [API], LIMITS, 0.0))
+
+
+@pytest.mark.parametrize("health", ["asleep", "paused", "wedged", "unreachable", "ejected", "draining"])
+def test_an_unhealthy_replica_gets_nothing_and_is_not_waited_for(health):
+    plan = decide(CHAT, [replace(IDLE, health=health)], [API], LIMITS, 0.0)
+    assert plan.attempts[0].backend == "api" and plan.wait_s == 0 and ("gpu", health) in codes(plan)
+
+
+def test_the_emptier_of_two_equal_replicas_is_taken():
+    busy = replace(IDLE, running=10, kv_tokens=10_000, kv_reserved=10_000, backlog_tokens=4000)
+    assert decide(CHAT, [busy, replace(IDLE, replica=1)], [API], LIMITS, 0.0).attempts[0].replica == 1
+
+
+def test_without_an_api_the_requests_own_gpus_are_used_whatever_the_price():
+    plan = decide(CHAT, [replace(IDLE, energy_usd_per_s=9.0)], [], LIMITS, 5.0)
+    assert plan.attempts[0].backend == "gpu" and plan.reason == "self_hosted"
+
+
+def test_nothing_left_is_said_plainly():
+    plan = decide(CHAT, [replace(IDLE, health="wedged")], [replace(API, health="ejected")], LIMITS, 0.0)
+    assert plan.attempts == () and plan.wait_s == 0 and plan.reason == "no_backend_available"
+
+
+def test_the_switch_outranks_the_policy_both_ways():
+    assert decide(CHAT, [IDLE], [API], replace(LIMITS, switch="all-api"), 0.0).attempts[0].backend == "api"
+    forced = decide(CHAT, [IDLE], [API], replace(LIMITS, switch="all-local", policy="api-only"), 99.0)
+    assert [attempt.backend for attempt in forced.attempts] == ["gpu"]
+
+
+def test_observe_decides_and_sends_to_the_api():
+    plan = decide(CHAT, [IDLE], [API], replace(LIMITS, policy="observe"), 0.0)
+    assert plan.attempts[0].backend == "api" and plan.reason == "observe" and ("gpu", "observe") in codes(plan)
+
+
+def test_an_api_without_a_price_comes_last_because_unknown_is_not_zero():
+    plan = decide(CHAT, [], [replace(API, backend="unpriced", usd=None), API], LIMITS, 0.0)
+    assert plan.attempts[0].backend == "api"
+
+
+def test_what_was_tried_is_not_tried_again():
+    plan = decide(replace(CHAT, tried=frozenset({"gpu/0"})), [IDLE], [API], LIMITS, 0.0)
+    assert plan.attempts[0].backend == "api" and ("gpu", "tried") in codes(plan)
+
+
+@pytest.mark.parametrize(("limits", "state", "code"), [
+    (replace(LIMITS, queue_max=3), replace(IDLE, waiting=4), "queue_max"),
+    (replace(LIMITS, gpu_util_max=0.9), replace(IDLE, gpu_util=0.99), "gpu_util_max"),
+    (LIMITS, replace(IDLE, kv_fraction=0.96), "kv_cache"),
+    (LIMITS, replace(IDLE, congested=True), "congested"),
+    (LIMITS, replace(IDLE, closed="utilization 0.95"), "utilization_max"),
+])
+def test_thresholds_and_the_engines_own_word_refuse(limits, state, code):
+    assert ("gpu", code) in codes(decide(CHAT, [state], [API], limits, 0.0))
+
+
+def test_capability_context_and_residency_are_hard():
+    backend = Backend("gpu", frozenset({"chat"}), context_tokens=1000, region="eu")
+    assert unable(backend, CHAT, None) is None
+    assert unable(backend, replace(CHAT, features=frozenset({"tools"})), None)[0] == "capability"
+    assert unable(backend, replace(CHAT, prompt_tokens=1001), None)[0] == "context_length"
+    assert unable(backend, CHAT, "us")[0] == "residency"
+
+
+def test_hysteresis_closes_above_and_opens_only_below_the_resume_mark():
+    limits = replace(LIMITS, utilization_max=0.8, utilization_resume=0.6)
+    hysteresis = Hysteresis()
+    closed = [hysteresis.closed("gpu", 0, load, limits) is not None for load in (0.7, 0.81, 0.75, 0.61, 0.59, 0.75)]
+    assert closed == [False, True, True, True, False, False]
+    assert hysteresis.changes == 2
+
+
+@given(st.floats(0, 1e-2), st.floats(0, 10), st.integers(0, 40), st.floats(0, 50_000), st.floats(0, 3))
+def test_every_plan_sends_waits_or_says_why_not_and_never_breaks_a_target_it_could_keep(usd, bid, running, backlog,
+                                                                                       waited):
+    state = replace(IDLE, running=running, backlog_tokens=backlog)
+    demand = replace(CHAT, waited_s=waited)
+    plan = decide(demand, [state], [replace(API, usd=usd)], LIMITS, bid)
+    assert plan.attempts or plan.wait_s > 0
+    if plan.attempts and plan.attempts[0].kind == "gpu":
+        ttft, tpot = predict(state, demand)
+        assert waited + ttft <= LIMITS.ttft_s and tpot <= LIMITS.tpot_s
+        assert usd / work_s(state, demand, LIMITS) >= bid * occupancy(state, LIMITS)
+    else:
+        assert any(refusal.backend == "gpu" for refusal in plan.refusals)

@@ -90,14 +90,14 @@ RateCard = Annotated[
 
 
 class Gpu(BaseModel):
-    """The GPUs under one replica of a backend, and what they cost."""
+    """The GPUs of a backend, all replicas together, and what they cost."""
 
     model_config = FROZEN
 
-    type: Text = setting(..., "GPU model", "Gives a first guess of capacity and, if unset, nothing else: A10, "
-        "A100-40GB, A100-80GB, L4, L40S, H100, H200, B200, ... Other names are fine with `capacity`.")
-    count: Int = setting(1, "GPUs in one replica", "Raise for tensor or pipeline parallelism.", unit="GPUs", ge=1,
-        le=4096)
+    type: Text = setting(..., "GPU model", "A10, A100-40GB, A100-80GB, L4, L40S, H100, H200, B200, ...: a first "
+        "guess of its speed. Other names are fine with `capacity`.")
+    count: Int = setting(1, "Number of GPUs, all replicas together", "Two replicas of two GPUs each are 4.",
+        unit="GPUs", ge=1, le=4096)
     usd_per_hour: RateCard = setting(..., "GPU price", "Required: without it no saving can be proved. From the "
         "contract or cloud bill; where the price changes, a list of {from, until, usd_per_hour}.",
         unit="USD per hour for all `count` GPUs")
@@ -175,7 +175,7 @@ class Backend(BaseModel):
         "client's name on.")
     api_key: ApiKey = setting(None, "Credential", "env:NAME or file:PATH, never the key itself. Sent to this "
         "address only.")
-    gpu: Gpu | None = setting(None, "GPUs of one replica", "Required for engines, absent for APIs.")
+    gpu: Gpu | None = setting(None, "GPUs under it", "Required for engines, absent for APIs.")
     capacity: Annotated[Capacity | None, BeforeValidator(auto)] = setting(
         None, "Measured speed", "Set from a benchmark where the learned figures start too far off.",
         shown_default="auto")

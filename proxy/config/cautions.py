@@ -40,6 +40,9 @@ def gpu_bills(look: Look) -> Iterator[Problem]:
         gpu, at = backend.gpu, ("backends", name, "gpu")
         if gpu is None:
             continue
+        if gpu.count < len(backend.urls):
+            yield look.problem((*at, "count"), f"{gpu.count} GPU under {len(backend.urls)} replicas",
+                               "count and usd_per_hour are for all replicas together")
         if not isinstance(gpu.usd_per_hour, tuple) and gpu.from_ is None:
             yield look.problem(at, "without `from`, idle hours count only from the gateway's first start",
                                "from: the day the GPU was first paid")

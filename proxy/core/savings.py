@@ -9,10 +9,12 @@ Invariants, to the nano-dollar, checked on every statement:
 
 A GPU costs what its dated rate card says for every moment of the period, watched or not. Of each minute,
 `work / 60 s` is serving (or failed), then what others used, then start-up; the rest is idle. An elastic GPU
-costs only what was used. Groups share a minute's serving cost, and its measured energy, by their work in that
-minute. Idle, foreign and start-up time, overheads and energy without work belong to no group: they are
-"(unallocated)", also when the groups are backends or days, and a group's savings are its contribution before
-them. A minute's requests, and its measured energy, belong to the period in which the minute starts.
+costs only what was used. Metered electricity is what was measured in a minute, else what the given watts say:
+idle ones for the time without work, full ones for the work. Groups share a minute's serving cost by their work
+in that minute, and bear its electricity for the part of the minute that they worked. Idle, foreign and start-up
+time, overheads and energy without work belong to no group: they are "(unallocated)", also when the groups are
+backends or days, and a group's savings are its contribution before them. A minute's requests, and its measured
+energy, belong to the period in which the minute starts.
 """
 
 from __future__ import annotations
@@ -242,6 +244,7 @@ class _Piece:
     rate: _Rate
     elastic: bool
     idle_energy: _Rate | None  # None: the rent includes it
+    load_energy: _Rate | None  # what full load draws beyond idling
 
 
 class _Meter:
@@ -270,20 +273,26 @@ class _Meter:
 
 
 def _pieces(line: RateLine, electricity: Sequence[RateLine], from_ns: int, to_ns: int) -> Iterable[_Piece]:
+    """A line's stretch, cut where the price of electricity changes; before the first price it costs nothing."""
     rate = _Rate(Fraction(line.usd) * NANO_PER_USD, line.from_ns or 0)
     elastic = line.billing == "elastic"
     if line.energy != "metered":
-        yield _Piece(from_ns, to_ns, rate, elastic, None)
+        yield _Piece(from_ns, to_ns, rate, elastic, None, None)
         return
-    kilowatts, at = Fraction(line.idle_watts or 0) / 1000, from_ns
-    for start, end, tariff in timeline(electricity, from_ns, to_ns):
+    idle = Fraction(line.idle_watts or 0) / 1000
+    load = max(Fraction(0), Fraction(line.watts or 0) / 1000 - idle)
+    free = RateLine("electricity", "", Decimal(0))
+    cuts = timeline(electricity, from_ns, to_ns) if electricity else []
+    at = from_ns
+    for start, end, tariff in [*cuts, (to_ns, to_ns, free)]:
         if at < start:
-            yield _Piece(at, start, rate, elastic, _Rate(Fraction(0), 0))
-        idle = kilowatts * Fraction(tariff.usd) * Fraction(tariff.pue) * NANO_PER_USD
-        yield _Piece(start, end, rate, elastic, _Rate(idle, tariff.from_ns or 0))
+            yield _Piece(at, start, rate, elastic, _Rate(Fraction(0), 0), _Rate(Fraction(0), 0))
+        if start < end:
+            nano_per_kwh = Fraction(tariff.usd) * Fraction(tariff.pue) * NANO_PER_USD
+            origin_ns = tariff.from_ns or 0
+            yield _Piece(start, end, rate, elastic, _Rate(idle * nano_per_kwh, origin_ns),
+                         _Rate(load * nano_per_kwh, origin_ns))
         at = end
-    if at < to_ns:
-        yield _Piece(at, to_ns, rate, elastic, _Rate(Fraction(0), 0))
 
 
 class Fleet:
@@ -341,9 +350,10 @@ class Fleet:
             if of_failed:
                 for name, part in zip(names, shares(of_failed, failed), strict=True):
                     self._group(name).failed += part
-        if seen is not None and seen.energy_nano is not None:
+        measured = None if seen is None else seen.energy_nano
+        if pieces[0][0].idle_energy is not None and (work_ns or measured is not None):
             weights = [one + other for one, other in zip(served, failed, strict=True)]
-            self._measured_energy(share, minute, pieces, names, weights, seen.energy_nano)
+            self._energy(share, minute, pieces, names, weights, measured)
 
     def _group(self, name: str) -> GpuShare:
         group = self.groups.get(name)
@@ -371,19 +381,18 @@ class Fleet:
             total += used
         return total
 
-    def _measured_energy(self, share: GpuShare, minute: int, pieces: list[tuple[_Piece, int, int]],
-                         names: Sequence[str], weights: Sequence[int], energy_nano: int) -> None:
-        """What was measured stands instead of what idling was assumed to draw; the groups bear it for the part of
-        the minute that they worked."""
-        metered = [(piece.idle_energy, start, end) for piece, start, end in pieces if piece.idle_energy is not None]
-        if not metered:
-            return  # the rent includes it
-        share.energy -= sum(rate.cost(start, end) for rate, start, end in metered)
-        if minute * NS_PER_MINUTE < self.from_ns:
-            return  # the part of a minute that an earlier period owns
-        share.energy += energy_nano
-        idle_ns = max(0, NS_PER_MINUTE - sum(weights))
-        for name, part in zip(names, shares(energy_nano, [*weights, idle_ns]), strict=False):  # the rest: nobody's
+    def _energy(self, share: GpuShare, minute: int, pieces: list[tuple[_Piece, int, int]], names: Sequence[str],
+                weights: Sequence[int], measured: int | None) -> None:
+        """A metered minute with work or a measurement: what it drew instead of what idling was assumed to."""
+        work_ns, covered_ns = sum(weights), sum([end - start for _, start, end in pieces])
+        idle = sum(piece.idle_energy.cost(start, end) for piece, start, end in pieces if piece.idle_energy)
+        load = sum(piece.load_energy.cost(start, end) for piece, start, end in pieces if piece.load_energy)
+        drawn = idle + (load if work_ns >= covered_ns else half_even(load * work_ns, covered_ns))
+        if measured is not None:  # in the period in which the minute starts
+            drawn = measured if minute * NS_PER_MINUTE >= self.from_ns else 0
+        share.energy += drawn - idle
+        idle_ns = max(0, NS_PER_MINUTE - work_ns)
+        for name, part in zip(names, shares(drawn, [*weights, idle_ns]), strict=False):  # the rest is nobody's
             self._group(name).energy += part
 
 

@@ -120,7 +120,9 @@ class SimulatedAnthropic(Application):
         await request.respond(error.status, {**error.value(), "request_id": ident}, headers)
 
     def _authenticate(self, request: Request) -> None:
-        key = request.headers.get("x-api-key")
+        """The key in `x-api-key`, or, as the official client of 2026 sends it, as a bearer token."""
+        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+        key = request.headers.get("x-api-key") or (bearer if scheme.lower() == "bearer" else "")
         if not key:
             raise AnthropicError(401, "x-api-key header is required")
         if self.profile.api_key is not None and key != self.profile.api_key:

@@ -6,8 +6,11 @@ becomes a `LedgerUnavailable` that says which file, what happened and what to do
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +43,10 @@ _HINTS = (
 
 
 def path_of(url: str) -> Path:
-    """The file behind a ledger URL. LedgerUnavailable for anything but a SQLite file."""
+    """The file behind a ledger URL. LedgerUnavailable for anything but a SQLite file, or `memory://`: a file of this
+    process, for trials, that is gone when it ends."""
+    if url.startswith("memory://"):
+        return _of_this_process(url)
     try:
         parsed = make_url(url)
     except ArgumentError:
@@ -49,8 +55,24 @@ def path_of(url: str) -> Path:
         raise LedgerUnavailable("ledger: PostgreSQL is not built yet; use sqlite:///data/ledger.db")
     if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
         raise LedgerUnavailable(f"ledger: {parsed.render_as_string()!r} is not a SQLite file; "
-                                "write sqlite:///data/ledger.db (a ledger in memory would forget the money)")
+                                "write sqlite:///data/ledger.db")
     return Path(parsed.database)
+
+
+def _of_this_process(url: str) -> Path:
+    if url not in _temporary:
+        folder = tempfile.mkdtemp(prefix="breakeven-")
+        atexit.register(_remove, os.getpid(), folder)
+        _temporary[url] = Path(folder) / "ledger.db"
+    return _temporary[url]
+
+
+_temporary: dict[str, Path] = {}
+
+
+def _remove(pid: int, folder: str) -> None:
+    if os.getpid() == pid:  # not in a forked child
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def explain(path: Path, error: BaseException) -> str:
@@ -73,7 +95,7 @@ def writing(url: str) -> Connection:
         raise LedgerUnavailable(f"ledger {path}: the file is missing; restore it, or restart to begin a new one")
     connection = None
     try:
-        connection = _engine(make_url(url)).connect()
+        connection = _engine(URL.create("sqlite", database=str(path))).connect()
         for pragma in PRAGMAS:
             _pragma(connection, pragma)
     except (DBAPIError, OSError) as error:

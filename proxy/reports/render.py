@@ -97,7 +97,8 @@ def _waterfall(statement: Statement, places: int) -> Table:
     def line(name: str, amount: int, note: str = "", style: str = "") -> None:
         table.add_row(Text(name, style), _money(amount, places, style), note)
 
-    line("Baseline: everything at the API", total.baseline, f"{total.requests:,} requests, {total.tokens:,} tokens", "bold")
+    asked = f"{total.requests:,} requests, {total.tokens:,} tokens"
+    line("Baseline: everything at the API", total.baseline, asked, "bold")
     retries = f"of which attempts that did not answer {_plain(statement.api_retries, places)}"
     line("  API, paid", -total.api, retries if statement.api_retries else "")
     for name, label in (("gpu_serving", "GPU, serving"), ("gpu_failed", "GPU, failed work"),
@@ -114,8 +115,9 @@ def _waterfall(statement: Statement, places: int) -> Table:
     line("Savings", total.savings, "" if percent is None else f"{percent:+} % of the baseline", bold)
     if statement.baseline_outside_target:
         late = statement.baseline_outside_target
-        line("  without answers outside their target", total.savings - late,
-             f"{_plain(late, places)} of the baseline was answered later than its target", "red" if late > total.savings else "")
+        note = f"{_plain(late, places)} of the baseline was answered later than its target"
+        within = total.savings - late
+        line("  without answers outside their target", within, note, "red" if within < 0 else "")
     return table
 
 
@@ -125,8 +127,9 @@ def _groups(statement: Statement, places: int) -> Table:
     for name in ("requests", "tokens", "baseline", "api", "gpu", "energy", "overhead", "savings"):
         table.add_column(name, justify="right")
     for row in statement.rows:
-        table.add_row(Text(_printable(row.label), "" if row.allocated else "italic"), f"{row.requests:,}", f"{row.tokens:,}",
-                      *(_money(getattr(row, name), places) for name in ("baseline", "api", "gpu", "energy", "overhead")),
+        amounts = (row.baseline, row.api, row.gpu, row.energy, row.overhead)
+        table.add_row(Text(_printable(row.label), "" if row.allocated else "italic"),
+                      f"{row.requests:,}", f"{row.tokens:,}", *(_money(amount, places) for amount in amounts),
                       _money(row.savings, places, "red" if row.savings < 0 else "green"))
     return table
 
@@ -146,8 +149,8 @@ def _warnings(statement: Statement) -> list[Text]:
         found.append((f"{covered['estimated_requests']:,} attempts ({covered['estimated_tokens']:,} tokens) have "
                       "estimated token counts.", "yellow"))
     if covered["unobserved_minutes"]:
-        found.append((f"{covered['unobserved_minutes']:,} GPU minutes were paid while no gateway watched; they are idle.",
-                      "yellow"))
+        found.append((f"{covered['unobserved_minutes']:,} GPU minutes were paid while no gateway watched: booked as "
+                      "idle.", "yellow"))
     return [Text(f"! {text}", style) for text, style in found]
 
 

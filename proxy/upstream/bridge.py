@@ -27,21 +27,27 @@ ERROR_BYTES_MAX = 64 * 1024
 _HOP = frozenset(("host", "content-length", "connection", "accept-encoding", "user-agent", "cookie",
                   "transfer-encoding", "x-request-id"))
 
+_RESPONSE_ONLY = frozenset(("content-type", "content-length", "content-encoding", "transfer-encoding",
+                            "connection", "keep-alive", "set-cookie", "server", "date"))
+
 current: ContextVar[Exchange] = ContextVar("commercial_exchange")
 
 
 class Exchange:
     """One call to a provider: sent once, to one place, and ended by us."""
 
-    __slots__ = ("_connections", "_first_byte_at", "_outgoing", "_target", "answer", "error_body", "fault")
+    __slots__ = ("_connections", "_data_only", "_first_byte_at", "_outgoing", "_target", "answer", "error_body", "fault",
+                 "owner")
 
-    def __init__(self, target: Target, connections: Connections, outgoing: Outgoing) -> None:
+    def __init__(self, target: Target, connections: Connections, outgoing: Outgoing, data_only: bool) -> None:
         self._target = target
         self._connections = connections
         self._outgoing = outgoing
+        self._data_only = data_only
         self._first_byte_at = asyncio.get_running_loop().time() + target.first_byte_s
         self.answer: HttpAnswer | None = None
         self.error_body = b""
+        self.owner: object = None  # the answer that will end this exchange
         self.fault: UpstreamError | None = None
 
     async def send(self, request: httpx.Request) -> httpx.Response:
@@ -65,7 +71,8 @@ class Exchange:
         if answer.status >= 400:
             self.error_body = await answer.read(ERROR_BYTES_MAX)
             return httpx.Response(answer.status, headers=headers, content=self.error_body)
-        return httpx.Response(answer.status, headers=headers, stream=_Body(self, answer, self._outgoing.stream))
+        return httpx.Response(answer.status, headers=headers, 
+                              stream=_Body(self, answer, self._outgoing.stream, self._data_only))
 
     def _headers(self, request: httpx.Request) -> dict[str, str]:
         """litellm's headers, which hold the key, and those of the caller's that may pass."""
@@ -81,26 +88,57 @@ class Exchange:
                 headers.setdefault(lower, value)
         return headers
 
+    def status(self) -> int:
+        """The provider's; 0 when it was never asked or never answered."""
+        return 0 if self.answer is None else self.answer.status
+
+    def headers(self) -> dict[str, str]:
+        """The provider's response headers that still hold once the body is translated."""
+        if self.answer is None:
+            return {}
+        headers = {k: v for k, v in self.answer.headers.items() if k not in _RESPONSE_ONLY}
+        if "request-id" in headers:
+            headers.setdefault("x-request-id", headers["request-id"])
+        return headers
+
     def abort(self) -> None:
         if self.answer is not None:
             self.answer.abort()
 
+    def finish(self) -> None:
+        if self.answer is not None:
+            self.answer.release()
+
 
 class _Body(httpx.AsyncByteStream):
-    """An answer's bytes, for httpx."""
+    """An answer's bytes, for httpx.
 
-    def __init__(self, exchange: Exchange, answer: HttpAnswer, stream: bool) -> None:
+    With `data_only`, of an event stream only the data lines: litellm builds and throws away objects
+    for each of the others, and Anthropic repeats an event's name inside its data.
+    """
+
+    def __init__(self, exchange: Exchange, answer: HttpAnswer, stream: bool, data_only: bool) -> None:
         self._exchange = exchange
         self._answer = answer
         self._stream = stream
+        self._data_only = data_only
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
             if not self._stream:
                 yield await self._answer.read(WHOLE_BYTES_MAX)
                 return
+            tail = b""
             while piece := await self._answer.chunk():
-                yield piece
+                if not self._data_only:
+                    yield piece
+                    continue
+                lines = (tail + piece).split(b"\n")
+                tail = lines.pop()
+                if kept := [line for line in lines if line.startswith(b"data:")]:
+                    yield b"\n".join(kept) + b"\n"
+            if tail:
+                yield tail
         except UpstreamError as fault:
             self._exchange.fault = fault
             raise httpx.ReadError("upstream failed") from None

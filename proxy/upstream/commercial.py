@@ -14,20 +14,17 @@ import asyncio
 import functools
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
 import orjson
-from yarl import URL
 
-from proxy.core.errors import (UpstreamCut, UpstreamError, UpstreamFailed, UpstreamOverloaded,
-                               UpstreamTimeout)
+from proxy.core.errors import UpstreamFailed
 from proxy.upstream import translation
-from proxy.upstream.answer import HttpAnswer
-from proxy.upstream.connections import USER_AGENT, Connections
-from proxy.upstream.engine import fixed_origin
+from proxy.upstream.connections import USER_AGENT, Connections, fixed_origin, joined
+from proxy.upstream.translated import StreamAnswer, WholeAnswer, refused
 from proxy.upstream.transport import Answer, Outgoing, Target
 
 MALICIOUS = ("1.82.7", "1.82.8")  # PYSEC-2026-2: they send credentials away when imported
@@ -43,6 +40,10 @@ _ENVIRONMENT = {
 _LOGGERS = ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy")
 _CALLBACKS = ("input_callback", "success_callback", "failure_callback", "service_callback", "callbacks",
               "_async_input_callback", "_async_success_callback", "_async_failure_callback")
+# What it does when a call has ended, callbacks or not: price it, copy the prompt, queue both. A third of
+# its time, and prompts kept in memory.
+_HANDLERS = ("success_handler", "failure_handler", "async_success_handler", "async_failure_handler",
+             "handle_sync_success_callbacks_for_async_calls")
 _SWITCHES = {
     "suppress_debug_info": True, "set_verbose": False, "turn_off_message_logging": True, "telemetry": False,
     "disable_streaming_logging": True, "disable_token_counter": True, "num_retries": 0, "cache": None,
@@ -51,8 +52,8 @@ _SWITCHES = {
 }
 # These reach OpenAI's SDK, which takes no client of litellm's; they get ours through its session.
 _SDK_PROVIDERS = frozenset(("openai", "azure", "text-completion-openai", "azure_text"))
-_POOR = ("credit balance is too low",)  # Anthropic's 400 for an unpaid account: not the client's fault
 _NO_KEY = "none"
+MODELS_MAX = 256  # whose abilities are remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ def load() -> _Loaded:
         logging.getLogger(name).disabled = True
     logging.getLogger("httpx").setLevel(logging.WARNING)  # its URLs can hold a provider's key
     import litellm
+    from litellm.litellm_core_utils.litellm_logging import Logging
     from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler
 
     from proxy.upstream import bridge
@@ -91,9 +93,17 @@ def load() -> _Loaded:
         setattr(litellm, name, [])
     for name in _LOGGERS:
         logging.getLogger(name).handlers.clear()
+    for name in _HANDLERS:
+        setattr(Logging, name, _nothing_later if name.startswith("async_") else _nothing)
     handler = AsyncHTTPHandler(transport=bridge.Transport(), follow_redirects=False)
     litellm.aclient_session = handler.client
     return _Loaded(litellm, handler, bridge.Exchange, bridge.current)
+
+
+def _nothing(*_args: Any, **_kwargs: Any) -> None: ...
+
+
+async def _nothing_later(*_args: Any, **_kwargs: Any) -> None: ...
 
 
 async def warm_up() -> None:
@@ -126,47 +136,86 @@ class LiteLLMUpstream:
         if self._loaded is None:
             await warm_up()
             self._loaded = load()
+        loaded = self._loaded
         try:
             document = orjson.loads(outgoing.body)
-            call = self._call(outgoing, document)
-        except (translation.Untranslatable, orjson.JSONDecodeError, TypeError) as exc:
-            param = getattr(exc, "param", None)
-            return WholeAnswer(400, translation.refusal(400, str(exc), param), {})
-        exchange = self._loaded.exchange(self._target, self._connections, outgoing)
-        token = self._loaded.current.set(exchange)
+            call = self._call(loaded, outgoing, document)
+        except orjson.JSONDecodeError:
+            return WholeAnswer(400, translation.refusal(400, "The body is not JSON."))
+        except translation.Untranslatable as exc:
+            return WholeAnswer(400, translation.refusal(400, str(exc), exc.param))
+        exchange = loaded.exchange(self._target, self._connections, outgoing,
+                                   data_only=self._provider == "anthropic")
+        token = loaded.current.set(exchange)
         try:
             answer = await call()
-            return self._answer(outgoing, document, exchange, answer)
+            if outgoing.stream:
+                return StreamAnswer(self._target, exchange, answer, _wants_usage(document))
+            return WholeAnswer(200, _whole(outgoing, document, answer), exchange.headers())
         except Exception as exc:  # litellm raises a hundred kinds, some of them bare
-            exchange.abort()
-            return self._refused(exchange, exc)
-        except BaseException:
-            exchange.abort()
-            raise
+            return refused(self._target, exchange, exc)
         finally:
-            self._loaded.current.reset(token)
+            loaded.current.reset(token)
+            if not isinstance(exchange.owner, StreamAnswer):
+                exchange.abort()
 
     async def get(self, path: str, timeout_s: float, bytes_max: int) -> tuple[int, bytes]:
         if not self._target.url:
             raise UpstreamFailed(f"{self._target.name}: has no address of its own to ask")
-        ends_at = asyncio.get_running_loop().time() + timeout_s
         headers = {"accept-encoding": "identity", "user-agent": USER_AGENT}
         if self._target.api_key is not None:
             key = self._target.api_key.reveal()
             headers |= ({"x-api-key": key, "anthropic-version": "2023-06-01"} if self._provider == "anthropic"
                         else {"authorization": f"Bearer {key}"})
-        url = URL(fixed_origin(self._target) + path, encoded=True)
-        if not path.startswith("/"):
-            raise ValueError(f"{self._target.name}: not a path that may be asked for")
-        response = await self._connections.request("GET", url, headers, None, ends_at)
-        answer = HttpAnswer(self._target, response, ends_at)
-        try:
-            async with asyncio.timeout_at(ends_at):
-                return answer.status, await answer.read(bytes_max)
-        except TimeoutError:
-            raise UpstreamTimeout(f"{self._target.name}: no whole answer in time") from None
-        finally:
-            answer.abort()
+        url = joined(self._target, fixed_origin(self._target), path)
+        return await self._connections.get(url, headers, timeout_s, bytes_max)
 
     async def close(self) -> None:
         await self._connections.close()
+
+    def _call(self, loaded: _Loaded, outgoing: Outgoing, document: Any) -> Callable[[], Awaitable[Any]]:
+        """The call to make, its arguments checked."""
+        if not isinstance(document, dict):
+            raise translation.Untranslatable("The body must be a JSON object.")
+        model = self._model if self._model != "*" else document.get("model")
+        if not isinstance(model, str):
+            raise translation.Untranslatable("'model' must be a string.", "model")
+        common = {"model": model, "custom_llm_provider": self._provider, "max_retries": 0, "num_retries": 0,
+                  "timeout": self._target.first_byte_s + self._target.idle_s}
+        if self._target.url:
+            # A key is always given: without one litellm would look for another in the environment.
+            common["api_base"] = fixed_origin(self._target)
+            common["api_key"] = _NO_KEY
+        if self._target.api_key is not None:
+            common["api_key"] = self._target.api_key.reveal()
+        if self._provider not in _SDK_PROVIDERS:
+            common["client"] = loaded.handler
+        if outgoing.path == _EMBEDDINGS:
+            return functools.partial(loaded.litellm.aembedding,
+                                     **translation.embedding_arguments(document), **common)
+        if outgoing.path != _CHAT:
+            raise translation.Untranslatable(f"This model's provider does not offer {outgoing.path}.")
+        arguments = translation.chat_arguments(document, self._supported_by(loaded, model))
+        if outgoing.stream:
+            arguments |= {"stream": True, "stream_options": {"include_usage": True}}
+        # Tools would otherwise be offered to litellm's own MCP gateway, and import it.
+        return functools.partial(loaded.litellm.acompletion, **arguments, **common, _skip_mcp_handler=True)
+
+    def _supported_by(self, loaded: _Loaded, model: str) -> frozenset[str]:
+        supported = self._supported.get(model)
+        if supported is None:
+            supported = frozenset(loaded.litellm.get_supported_openai_params(model, self._provider) or ())
+            if len(self._supported) < MODELS_MAX:
+                self._supported[model] = supported
+        return supported
+
+
+def _wants_usage(document: Mapping[str, Any]) -> bool:
+    options = document.get("stream_options")
+    return isinstance(options, dict) and options.get("include_usage") is True
+
+
+def _whole(outgoing: Outgoing, document: Mapping[str, Any], answer: Any) -> bytes:
+    if outgoing.path == _EMBEDDINGS:
+        return translation.embeddings(answer, document.get("encoding_format"))
+    return translation.completion(answer)

@@ -12,6 +12,7 @@ Two properties are worth stating before the code:
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
@@ -19,7 +20,8 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
-from proxy.core.errors import UpstreamFailed
+from proxy.core.errors import UpstreamFailed, UpstreamTimeout
+from proxy.upstream.answer import HttpAnswer
 from proxy.upstream.faults import connecting, no_head
 from proxy.upstream.transport import Target
 
@@ -37,6 +39,24 @@ NOT_FORWARDED = frozenset((
     "authorization", "api-key", "x-api-key", "proxy-authorization", "cookie", "host", "content-length",
     "content-type", "transfer-encoding", "connection", "keep-alive", "te", "trailer", "upgrade", "expect",
     "accept-encoding", "user-agent", "x-request-id"))
+
+
+_PATH = re.compile(r"/(?:[A-Za-z0-9._~%-][A-Za-z0-9._~%/:@+-]*)?(?:\?[A-Za-z0-9._~%=&+:-]*)?")
+
+
+def fixed_origin(target: Target) -> str:
+    """The target's URL without a trailing slash or /v1, which every path of ours begins with."""
+    url = URL(target.url)
+    if url.scheme not in KEEPALIVE_S or not url.host or url.user or url.password or url.query_string:
+        raise ValueError(f"{target.name}: url must be http(s)://host[:port][/prefix]")
+    return str(url).rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def joined(target: Target, origin: str, path: str) -> URL:
+    """`path` at `origin`; ValueError for one that could lead anywhere else."""
+    if not _PATH.fullmatch(path):
+        raise ValueError(f"{target.name}: not a path that may be asked for")
+    return URL(origin + path, encoded=True)
 
 
 class _Attempt:
@@ -128,6 +148,19 @@ class Connections:
             response.close()
             raise UpstreamFailed(f"{self._name}: {reason}")
         return response
+
+    async def get(self, url: URL, headers: Mapping[str, str], timeout_s: float,
+                  bytes_max: int) -> tuple[int, bytes]:
+        """Status and whole body of a GET, both within `timeout_s`."""
+        ends_at = asyncio.get_running_loop().time() + timeout_s
+        answer = HttpAnswer(self._target, await self.request("GET", url, headers, None, ends_at), ends_at)
+        try:
+            async with asyncio.timeout_at(ends_at):
+                return answer.status, await answer.read(bytes_max)
+        except TimeoutError:
+            raise UpstreamTimeout(f"{self._name}: no whole answer in time") from None
+        finally:
+            answer.abort()  # after a clean end this does nothing
 
     async def close(self) -> None:
         self._closed = True

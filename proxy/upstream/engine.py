@@ -7,20 +7,16 @@ cannot change it, so the key that travels with every request goes there and nowh
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
 
 import aiohttp
 from yarl import URL
 
-from proxy.core.errors import UpstreamTimeout
 from proxy.upstream.answer import HttpAnswer
-from proxy.upstream.connections import NOT_FORWARDED, USER_AGENT, Connections, new_session
+from proxy.upstream.connections import NOT_FORWARDED, USER_AGENT, Connections, fixed_origin, joined, new_session
 from proxy.upstream.transport import Outgoing, Target
 
 PATHS_MAX = 64  # distinct paths whose URL is kept parsed
-
-_PATH = re.compile(r"/(?:[A-Za-z0-9._~%-][A-Za-z0-9._~%/:@+-]*)?(?:\?[A-Za-z0-9._~%=&+:-]*)?")
 
 
 class HttpUpstream:
@@ -57,16 +53,7 @@ class HttpUpstream:
         return HttpAnswer(self._target, response, first_byte_at)
 
     async def get(self, path: str, timeout_s: float, bytes_max: int) -> tuple[int, bytes]:
-        ends_at = asyncio.get_running_loop().time() + timeout_s
-        response = await self._connections.request("GET", self._url(path), self._headers, None, ends_at)
-        answer = HttpAnswer(self._target, response, ends_at)
-        try:
-            async with asyncio.timeout_at(ends_at):
-                return answer.status, await answer.read(bytes_max)
-        except TimeoutError:
-            raise UpstreamTimeout(f"{self._target.name}: no whole answer in time") from None
-        finally:
-            answer.abort()  # after a clean end this does nothing
+        return await self._connections.get(self._url(path), self._headers, timeout_s, bytes_max)
 
     async def close(self) -> None:
         await self._connections.close()
@@ -74,17 +61,7 @@ class HttpUpstream:
     def _url(self, path: str) -> URL:
         url = self._urls.get(path)
         if url is None:
-            if not _PATH.fullmatch(path):
-                raise ValueError(f"{self._target.name}: not a path that may be asked for")
-            url = URL(self._prefix + path, encoded=True)
+            url = joined(self._target, self._prefix, path)
             if len(self._urls) < PATHS_MAX:
                 self._urls[path] = url
         return url
-
-
-def fixed_origin(target: Target) -> str:
-    """The target's URL without a trailing slash or /v1, which every path of ours begins with."""
-    url = URL(target.url)
-    if url.scheme not in ("http", "https") or not url.host or url.user or url.password or url.query_string:
-        raise ValueError(f"{target.name}: url must be http(s)://host[:port][/prefix]")
-    return str(url).rstrip("/").removesuffix("/v1").rstrip("/")

@@ -157,13 +157,14 @@ def completion(answer: Any) -> bytes:
 
 
 def frame(chunk: Any, with_usage: bool) -> bytes | None:
-    """One frame of a stream; None for a chunk without choices, whose usage the last frame tells."""
-    if not chunk.choices:
+    """One frame of a stream; None for a chunk that says nothing (litellm makes one to carry usage)."""
+    choices = [{"index": choice.index, "delta": _delta(choice.delta),
+                "logprobs": _plain(getattr(choice, "logprobs", None)),
+                "finish_reason": choice.finish_reason} for choice in chunk.choices]
+    if not any(choice["delta"] or choice["finish_reason"] for choice in choices):
         return None
     body = _head(chunk, "chat.completion.chunk")
-    body["choices"] = [{"index": choice.index, "delta": _delta(choice.delta),
-                        "logprobs": _plain(getattr(choice, "logprobs", None)),
-                        "finish_reason": choice.finish_reason} for choice in chunk.choices]
+    body["choices"] = choices
     if with_usage:
         body["usage"] = None
     return b"data: " + orjson.dumps(body) + b"\n\n"
@@ -200,16 +201,21 @@ def _head(answer: Any, kind: str) -> dict[str, Any]:
 
 def _message(message: Any) -> dict[str, Any]:
     body = {"role": "assistant", "content": message.content, "refusal": getattr(message, "refusal", None)}
-    return body | _extras(message)
+    body |= _extras(message)
+    for call in body.get("tool_calls", ()):
+        call.pop("index", None)  # belongs to deltas
+    return body
 
 
 def _delta(delta: Any) -> dict[str, Any]:
-    body: dict[str, Any] = {}
-    if delta.role:
-        body["role"] = delta.role
-    if delta.content is not None:
-        body["content"] = delta.content
-    return body | _extras(delta)
+    body: dict[str, Any] = {"role": delta.role} if delta.role else {}
+    extras = _extras(delta)
+    if delta.content or (delta.role and not extras):
+        body["content"] = delta.content or ""
+    for call in extras.get("tool_calls", ()):
+        if "id" not in call:
+            call.pop("type", None)  # told once, with the id
+    return body | extras
 
 
 def _extras(source: Any) -> dict[str, Any]:

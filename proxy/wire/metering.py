@@ -24,7 +24,6 @@ The caller's part:
 from __future__ import annotations
 
 import re
-from enum import Enum
 from typing import Any
 
 import orjson
@@ -40,6 +39,7 @@ from proxy.wire.chunks import (
     with_payload,
 )
 from proxy.wire.endpoints import Endpoint
+from proxy.wire.openai import Strip
 from proxy.wire.sse import FRAME_BYTES_MAX, FrameSplitter, FrameTooLong, frame_data
 from proxy.wire.usage import tail_member, tier_of, top_member, usage_from_dict
 
@@ -50,16 +50,9 @@ _TEXT_KEYS = {
     Endpoint.COMPLETIONS: (b'"text":"',),
     Endpoint.EMBEDDINGS: (),
 }
+__all__ = ["StreamMeter", "Strip"]
+
 _STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*(?=")')
-
-
-class Strip(Enum):
-    """What the client did not ask for. NOTHING: it gets all that comes. RUNNING: it asked for
-    the final usage only. ALL: it asked for none."""
-
-    NOTHING = "nothing"
-    RUNNING = "running"
-    ALL = "all"
 
 
 class StreamMeter:

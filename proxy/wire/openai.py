@@ -29,8 +29,8 @@ from proxy.wire.prompt import Prompt
 from proxy.wire.usage import read_usage, served_tier, usage_from_dict
 
 __all__ = [
-    "DANGEROUS_ENGINE_FIELDS", "ENDPOINTS", "FORBIDDEN_FIELDS", "Endpoint", "UsageInjection", "WireRequest",
-    "error_body", "error_event", "gateway_error_body", "is_context_overflow", "mentions_stream_options",
+    "DANGEROUS_ENGINE_FIELDS", "ENDPOINTS", "FORBIDDEN_FIELDS", "Endpoint", "Strip", "UsageInjection",
+    "WireRequest", "error_body", "error_event", "gateway_error_body", "is_context_overflow", "mentions_stream_options",
     "parse_request", "read_usage", "refuse_fields", "relay_error", "served_tier", "upstream_body",
     "usage_from_dict",
 ]
@@ -41,6 +41,7 @@ CHOICES_MAX = 128  # OpenAI's own limit of n
 BATCH_MAX = 2048  # OpenAI's own limit of inputs
 TOKENS_MAX = 1 << 31
 
+_PROMPT_FIELDS = {Endpoint.COMPLETIONS: "prompt", Endpoint.EMBEDDINGS: "input"}
 _REASONING_FIELDS = ("reasoning_effort", "reasoning", "thinking", "thinking_token_budget")
 
 
@@ -50,6 +51,15 @@ class UsageInjection(Enum):
     NONE = "none"
     FINAL = "final"
     CONTINUOUS = "continuous"
+
+
+class Strip(Enum):
+    """What the client did not ask for. NOTHING: it gets all that comes. RUNNING: it asked for
+    the final usage only. ALL: it asked for none."""
+
+    NOTHING = "nothing"
+    RUNNING = "running"
+    ALL = "all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +90,14 @@ class WireRequest:
         """How many choices the answer will have: `n` for each prompt."""
         return self.n * self.prompt_count
 
+    def strip(self, injected: UsageInjection) -> Strip:
+        """What of an answer to `upstream_body(usage=injected)` the client did not ask for."""
+        if injected is UsageInjection.NONE or self.wants_continuous_usage:
+            return Strip.NOTHING
+        if self.wants_usage:
+            return Strip.RUNNING if injected is UsageInjection.CONTINUOUS else Strip.NOTHING
+        return Strip.ALL
+
 
 def parse_request(endpoint: Endpoint, body: bytes, content_type: str | None = None, *,
                   json_depth_max: int = JSON_DEPTH_MAX) -> WireRequest:
@@ -88,7 +106,7 @@ def parse_request(endpoint: Endpoint, body: bytes, content_type: str | None = No
     Raises InvalidRequest (with `param`) or UnsupportedMediaType. Of a key given twice the last
     counts, as in every common parser."""
     _check_content_type(content_type)
-    document = _parse(body, json_depth_max)
+    document = _parse(endpoint, body, json_depth_max)
     model = document.get("model")
     if not isinstance(model, str) or not model.strip():
         raise InvalidRequest("you must provide a model parameter", param="model")
@@ -149,7 +167,7 @@ def _check_content_type(content_type: str | None) -> None:
                                "requests in UTF-8.", code="unsupported_content_type")
 
 
-def _parse(body: bytes, depth_max: int) -> dict[str, Any]:
+def _parse(endpoint: Endpoint, body: bytes, depth_max: int) -> dict[str, Any]:
     """orjson stops by itself at a depth of 1,024, before the stack is in danger and without
     reading on; the stricter limit is for whoever walks the document after us."""
     try:
@@ -160,7 +178,9 @@ def _parse(body: bytes, depth_max: int) -> dict[str, Any]:
                              f"(char {problem.pos}).") from None
     if not isinstance(document, dict):
         raise InvalidRequest("The body of your request must be a JSON object.")
-    if body.count(b"{") + body.count(b"[") > depth_max and _deeper_than(document, depth_max):
+    shallow = _PROMPT_FIELDS.get(endpoint)  # its shape is checked later; it may hold a million ids
+    if (body.count(b"{") + body.count(b"[") > depth_max and
+            _deeper_than({k: v for k, v in document.items() if k != shallow}, depth_max)):
         raise InvalidRequest(f"The body of your request is nested deeper than {depth_max} levels.")
     return document
 
@@ -171,7 +191,7 @@ def _deeper_than(document: dict[str, Any], depth_max: int) -> bool:
         inner: list[Any] = []
         for node in level:
             values = node.values() if type(node) is dict else node
-            kinds = set(map(type, values))  # at C speed: a million token ids cost milliseconds
+            kinds = set(map(type, values))  # at C speed
             if dict in kinds or list in kinds:
                 inner += [value for value in values if type(value) is dict or type(value) is list]
         if not inner:
@@ -192,7 +212,7 @@ def _read_prompt(endpoint: Endpoint, document: dict[str, Any]) -> tuple[Prompt, 
                 raise InvalidRequest(f"'messages[{at}]' must be an object.", param=f"messages[{at}]")
         prompt.messages(messages)
     else:
-        field = "prompt" if endpoint is Endpoint.COMPLETIONS else "input"
+        field = _PROMPT_FIELDS[endpoint]
         count = _prompt_count(document.get(field), field)
         prompt.texts(document[field])
     for name in ("tools", "functions", "response_format", "documents", "guided_json", "structured_outputs"):

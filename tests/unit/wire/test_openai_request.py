@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.core.errors import GatewayError, InvalidRequest, UnsupportedMediaType
-from proxy.wire.openai import ENDPOINTS, Endpoint, UsageInjection, parse_request, upstream_body
+from proxy.wire.openai import ENDPOINTS, Endpoint, Strip, UsageInjection, parse_request, upstream_body
 
 CHAT, COMPLETIONS, EMBEDDINGS = Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS
 HELLO = [{"role": "user", "content": "hello"}]
@@ -107,6 +107,7 @@ def test_deep_nesting_is_refused_quickly():
     assert "64" in refused(CHAT, deep.replace(b"[[", b"[[[").replace(b"]]", b"]]]")).message
     with pytest.raises(InvalidRequest):
         parse_request(CHAT, deep, None, json_depth_max=10)
+    assert refused(EMBEDDINGS, b'{"model":"m","input":' + b"[" * 100 + b"]" * 100 + b"}").param == "input"
 
 
 def test_brackets_in_text_and_wide_bodies_are_not_depth():
@@ -267,6 +268,16 @@ def test_stream_options_are_merged_and_never_overwritten():
 
 def test_usage_is_asked_of_streams_only():
     assert b"stream_options" not in upstream_body(chat(), model="other", usage=UsageInjection.CONTINUOUS)
+
+
+def test_what_is_stripped_is_what_was_injected_and_not_asked_for():
+    none, final, continuous = UsageInjection.NONE, UsageInjection.FINAL, UsageInjection.CONTINUOUS
+    silent = chat(stream=True)
+    asked = chat(stream=True, stream_options={"include_usage": True})
+    both = chat(stream=True, stream_options={"include_usage": True, "continuous_usage_stats": True})
+    assert [silent.strip(i) for i in (none, final, continuous)] == [Strip.NOTHING, Strip.ALL, Strip.ALL]
+    assert [asked.strip(i) for i in (none, final, continuous)] == [Strip.NOTHING, Strip.NOTHING, Strip.RUNNING]
+    assert [both.strip(i) for i in (none, final, continuous)] == [Strip.NOTHING] * 3
 
 
 def test_a_limit_goes_into_the_field_the_client_used():

@@ -342,7 +342,31 @@ def test_huge_numbers_and_duplicate_keys_do_no_harm():
     assert b"usage" not in out and meter.usage == Usage(input_text=1, output_text=2)
 
 
+def test_usage_given_twice_in_a_chunk_is_cut_twice():
+    data = chunk("a") + chunk("b").replace(b"]}", b'],"usage":null,"usage":null}')
+    assert relay(data, Strip.ALL)[0] == chunk("a") + chunk("b")
+
+
+def test_choices_that_share_a_chunk_are_all_read():
+    both = event({"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": None},
+                              {"index": 1, "delta": {"content": "b"}, "finish_reason": "stop"}]})
+    _, meter = relay(chunk("x") + both, Strip.ALL, choices=2)
+    assert meter.finish_reasons == ("stop",) and meter.content_bytes == 3
+
+
 # ------------------------------------------------------------------ holding back
+
+
+def test_one_token_answers_of_several_choices_keep_no_running_usage():
+    def answer(**usage):
+        return [event({"id": "x", "choices": [{"index": i, "text": "t", "finish_reason": "length"}], **usage})
+                for i in (0, 1)]
+
+    final = event({"id": "x", "choices": [], "usage": counts(5, 2)}) + DONE
+    out, meter = relay(b"".join(answer(usage=counts(5, 1))) + final, Strip.RUNNING, endpoint=Endpoint.COMPLETIONS,
+                       choices=2)
+    assert out == b"".join(answer()) + final
+    assert meter.usage == Usage(input_text=5, output_text=2)
 
 
 def test_heartbeats_behind_a_held_chunk_keep_their_place():

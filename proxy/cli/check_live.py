@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import ssl
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +59,9 @@ async def _call(session: aiohttp.ClientSession, settings: Settings, backend: Bac
         except aiohttp.ClientSSLError:
             ok, message = False, "TLS failed: certificate not trusted (tls_verify: false only for tests)"
         except aiohttp.ClientConnectorError as error:
-            ok, message = False, f"unreachable: {error.os_error.strerror or 'no such host'}"
+            number = error.os_error.errno
+            reason = os.strerror(number) if number and number > 0 else error.os_error.strerror or "no such host"
+            ok, message = False, f"unreachable: {reason}"
         except TimeoutError:
             ok, message = False, "unreachable or stuck: no answer in time"
         except aiohttp.ClientError as error:

@@ -131,6 +131,9 @@ class Gpu(BaseModel):
                      for line, start, following in zip(lines, starts, [*starts[1:], None], strict=True))
 
 
+StepMs = Annotated[Float, Field(ge=0, le=60_000)]
+
+
 class Capacity(BaseModel):
     """How fast one replica is, as measured by the operator; left out, it is guessed and then learned."""
 
@@ -138,7 +141,7 @@ class Capacity(BaseModel):
 
     prefill_tokens_per_s: Float = setting(..., "Prefill speed", "From a benchmark of your own engine.",
         unit="prompt tokens per second", gt=0)
-    step_ms: tuple[Float, Float, Float] = setting(..., "Decode step", "Time of a step = alpha + beta x batch + "
+    step_ms: tuple[StepMs, StepMs, StepMs] = setting(..., "Decode step", "Time of a step = alpha + beta x batch + "
         "kappa x thousand tokens in the KV cache.", unit="milliseconds: [alpha, beta, kappa_per_1k]")
     kv_tokens: Int = setting(..., "KV cache", "The engine prints it when it starts.", unit="tokens", ge=1)
     max_running: Int = setting(..., "Largest batch", "vLLM: --max-num-seqs.", unit="sequences", ge=1)

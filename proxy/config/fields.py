@@ -7,6 +7,7 @@ Decimal, see `yaml_tree`), so an amount of money never passes through a float.
 from __future__ import annotations
 
 import datetime as dt
+import math
 import re
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -17,6 +18,7 @@ from pydantic_core import PydanticCustomError
 
 FROZEN = ConfigDict(frozen=True, extra="forbid", validate_default=False, arbitrary_types_allowed=True,
                     hide_input_in_errors=True, populate_by_name=True)
+YEARS = (2000, 2199)  # a typing error in a year would book centuries
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d{1,3})?\Z")
 
 
@@ -41,11 +43,12 @@ def decimal(value: object) -> Decimal:
 
 
 def _float(value: object) -> float:
-    if isinstance(value, float) and value == value and abs(value) != float("inf"):
-        return value
     if isinstance(value, str):
-        raise refuse("number", "must be a number, not text", "take the quotes away")
-    return float(decimal(value))
+        raise refuse("number", "must be a number", "in digits, without quotes")
+    number = value if isinstance(value, float) else float(decimal(value))
+    if not math.isfinite(number):
+        raise refuse("number", "must be a finite number")
+    return number
 
 
 def utc(value: object) -> dt.datetime:
@@ -55,6 +58,8 @@ def utc(value: object) -> dt.datetime:
             value = dt.datetime.fromisoformat(value)
         except ValueError:
             value = None
+    if isinstance(value, dt.date) and not YEARS[0] <= value.year <= YEARS[1]:
+        raise refuse("date", f"the year must be within {YEARS[0]} and {YEARS[1]}")
     if isinstance(value, dt.datetime):
         moment = value if value.tzinfo else value.replace(tzinfo=dt.UTC)
         return moment.astimezone(dt.UTC)

@@ -19,7 +19,7 @@ FAILURES_MAX = 5
 EJECT_S = 30.0
 EJECT_S_MAX = 300.0
 HOLD_OFF_S = 1.0  # after an overload without retry-after
-HOLD_OFF_S_MAX = 60.0
+HOLD_OFF_S_MAX = 10.0  # a longer wait is one caller's limit, not a reason to give the upstream up
 
 
 @dataclass(slots=True)

@@ -110,6 +110,10 @@ def decide(demand: Demand, replicas: Sequence[ReplicaState], apis: Sequence[ApiS
         reason = _overflow_reason(policy, replicas, refusals)
         return Plan((Attempt(api.backend, None, "api", reason, api.usd),), tuple(refusals), reason, 0.0, value,
                     density, bid_price)
+    held = _held_api(apis, demand) if policy != "self-hosted-only" else None
+    if held is not None:
+        attempt = Attempt(held.backend, None, "api", "last_resort", held.usd)
+        return Plan((attempt,), tuple(refusals), "last_resort", 0.0, value, density, bid_price)
     return Plan((), tuple(refusals), "no_backend_available", 0.0, value, density, bid_price)
 
 
@@ -135,6 +139,12 @@ def _best_api(apis: Sequence[ApiState], demand: Demand, refusals: list[Refusal])
     for other in able[1:]:
         refusals.append(Refusal(other.backend, None, "dearer_api", f"{other.usd} USD against {able[0].usd}"))
     return able[0] if able else None
+
+
+def _held_api(apis: Sequence[ApiState], demand: Demand) -> ApiState | None:
+    """An API that asked to be left alone for a moment: when nothing else is left its own answer beats ours."""
+    held = [api for api in apis if api.health == "suspect" and api.backend not in demand.tried]
+    return min(held, key=lambda api: api.retry_in_s, default=None)
 
 
 def _offer(state: ReplicaState, demand: Demand, limits: Limits, policy: Policy, value: float | None,

@@ -21,6 +21,40 @@ TOOL_PHRASE = "use the tool"
 _DEPTH_MAX = 12
 
 
+class Malformed(ValueError):
+    """A request field that has the wrong shape; `field` names it."""
+
+    def __init__(self, field: str):
+        super().__init__(f"{field}: malformed")
+        self.field = field
+
+
+def check_shapes(body: dict[str, Any]) -> None:
+    """Raises Malformed unless the fields that `plan` reads look as they should."""
+    def texts(value: Any) -> bool:
+        return isinstance(value, str) or (isinstance(value, list) and all(isinstance(v, str) for v in value))
+
+    def function(tool: Any) -> bool:
+        inner = tool.get("function") if isinstance(tool, dict) else None
+        return isinstance(inner, dict) and isinstance(inner.get("name"), str) and isinstance(
+            inner.get("parameters") or {}, dict)
+
+    def choice(value: Any) -> bool:
+        return isinstance(value, str) or (isinstance(value, dict) and isinstance(value.get("function") or {}, dict))
+
+    checks = {
+        "messages": lambda v: isinstance(v, list) and all(
+            isinstance(m, dict) and isinstance(m.get("role"), str) for m in v),
+        "stop": texts, "tool_choice": choice,
+        "tools": lambda v: isinstance(v, list) and all(function(t) for t in v),
+        "response_format": lambda v: isinstance(v, dict) and isinstance(v.get("json_schema") or {}, dict),
+        "stream_options": lambda v: isinstance(v, dict),
+    }
+    for field, good in checks.items():
+        if body.get(field) is not None and not good(body[field]):
+            raise Malformed(field)
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One choice: `tokens` tokens whose texts are `piece(0..tokens-1)`.
@@ -70,11 +104,11 @@ def plan(body: dict[str, Any], prompt: bytes, choice: int, seed: int, limits: Li
     content = crc32(prompt, crc32(str((seed, body.get("seed"), choice)).encode()))
     tool = tool_to_call(body)
     if tool is not None:
-        document = _document(tool.get("parameters") or {}, content)
+        document = _document(tool.get("parameters") or {}, content, "tools")
         return _cut(document, limits, tool=str(tool.get("name", "tool")))
     schema = _response_schema(body)
     if schema is not None:
-        return _cut(_document(schema, content), limits)
+        return _cut(_document(schema, content, "response_format"), limits)
     length, finish = _length(content, limits)
     return _stopped(tokens.words(seed, content, length), length, finish, body.get("stop"))
 
@@ -146,9 +180,12 @@ def _cut(document: str, limits: Limits, tool: str | None = None) -> Answer:
     return Answer(raw[:(limits.max_tokens - opening) * BYTES_PER_TOKEN], limits.max_tokens, "length", None, tool)
 
 
-def _document(schema: dict[str, Any], content: int) -> str:
+def _document(schema: Any, content: int, field: str) -> str:
     rng = random.Random(content)  # noqa: S311 - reproducible, not secret
-    value = instance(schema, rng, schema.get("$defs") or schema.get("definitions") or {})
+    try:
+        value = instance(schema, rng, schema.get("$defs") or schema.get("definitions") or {})
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError):
+        raise Malformed(field) from None  # not a schema, or one that contradicts itself
     return json.dumps(value, separators=(",", ":"))  # ASCII, so that four bytes are four characters
 
 

@@ -25,7 +25,7 @@ import orjson
 from proxy.demo import anthropic_wire as wire
 from proxy.demo import faults as faulty
 from proxy.demo import serving, tokens
-from proxy.demo.answers import Answer, Limits, plan
+from proxy.demo.answers import Answer, Limits, Malformed, plan
 from proxy.demo.anthropic_exchange import Exchange
 from proxy.demo.api_bill import Allowance, PromptCache
 from proxy.demo.asgi import Application, Header, Request
@@ -140,7 +140,7 @@ class SimulatedAnthropic(Application):
         for name in ("model", "messages"):
             if name not in body:
                 raise AnthropicError(400, f"{name}: Field required")
-        if body["model"] not in self.profile.models:
+        if not isinstance(body["model"], str) or body["model"] not in self.profile.models:
             raise AnthropicError(404, f"model: {body['model']}")
         messages = body["messages"]
         if not isinstance(messages, list) or not messages:
@@ -150,6 +150,12 @@ class SimulatedAnthropic(Application):
                 raise AnthropicError(400, f"messages.{index}.role: Input should be 'user' or 'assistant'")
         return body
 
+    def _read(self, body: dict[str, Any]) -> wire.Prompt:
+        try:
+            return wire.read(body)
+        except Malformed as exc:
+            raise AnthropicError(400, f"{exc.field}: Input is malformed") from None
+
     def _plan(self, body: dict[str, Any]) -> tuple[wire.Prompt, Answer]:
         model = self.profile.models[body["model"]]
         most = body.get("max_tokens")
@@ -157,7 +163,7 @@ class SimulatedAnthropic(Application):
             raise AnthropicError(400, "max_tokens: Field required")
         if isinstance(most, bool) or not isinstance(most, int) or most < 1:
             raise AnthropicError(400, "max_tokens: Input should be greater than or equal to 1")
-        prompt = wire.read(body)
+        prompt = self._read(body)
         count = len(prompt.rendered) // tokens.BYTES_PER_TOKEN
         if count > model.context:
             raise AnthropicError(400, f"prompt is too long: {count} tokens > {model.context} maximum")
@@ -219,7 +225,7 @@ class SimulatedAnthropic(Application):
     async def _count(self, request: Request) -> None:
         try:
             self._authenticate(request)
-            prompt = wire.read(self._checked(await request.body()))
+            prompt = self._read(self._checked(await request.body()))
         except AnthropicError as error:
             await self._refuse(request, error)
             return

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from proxy.demo import tokens
-from proxy.demo.answers import Answer
+from proxy.demo.answers import Answer, Malformed, check_shapes
 
 _CACHE_STEP_BYTES = 128 * tokens.BYTES_PER_TOKEN
 
@@ -47,6 +47,8 @@ class Counts:
 def read(body: dict[str, Any]) -> Prompt:
     """Renders tools, system and messages in this order. A `cache_control` anywhere in a message (or in
     the system text, or in a tool) caches up to that message's end; one at the top caches everything."""
+    if not isinstance(body.get("tools") or [], list) or not all(isinstance(t, dict) for t in body.get("tools") or []):
+        raise Malformed("tools")
     tools = [{"type": "function", "function": {"name": t.get("name"), "description": t.get("description"),
                                                "parameters": t.get("input_schema") or {}}}
              for t in body.get("tools") or []]
@@ -58,6 +60,9 @@ def read(body: dict[str, Any]) -> Prompt:
         result = isinstance(blocks, list) and any(
             isinstance(b, dict) and b.get("type") == "tool_result" for b in blocks)
         messages.append({"role": "tool" if result else message.get("role", "user"), "content": blocks})
+    shaped = {"messages": messages, "tools": tools, "tool_choice": _tool_choice(body.get("tool_choice")),
+              "stop": body.get("stop_sequences")}
+    check_shapes(shaped)
     marked = 0
     for end in range(len(messages), 0, -1):
         if _has_control(messages[end - 1]["content"]):
@@ -68,8 +73,6 @@ def read(body: dict[str, Any]) -> Prompt:
     rendered = tokens.render_chat(messages, tools)
     if "cache_control" in body:
         marked = len(rendered)
-    shaped = {"messages": messages, "tools": tools, "tool_choice": _tool_choice(body.get("tool_choice")),
-              "stop": body.get("stop_sequences")}
     return Prompt(rendered, rendered[:marked // _CACHE_STEP_BYTES * _CACHE_STEP_BYTES], shaped)
 
 

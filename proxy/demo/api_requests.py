@@ -9,13 +9,14 @@ from typing import Any
 import orjson
 
 from proxy.demo import tokens
-from proxy.demo.answers import Answer, Limits, plan
+from proxy.demo.answers import Answer, Limits, Malformed, check_shapes, plan
 from proxy.demo.api_bill import ApiModel, ApiProfile
 from proxy.demo.tokens import BYTES_PER_TOKEN
 
 _VLLM_FIELDS = ("ignore_eos", "min_tokens", "top_k", "repetition_penalty", "priority", "guided_json",
                 "chat_template_kwargs")
 _COMPLETION_MAX_TOKENS = 16
+_CHOICES_MAX = 128
 
 
 class ApiError(Exception):
@@ -111,14 +112,25 @@ def _count(body: dict[str, Any], names: Iterable[str], least: int) -> int | None
     return None
 
 
+def _well_formed(body: dict[str, Any]) -> None:
+    try:
+        check_shapes(body)
+    except Malformed as exc:
+        raise _malformed(exc) from None
+
+
+def _malformed(exc: Malformed) -> ApiError:
+    return ApiError(400, f"Invalid value for '{exc.field}'.", code="invalid_value", param=exc.field)
+
+
 def chat(profile: ApiProfile, body: dict[str, Any]) -> Wanted:
     messages = body.get("messages")
     if messages is None:
         raise ApiError(400, "Missing required parameter: 'messages'.", code="missing_required_parameter",
                        param="messages")
-    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
-        raise ApiError(400, "Invalid type for 'messages': expected an array of objects.", code="invalid_type",
-                       param="messages")
+    _well_formed(body)
+    if not messages:
+        raise ApiError(400, "Invalid 'messages': empty array.", code="empty_array", param="messages")
     tools = body.get("tools") if body.get("tool_choice") != "none" else None
     prompt = tokens.render_chat(messages, tools)
     logprobs = (_count(body, ["top_logprobs"], 0) or 0) if body.get("logprobs") else None
@@ -131,6 +143,7 @@ def completion(profile: ApiProfile, body: dict[str, Any]) -> Wanted:
                        param="prompt")
     prompts = tuple(texts(body["prompt"], "prompt"))
     plain = {k: v for k, v in body.items() if k not in ("tools", "messages")}
+    _well_formed(plain)
     asked = _count(body, ["max_tokens"], 1) or _COMPLETION_MAX_TOKENS
     return _wanted(profile, plain, prompts, asked, _count(body, ["logprobs"], 0))
 
@@ -148,12 +161,18 @@ def _wanted(profile: ApiProfile, body: dict[str, Any], prompts: tuple[bytes, ...
     if profile.strict and extra:
         raise ApiError(400, f"Unrecognized request argument supplied: {extra[0]}")
     n = _count(body, ["n"], 1) or 1
+    if n > _CHOICES_MAX:
+        raise ApiError(400, f"Invalid 'n': integer above maximum value. Expected a value <= {_CHOICES_MAX}, but "
+                            f"got {n} instead.", code="integer_above_max_value", param="n")
     answers: list[Answer] = []
     for prompt in prompts:
         room = min(asked or model.context, model.context - check_length(model, prompt, asked))
         limits = Limits(profile.tokens_per_answer_mean, room, bool(body.get("ignore_eos")),
                         min(room, _count(body, ["min_tokens"], 0) or 0))
-        answers += [plan(body, prompt, i, profile.seed, limits) for i in range(n)]
+        try:
+            answers += [plan(body, prompt, i, profile.seed, limits) for i in range(n)]
+        except Malformed as exc:
+            raise _malformed(exc) from None
     return Wanted("messages" in body, name, model, prompts, tuple(answers), n, asked, stream,
                   bool(options.get("include_usage")), logprobs, isinstance(body.get("tool_choice"), dict))
 

@@ -188,7 +188,8 @@ class SimulatedEngine(Application):
         try:
             body = requests.parse(await request.body(), request.headers.get("content-type", ""))
             requests.check_model(self.profile, body.get("model"))
-            if "messages" in body:
+            requests.well_formed(body)
+            if body.get("messages") is not None:
                 rendered = tokens.render_chat(body["messages"], body.get("tools"))
             else:
                 rendered = requests.prompts(body.get("prompt"), "prompt")[0]
@@ -203,10 +204,11 @@ class SimulatedEngine(Application):
         try:
             body = requests.parse(await request.body(), request.headers.get("content-type", ""), "tokens")
             requests.check_model(self.profile, body.get("model"))
+            ids = requests.token_list(body["tokens"])
         except Refusal as refusal:
             await request.respond(refusal.status, refusal.body)
             return
-        await request.respond(200, {"prompt": tokens.detokenize(body["tokens"])})
+        await request.respond(200, {"prompt": tokens.detokenize(ids)})
 
     # What operators and tests do to it
 

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from proxy.demo import tokens
-from proxy.demo.answers import Answer, Limits, plan
+from proxy.demo.answers import Answer, Limits, Malformed, check_shapes, plan
 from proxy.demo.engine_profile import EngineProfile
 
 BUSY = ("The engine is currently busy and cannot accept new requests. "
@@ -108,12 +108,22 @@ def check_model(profile: EngineProfile, model: Any) -> None:
                       "NotFoundError", "model")
 
 
+def well_formed(body: dict[str, Any]) -> None:
+    try:
+        check_shapes(body)
+    except Malformed as exc:
+        raise malformed(exc, body) from None
+
+
+def malformed(exc: Malformed, body: dict[str, Any]) -> Refusal:
+    shown = repr(str(body.get(exc.field))[:64])
+    return _invalid(f"body.{exc.field}", "value_error", f"{exc.field} is malformed", shown)
+
+
 def chat(profile: EngineProfile, body: dict[str, Any]) -> Generation:
     check_model(profile, body.get("model"))
-    messages = body["messages"]
-    if not isinstance(messages, list) or not all(isinstance(m, dict) and isinstance(m.get("role"), str)
-                                                  for m in messages):
-        raise _invalid("body.messages", "list_type", "Input should be a valid list", repr(str(messages)[:64]))
+    well_formed(body)
+    messages = body["messages"] or []
     if not profile.multimodal and any(
             isinstance(part, dict) and tokens.is_image(part)
             for m in messages if isinstance(m.get("content"), list) for part in m["content"]):
@@ -129,6 +139,7 @@ def completion(profile: EngineProfile, body: dict[str, Any]) -> Generation:
     check_model(profile, body.get("model"))
     wanted = body.get("max_tokens", _COMPLETION_MAX_TOKENS)
     plain = {k: v for k, v in body.items() if k not in ("tools", "messages")}
+    well_formed(plain)
     return _generation(profile, plain, tuple(prompts(body["prompt"], "prompt")), wanted,
                        _whole(body, "logprobs", 0), chat=False)
 
@@ -146,8 +157,16 @@ def prompts(value: Any, name: str) -> list[bytes]:
     raise _invalid(f"body.{name}", "string_type", "Input should be a valid string", repr(str(value)[:64]))
 
 
+def token_list(value: Any) -> list[int]:
+    if not isinstance(value, list) or not all(isinstance(v, int) for v in value):
+        raise _invalid("body.tokens", "list_type", "Input should be a valid list", repr(str(value)[:64]))
+    return value
+
+
 def check_length(profile: EngineProfile, prompt: bytes) -> int:
     count, limit = len(prompt) // tokens.BYTES_PER_TOKEN, profile.max_model_len
+    if not count:
+        raise Refusal(400, "The decoder prompt cannot be empty")
     if count > limit:
         raise _bad(f"This model's maximum context length is {limit} tokens. However, your prompt contains at "
                    f"least {limit + 1} input tokens, which exceeds this limit even without any output tokens. "
@@ -190,7 +209,10 @@ def _generation(profile: EngineProfile, body: dict[str, Any], rendered: tuple[by
         longest = max(longest, room)
         limits = Limits(profile.tokens_per_answer_mean, room, bool(body.get("ignore_eos")),
                         min(room, _whole(body, "min_tokens", 0) or 0))
-        answers += [plan(body, prompt, choice, profile.seed, limits) for choice in range(n)]
+        try:
+            answers += [plan(body, prompt, choice, profile.seed, limits) for choice in range(n)]
+        except Malformed as exc:
+            raise malformed(exc, body) from None
     include = bool(options.get("include_usage"))
     return Generation(chat, rendered, tuple(answers), n, longest, stream, include,
                       include and bool(options.get("continuous_usage_stats")), logprobs,

@@ -59,6 +59,13 @@ def intend(connection: Connection, blobs: Iterable[bytes]) -> None:
     connection.execute(INSERT_INTENTS, {"rows": pack(blobs)})
 
 
+def rehearse(connection: Connection, entry: RequestEntry) -> None:
+    """Run the statements of a batch, so that the first real one does not wait for them to be compiled. The caller
+    rolls back."""
+    settle(connection, {(entry.request_id, entry.attempt): (entry, orjson.dumps(row_of(entry)))})
+    intend(connection, [orjson.dumps([0 if name in _INTS else "" for name in INTENT_COLUMNS])])
+
+
 def probe(connection: Connection) -> None:
     """Write a page and leave no trace."""
     connection.execute(intents.insert().values({name: 0 if name in _INTS else "" for name in INTENT_COLUMNS}))

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -83,7 +84,9 @@ def explain(path: Path, error: BaseException) -> str:
     return f"ledger {path}: {what}; {hint}"
 
 
+@lru_cache(maxsize=64)
 def _engine(url: URL) -> Engine:
+    """One for each file, because it remembers the statements it has compiled; it keeps no connection."""
     return create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT",
                          connect_args={"timeout": BUSY_S, "check_same_thread": False})
 

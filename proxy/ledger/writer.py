@@ -18,8 +18,9 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
-from proxy.core.entries import RequestEntry
+from proxy.core.entries import Intent, RequestEntry
 from proxy.ledger import booking, store
 from proxy.ledger.errors import LedgerUnavailable
 
@@ -45,6 +46,11 @@ class Item:
 
 
 STOP = Item()
+REHEARSAL = booking.interrupted(Intent("", 0, 0, "", "", "", "", "gpu", "", "", 0, 0, ""), 0)
+
+
+class _Undo(Exception):
+    """Rolls the rehearsal back."""
 
 
 class Writer(threading.Thread):
@@ -70,6 +76,7 @@ class Writer(threading.Thread):
         return self.queue.qsize() + len(self._spool)
 
     def run(self) -> None:
+        self._rehearse()
         while self._spool or self._stopping_since is None:
             self._collect()
             if self._spool or self._failures:
@@ -78,6 +85,16 @@ class Writer(threading.Thread):
                 log.critical("%d entries could not be written before the end: %s", len(self._spool), self.problem)
                 break
         self._disconnect()
+
+    def _rehearse(self) -> None:
+        try:
+            with store.transaction(self._connected(durable=True)):
+                booking.rehearse(self._connected(durable=True), REHEARSAL)
+                raise _Undo
+        except _Undo:
+            pass
+        except Exception as error:  # whatever it is, the first real batch will meet it and say so
+            log.debug("rehearsal: %s", error)
 
     def _collect(self) -> None:
         """Move what is waiting to the spool: at once after a success, in a while after a failure."""
@@ -111,7 +128,7 @@ class Writer(threading.Thread):
         batch = self._spool[:self._batch_max]
         try:
             outcomes = self._commit(batch)
-        except Exception as error:
+        except Exception as error:  # the thread must outlive any failure: an outage is retried, a wrong item refused
             if store.is_outage(error):
                 self._failed(error)
                 return
@@ -134,7 +151,7 @@ class Writer(threading.Thread):
         for item in batch:
             try:
                 outcomes += self._commit([item])
-            except Exception as error:
+            except Exception as error:  # as above, for one item
                 if store.is_outage(error):
                     _deliver(outcomes)  # settled ones stay in the spool and count once
                     self._failed(error)
@@ -188,17 +205,18 @@ class Writer(threading.Thread):
         self.problem = LedgerUnavailable(what, kept=True)
         self._failures += 1
         self._disconnect()
-        told = [item for item in self._spool if item.future is not None]
-        _deliver([item.result(error=LedgerUnavailable(what, kept=True)) for item in told])
-        # A call that nobody waits for any more is not repeated behind its caller's back.
+        told = [item.result(error=LedgerUnavailable(what, kept=item.call is None))
+                for item in self._spool if item.future is not None]
+        # A call is not repeated behind the back of a caller who was told that it failed.
         self._spool = [item for item in self._spool if item.call is None]
+        _deliver(told)
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             try:
                 connection.close()
-            except Exception as error:  # the file may be gone; what matters was committed or is in the spool
+            except DBAPIError as error:  # the file may be gone; what matters was committed or is in the spool
                 log.warning("closing ledger %s: %s", self._path, error)
 
 

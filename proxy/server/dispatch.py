@@ -9,6 +9,7 @@ first (policy, urgency band).
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -22,6 +23,8 @@ KICK_EVERY_S = 0.02  # how often the line is looked at while anyone waits
 LINE_MAX = 512
 LOOK_AT_MAX = 32  # of the line at a time, most urgent first: bounds the cost of a look
 RETRY_AFTER_S = 2.0
+PATIENCE = 1.5  # how much longer than there is time the line may look, before joining it is hopeless
+RATE_MEMORY_S = 5.0
 OnGone = Callable[[Callable[[], object] | None], None]
 
 
@@ -49,6 +52,8 @@ class Dispatcher:
         self._planner, self._clock = planner, clock
         self._line: list[_Waiting] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._rate = 0.0  # requests placed on our GPUs per second, lately
+        self._rate_at = clock()
         self.on_plan: Callable[[Call, Plan], None] = lambda call, plan: None
 
     @property
@@ -64,12 +69,23 @@ class Dispatcher:
         plan = self._planner.plan(call, now, tried)
         if not tried:
             self._planner.want(call, now)
-        if not plan.attempts and plan.wait_s > 0 and len(self._line) < LINE_MAX:
+        if not plan.attempts and plan.wait_s > 0 and not self._hopeless(plan.wait_s, now):
             placed = await self._wait(call, now + plan.wait_s, on_gone)
             if placed is not None:
                 return placed
             plan = self._planner.plan(_patience_over(call), self._clock(), tried)
         return self._bind(call, plan)
+
+    def _hopeless(self, slack_s: float, now: float) -> bool:
+        """Too many ahead for the room that opens in time: better at the API now than in a second."""
+        if len(self._line) >= LINE_MAX:
+            return True
+        rate = self._rate * math.exp(-(now - self._rate_at) / RATE_MEMORY_S)
+        return len(self._line) > max(1.0, PATIENCE * rate * slack_s)
+
+    def _count(self, now: float) -> None:
+        self._rate = self._rate * math.exp(-(now - self._rate_at) / RATE_MEMORY_S) + 1 / RATE_MEMORY_S
+        self._rate_at = now
 
     async def _wait(self, call: Call, latest: float, on_gone: OnGone) -> Placement | None:
         waiting = _Waiting(call, latest, asyncio.get_running_loop().create_future())
@@ -128,6 +144,7 @@ class Dispatcher:
         attempt, claim = plan.attempts[0], None
         if attempt.replica is not None:
             demand = call.demand
+            self._count(now)
             replica = self._planner.replica(attempt.backend, attempt.replica)
             claim = replica.load.claim(demand.prompt_tokens, demand.prompt_tokens, demand.output_tokens,
                                        demand.sequences, now)

@@ -62,7 +62,7 @@ class Planner:
              key_id: str, tags: str) -> Call:
         """The request as the decision sees it: estimated tokens, features, targets."""
         label = f"{route.name}\0{key_id}"
-        prompt = max(1.0, wire.prompt_chars / self._bytes_per_token[route.name].mean)
+        prompt = max(1.0, wire.prompt_chars / self._bytes_per_token[route.name].mean + wire.prompt_token_ids)
         if wire.endpoint is Endpoint.EMBEDDINGS:
             output, sequences = 0.0, wire.prompt_count
         else:
@@ -125,7 +125,7 @@ class Planner:
 
     def learn(self, call: Call, usage: Usage, complete: bool) -> None:
         """What the request turned out to be."""
-        if usage.input_total and not call.wire.media_count:
+        if usage.input_total and not call.wire.media_count and not call.wire.prompt_token_ids:
             self._bytes_per_token[call.route.name].add(max(0.5, call.wire.prompt_chars / usage.input_total))
         if complete and call.endpoint != Endpoint.EMBEDDINGS.value:
             self._output[call.route.name].observe(call.label, usage.output_total // max(1, call.demand.sequences))

@@ -13,7 +13,7 @@ from collections.abc import Callable
 class Claim:
     """One attempt on one replica. `abandon` (set by the relay) ends it when the engine is found wedged."""
 
-    __slots__ = ("_load", "abandon", "batch", "decoding", "delivered", "expected", "prompt", "released", "sent_at",
+    __slots__ = ("_load", "abandon", "batch", "decoding", "delivered", "expected", "prompt", "prompt_done", "released", "sent_at",
                  "sequences", "silent", "uncached")
 
     def __init__(self, load: Load, prompt: float, uncached: float, expected: float, sequences: int,
@@ -22,6 +22,7 @@ class Claim:
         self.prompt, self.uncached, self.expected, self.sequences = prompt, uncached, expected, sequences
         self.sent_at = now
         self.batch = 0  # sequences beside it at its first token, itself included
+        self.prompt_done = 0.0  # prompt tokens the replica had computed for us by then
         self.delivered = 0
         self.decoding = self.released = False
         self.silent = False  # an answer in one piece: its progress cannot be seen
@@ -37,6 +38,7 @@ class Claim:
         load.backlog_tokens -= self.uncached
         load.kv_tokens += self.prompt
         load.prompt_done += self.uncached
+        self.prompt_done = load.prompt_done
         load.progress_at, load.answering = now, True
 
     def assume_first_token(self) -> None:

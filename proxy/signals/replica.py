@@ -146,7 +146,7 @@ class Replica:
             self.engine_output_total += output
         if prompt is None or output is None or not self.heartbeat_trusted:
             prompt, output = own[0] - self._own_at_scrape[0], own[1] - self._own_at_scrape[1]
-        busy = self.work_s(prompt, output) / elapsed
+        busy = min(1.0, self.work_s(prompt, output) / elapsed)
         weight = min(1.0, elapsed / UTILIZATION_MEMORY_S)
         self.utilization = busy if self.utilization is None else self.utilization + (busy - self.utilization) * weight
 
@@ -223,13 +223,19 @@ class Replica:
     # ---- learning
 
     def learn(self, claim: Claim, predicted_ttft_s: float, ttft_s: float, tpot_s: float | None) -> None:
-        """Compare what was predicted when the request was sent with what came."""
+        """Compare what was predicted when the request was sent with what came.
+
+        The engine computes others' prompts between our tokens; that time is theirs, not the step's.
+        """
         if predicted_ttft_s > LEARN_TTFT_S:
             self.margin.observe(predicted_ttft_s, ttft_s)
             self.prefill.observe(predicted_ttft_s, ttft_s)
         if tpot_s is not None and claim.delivered >= 8:
+            capacity = self.capacity
+            prefill_s = (self.load.prompt_done - claim.prompt_done) / capacity.prefill_tokens_per_s
+            steps = max(1, claim.delivered // claim.sequences)
             batch = (claim.batch + self.load.sequences) / 2 + self.foreign
-            self.step.observe(self.capacity.step_s(max(1.0, batch), self.load.kv_tokens), tpot_s)
+            self.step.observe(capacity.step_s(max(1.0, batch), self.load.kv_tokens), tpot_s - prefill_s / steps)
 
     # ---- for the decision
 

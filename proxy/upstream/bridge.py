@@ -36,8 +36,8 @@ current: ContextVar[Exchange] = ContextVar("commercial_exchange")
 class Exchange:
     """One call to a provider: sent once, to one place, and ended by us."""
 
-    __slots__ = ("_connections", "_data_only", "_first_byte_at", "_outgoing", "_target", "answer", "error_body", "fault",
-                 "owner")
+    __slots__ = ("_connections", "_data_only", "_first_byte_at", "_outgoing", "_target", "answer", "error_body",
+                 "fault", "owner")
 
     def __init__(self, target: Target, connections: Connections, outgoing: Outgoing, data_only: bool) -> None:
         self._target = target

@@ -14,6 +14,8 @@ import asyncio
 import functools
 import logging
 import os
+import time
+import warnings
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -81,6 +83,7 @@ def load() -> _Loaded:
     for name in _LOGGERS:
         logging.getLogger(name).disabled = True
     logging.getLogger("httpx").setLevel(logging.WARNING)  # its URLs can hold a provider's key
+    warnings.filterwarnings("ignore", message=".*`ReadOnly` qualifier")  # pydantic, on litellm's types
     import litellm
     from litellm.litellm_core_utils.litellm_logging import Logging
     from litellm.llms.custom_httpx.http_handler import AsyncHTTPHandler
@@ -150,7 +153,7 @@ class LiteLLMUpstream:
         try:
             answer = await call()
             if outgoing.stream:
-                return StreamAnswer(self._target, exchange, answer, _wants_usage(document))
+                return self._stream(exchange, answer, _wants_usage(document))
             return WholeAnswer(200, _whole(outgoing, document, answer), exchange.headers())
         except Exception as exc:  # litellm raises a hundred kinds, some of them bare
             return refused(self._target, exchange, exc)
@@ -184,7 +187,7 @@ class LiteLLMUpstream:
                   "timeout": self._target.first_byte_s + self._target.idle_s}
         if self._target.url:
             # A key is always given: without one litellm would look for another in the environment.
-            common["api_base"] = fixed_origin(self._target)
+            common["api_base"] = self._api_base()
             common["api_key"] = _NO_KEY
         if self._target.api_key is not None:
             common["api_key"] = self._target.api_key.reveal()
@@ -200,6 +203,19 @@ class LiteLLMUpstream:
             arguments |= {"stream": True, "stream_options": {"include_usage": True}}
         # Tools would otherwise be offered to litellm's own MCP gateway, and import it.
         return functools.partial(loaded.litellm.acompletion, **arguments, **common, _skip_mcp_handler=True)
+
+    def _api_base(self) -> str:
+        """The address as litellm wants it: OpenAI's with its /v1, others as they were given."""
+        if self._provider in ("openai", "text-completion-openai"):
+            return fixed_origin(self._target) + "/v1"
+        return fixed_origin(self._target) if self._provider == "anthropic" else self._target.url.rstrip("/")
+
+    def _stream(self, exchange: Any, stream: Any, with_usage: bool) -> StreamAnswer:
+        head = translation.stream_head(stream.model, int(time.time()))
+        if self._provider == "anthropic":
+            return StreamAnswer(self._target, exchange, aiter(stream.completion_stream), head, with_usage)
+        return StreamAnswer(self._target, exchange, aiter(stream), head, with_usage, stopped=lambda: (
+            stream.received_finish_reason is not None or stream.intermittent_finish_reason is not None))
 
     def _supported_by(self, loaded: _Loaded, model: str) -> frozenset[str]:
         supported = self._supported.get(model)

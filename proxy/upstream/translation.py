@@ -19,6 +19,7 @@ import re
 from array import array
 from collections.abc import Collection, Mapping
 from typing import Any
+from uuid import uuid4
 
 import orjson
 
@@ -144,7 +145,8 @@ def _count(details: Any, name: str) -> int:
 def completion(answer: Any) -> bytes:
     """A whole chat completion."""
     reported = getattr(answer, "usage", None)
-    body = _head(answer, "chat.completion")
+    body: dict[str, Any] = {"id": answer.id, "object": "chat.completion", "created": answer.created,
+                            "model": answer.model}
     body["choices"] = [{"index": choice.index, "message": _message(choice.message),
                         "logprobs": _plain(getattr(choice, "logprobs", None)),
                         "finish_reason": choice.finish_reason} for choice in answer.choices]
@@ -156,28 +158,34 @@ def completion(answer: Any) -> bytes:
     return orjson.dumps(body)
 
 
-def frame(chunk: Any, with_usage: bool) -> bytes | None:
-    """One frame of a stream; None for a chunk that says nothing (litellm makes one to carry usage)."""
+def stream_head(model: str, created_s: int) -> dict[str, Any]:
+    """What all frames of one stream have in common."""
+    return {"id": f"chatcmpl-{uuid4()}", "object": "chat.completion.chunk", "created": created_s, "model": model}
+
+
+def frame(head: Mapping[str, Any], chunk: Any, first: bool, with_usage: bool) -> bytes | None:
+    """One frame of a stream; None for a chunk that says nothing, as those that only carry usage."""
     choices = [{"index": choice.index, "delta": _delta(choice.delta),
                 "logprobs": _plain(getattr(choice, "logprobs", None)),
-                "finish_reason": choice.finish_reason} for choice in chunk.choices]
+                "finish_reason": choice.finish_reason or None} for choice in chunk.choices]
     if not any(choice["delta"] or choice["finish_reason"] for choice in choices):
         return None
-    body = _head(chunk, "chat.completion.chunk")
-    body["choices"] = choices
+    if first:
+        for choice in choices:
+            choice["delta"] = {"role": "assistant", "content": "", **choice["delta"]}
+    body = {**head, "choices": choices}
     if with_usage:
         body["usage"] = None
     return b"data: " + orjson.dumps(body) + b"\n\n"
 
 
-def last_frames(chunk: Any, reported: Any, with_usage: bool) -> bytes:
+def last_frames(head: Mapping[str, Any], reported: Any, with_usage: bool) -> bytes:
     """The usage frame, if it was asked for and there is one to tell, and the end."""
-    counts = usage(reported) if with_usage and chunk is not None else None
+    counts = usage(reported) if with_usage else None
     if counts is None:
         return _DONE
-    body = _head(chunk, "chat.completion.chunk")
-    body["choices"], body["usage"] = [], counts
-    if (served := tier(chunk, reported)) is not None:
+    body = {**head, "choices": [], "usage": counts}
+    if (served := tier(None, reported)) is not None:
         body["service_tier"] = served
     return b"data: " + orjson.dumps(body) + b"\n\n" + _DONE
 
@@ -195,10 +203,6 @@ def embeddings(answer: Any, encoding_format: Any) -> bytes:
     return orjson.dumps(body)
 
 
-def _head(answer: Any, kind: str) -> dict[str, Any]:
-    return {"id": answer.id, "object": kind, "created": answer.created, "model": answer.model}
-
-
 def _message(message: Any) -> dict[str, Any]:
     body = {"role": "assistant", "content": message.content, "refusal": getattr(message, "refusal", None)}
     body |= _extras(message)
@@ -208,10 +212,8 @@ def _message(message: Any) -> dict[str, Any]:
 
 
 def _delta(delta: Any) -> dict[str, Any]:
-    body: dict[str, Any] = {"role": delta.role} if delta.role else {}
+    body = {"content": delta.content} if delta.content else {}
     extras = _extras(delta)
-    if delta.content or (delta.role and not extras):
-        body["content"] = delta.content or ""
     for call in extras.get("tool_calls", ()):
         if "id" not in call:
             call.pop("type", None)  # told once, with the id

@@ -99,6 +99,14 @@ def test_nothing_left_is_said_plainly():
     assert plan.attempts == () and plan.wait_s == 0 and plan.reason == "no_backend_available"
 
 
+def test_an_api_that_asked_for_a_pause_is_the_last_resort_and_an_ejected_one_is_not():
+    full = replace(IDLE, running=32)
+    patient = replace(CHAT, waited_s=2.0)
+    held = decide(patient, [full], [replace(API, health="suspect", retry_in_s=3.0)], LIMITS, 0.0)
+    assert held.attempts[0].backend == "api" and held.reason == "last_resort"
+    assert decide(patient, [full], [replace(API, health="ejected")], LIMITS, 0.0).attempts == ()
+
+
 def test_the_switch_outranks_the_policy_both_ways():
     assert decide(CHAT, [IDLE], [API], replace(LIMITS, switch="all-api"), 0.0).attempts[0].backend == "api"
     forced = decide(CHAT, [IDLE], [API], replace(LIMITS, switch="all-local", policy="api-only"), 99.0)

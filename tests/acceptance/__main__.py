@@ -1,0 +1,246 @@
+"""Runs every phase and prints one JSON object on its last line.
+
+    python -m tests.acceptance [--requests 10000] [--seed 7] [--overload-seconds 60]
+
+Phases: idle (all to the GPUs), mixed (aborts and faults), capacity (what the engines serve within the target
+when nothing stands between), overload at twice that, and calm again. Exit 1 when a figure misses its goal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import datetime as dt
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from tests.acceptance import checks
+from tests.acceptance.load import Mix, Seen, closed_loop, open_loop
+from tests.acceptance.world import ENGINE, Processes, processes
+
+TTFT_TARGET_S = 2.0
+CALM = {"abort_share": 0.0, "fault_share": 0.0, "api_share": 0.0, "shapes": ("stream",)}
+LONG = {**CALM, "words": (50, 400), "output": (20, 120)}
+console = Console(stderr=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--clients", type=int, default=48)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--overload-seconds", type=float, default=60.0)
+    parser.add_argument("--keep", type=Path, help="keep ledger and logs here")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        figures = asyncio.run(accept(options.keep or Path(folder), options))
+    print(json.dumps(figures))
+    sys.exit(0 if good(figures) else 1)
+
+
+async def accept(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    folder.mkdir(parents=True, exist_ok=True)
+    began = dt.datetime.now(dt.UTC).replace(microsecond=0)
+    async with processes(folder, began.isoformat()) as world:
+        idle = await idle_phase(world, options.seed)
+        await mixed_phase(world, options)
+        books = {f"llama-{index}": await world.requests_of(url) for index, url in enumerate(world.engines)}
+        books["api"] = await world.requests_of(world.api)
+        bill = await world.json(world.api + "/sim/bill")
+        rows = checks.rows_of(world.ledger)
+        report = checks.report_of(world.ledger, began.isoformat(), "route")
+        capacity = await capacity_phase(world, options)
+        overload = await overload_phase(world, options, capacity)
+        identity = sum(checks.identity_error_nano(checks.report_of(world.ledger, began.isoformat(), by))
+                       for by in ("route", "backend", "key", "day"))
+    verdict = checks.Verdict()
+    mixed = [row for row in rows if row["tags"]]
+    checks.exactly_once(mixed, options.requests, verdict)
+    checks.against_upstreams(mixed, books, verdict)
+    for note in verdict.notes[:20]:
+        console.print(f"[red]{note}[/red]")
+    console.print(Counter((row["backend"], row["end_reason"], row["usage_source"]) for row in mixed))
+    return {
+        "requests": options.requests, "missing": verdict.missing, "duplicated": verdict.duplicated,
+        "token_mismatches": verdict.token_mismatches, "identity_error_nano_usd": identity,
+        "api_error_nano_usd": verdict.api_error_nano,
+        "ttft_ok_percent": overload["ttft_ok_percent"], "local_share_of_capacity": overload["local_share"],
+        "estimated_requests": verdict.estimated_requests,
+        "estimated_error_percent": verdict.estimated_error_percent,
+        "running_mismatches": verdict.running_mismatches,
+        "api_reported_nano_usd": verdict.api_reported_nano, "api_report_usd": report["api"],
+        "api_billed_nano_usd": bill["billed_nano_usd"], **idle, **overload,
+    }
+
+
+def good(figures: dict[str, Any]) -> bool:
+    exact = ("missing", "duplicated", "token_mismatches", "identity_error_nano_usd", "api_error_nano_usd")
+    return (all(figures[name] == 0 for name in exact) and figures["ttft_ok_percent"] >= 99
+            and figures["local_share_of_capacity"] >= 0.85 and figures["idle_local_percent"] == 100
+            and figures["calm_local_percent"] >= 99)
+
+
+def progress() -> Progress:
+    return Progress(TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                    console=console, transient=False)
+
+
+async def idle_phase(world: Processes, seed: int) -> dict[str, Any]:
+    """A trickle on an idle fleet: everything must stay home."""
+    seen: list[Seen] = []
+    with progress() as bar:
+        task = bar.add_task("idle", total=200)
+        await closed_loop(world.url, Untagged(seed, **CALM), 200, 4,
+                          lambda one: (seen.append(one), bar.advance(task)))
+    local = sum(one.backend.startswith("llama") for one in seen)
+    return {"idle_local_percent": round(100 * local / len(seen), 2)}
+
+
+async def mixed_phase(world: Processes, options: argparse.Namespace) -> None:
+    """Streams, aborts at random points, faults of the API."""
+    seen: list[Seen] = []
+    with progress() as bar:
+        task = bar.add_task("mixed", total=options.requests)
+        await closed_loop(world.url, Mix(options.seed), options.requests, options.clients,
+                          lambda one: (seen.append(one), bar.advance(task)))
+    console.print(Counter(one.status for one in seen), Counter(one.error for one in seen if one.error))
+    for _ in range(600):  # drained answers are settled after their clients have gone
+        status = await world.status()
+        if status["in_flight"] == 0 and status["ledger"]["waiting"] == 0:
+            break
+        await asyncio.sleep(0.1)
+
+
+class Untagged(Mix):
+    """The same requests without a number: they are not among those that must be found exactly once."""
+
+    def make(self, seq: int) -> Any:
+        path, body, headers, leaves = super().make(seq)
+        headers.pop("x-breakeven-tags")
+        body["model"] = self.route
+        return path, body, headers, leaves
+
+
+def work_s(entry: dict[str, Any]) -> float:
+    """GPU-seconds of a served request by the simulator's own constants, in its largest batch."""
+    uncached = entry["prompt_tokens"] - entry["cached_tokens"]
+    output, batch = entry["completion_tokens"], ENGINE["max_num_seqs"]
+    context = entry["prompt_tokens"] * output + output * output / 2
+    return (uncached / ENGINE["prefill_tokens_per_s"] + output * (ENGINE["alpha_ms"] / batch + ENGINE["beta_ms"]) / 1e3
+            + ENGINE["kappa_ms_per_1k"] * 1e-6 * context)
+
+
+async def served_work(world: Processes, since: dict[str, int]) -> tuple[float, int]:
+    """(GPU-seconds, requests) that the engines served since the given sequence numbers."""
+    entries = [entry for url in world.engines for entry in await world.requests_of(url) if entry["seq"] > since[url]]
+    return sum(work_s(entry) for entry in entries), len(entries)
+
+
+async def marks(world: Processes) -> dict[str, int]:
+    return {url: max((entry["seq"] for entry in await world.requests_of(url)), default=0) for url in world.engines}
+
+
+async def capacity_phase(world: Processes, options: argparse.Namespace) -> dict[str, float]:
+    """What the engines serve within the target with nothing between: a full batch each, and no queue to speak of."""
+    seconds = options.overload_seconds / 2
+    since, seen = await marks(world), []
+    began = time.monotonic()
+    counts = [0, 0]
+
+    async def saturate(index: int, url: str) -> None:
+        mix = Direct(options.seed + index, **LONG)
+        count = 0
+        stop = began + seconds
+
+        async def clients() -> None:
+            nonlocal count
+            import aiohttp
+
+            from tests.acceptance.load import send
+
+            async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+                async def one() -> None:
+                    nonlocal count
+                    while time.monotonic() < stop:
+                        count += 1
+                        path, body, headers, _ = mix.make(count)
+                        seen.append(await send(session, url, count, path, body, headers))
+                await asyncio.gather(*(one() for _ in range(ENGINE["max_num_seqs"])))
+
+        await clients()
+        counts[index] = count
+
+    await asyncio.gather(*(saturate(index, url) for index, url in enumerate(world.engines)))
+    took = time.monotonic() - began
+    work, requests = await served_work(world, since)
+    late = sum((one.ttft_s or 99) > TTFT_TARGET_S for one in seen)
+    console.print(f"capacity: {work / took:.2f} GPU-s/s by {len(world.engines)} engines, {requests / took:.1f} "
+                  f"requests/s, {late} of {len(seen)} late")
+    return {"work_per_s": work / took, "requests_per_s": requests / took}
+
+
+class Direct(Untagged):
+    """The same requests, straight to an engine."""
+
+    def make(self, seq: int) -> Any:
+        path, body, headers, leaves = super().make(seq)
+        body["model"] = "llama"
+        return path, body, headers, leaves
+
+
+async def overload_phase(world: Processes, options: argparse.Namespace, capacity: dict[str, float]) -> dict[str, Any]:
+    """Twice what the fleet can do; then a tenth of it again."""
+    rate, seconds = 2 * capacity["requests_per_s"], options.overload_seconds
+    before, since, seen = await world.status(), await marks(world), []
+    began = time.monotonic()
+    with progress() as bar:
+        task = bar.add_task("overload", total=int(rate * seconds))
+        watcher = asyncio.create_task(watch(world))
+        await open_loop(world.url, Untagged(options.seed, **LONG), rate, seconds,
+                        lambda one: (seen.append(one), bar.advance(task)))
+        watcher.cancel()
+    took = time.monotonic() - began
+    work, _ = await served_work(world, since)
+    local = [one for one in seen if one.backend.startswith("llama")]
+    ok = sum(one.ttft_s is not None and one.ttft_s <= TTFT_TARGET_S for one in local)
+    calm: list[Seen] = []
+    await open_loop(world.url, Untagged(options.seed + 5, **LONG), capacity["requests_per_s"] / 10, 15.0, calm.append)
+    after = await world.status()
+    changes = sum(one["state_changes"] for one in after["backends"]) - sum(
+        one["state_changes"] for one in before["backends"])
+    failed = Counter(one.status for one in seen if one.status != 200)
+    console.print(f"overload: {len(seen)} requests at {rate:.1f}/s, {len(local)} local, failed {dict(failed)}",
+                  after["by_reason"])
+    api_ttft = sorted(one.ttft_s for one in seen if one.backend == "api" and one.ttft_s is not None)
+    return {
+        "ttft_ok_percent": round(100 * ok / max(1, len(local)), 2),
+        "local_share": round(work / took / capacity["work_per_s"], 3),
+        "overload_requests": len(seen), "overload_local": len(local), "overload_failed": sum(failed.values()),
+        "overload_api_ttft_p50_s": round(api_ttft[len(api_ttft) // 2], 3) if api_ttft else None,
+        "capacity_gpu_s_per_s": round(capacity["work_per_s"], 3),
+        "calm_local_percent": round(100 * sum(one.backend.startswith("llama") for one in calm) / max(1, len(calm)), 2),
+        "state_changes_per_minute": round(changes / ((time.monotonic() - began) / 60), 2),
+    }
+
+
+async def watch(world: Processes) -> None:
+    """Show the fleet while it is overloaded."""
+    while True:
+        await asyncio.sleep(5)
+        status = await world.status()
+        console.print("  ".join(
+            f"{one['backend']}: util {one['utilization']} run {one['running']} wait {one['waiting']} "
+            f"backlog {one['backlog_tokens']} f {one['prefill_factor']}/{one['step_factor']} m {one['margin']} "
+            f"{one['health']}" for one in status["backends"]) + f"  line {status['waiting']} bid {status['bid_prices']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""The ledger's versions: made fresh or migrated, the tables are the same; a newer one is left alone."""
+
+import re
+import sqlite3
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from proxy.ledger import store
+from proxy.ledger.errors import LedgerUnavailable
+from proxy.ledger.schema import HEAD, REVISIONS
+
+
+def tables(path):
+    with sqlite3.connect(path) as connection:
+        return {name: re.sub(r"\s+", " ", sql or "") for name, sql in
+                connection.execute("SELECT name, sql FROM sqlite_master")}
+
+
+def migrated(path, to=HEAD):
+    from proxy.ledger import migrations
+    path.touch()
+    connection = store.writing(f"sqlite:///{path}")
+    with store.transaction(connection):
+        migrations.upgrade(connection, to)
+    connection.close()
+
+
+def test_a_fresh_ledger_and_a_migrated_one_are_the_same(tmp_path):
+    store.prepare(f"sqlite:///{tmp_path}/fresh.db")
+    migrated(tmp_path / "migrated.db")
+    fresh, grown = tables(tmp_path / "fresh.db"), tables(tmp_path / "migrated.db")
+    assert fresh == grown
+    assert len(fresh) > 20
+    with sqlite3.connect(tmp_path / "migrated.db") as connection:
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [(HEAD,)]
+
+
+def test_the_migrations_are_those_the_program_knows():
+    from alembic.script import ScriptDirectory
+
+    from proxy.ledger import migrations
+    scripts = ScriptDirectory.from_config(migrations.config())
+    assert [one.revision for one in reversed(list(scripts.walk_revisions()))] == list(REVISIONS)
+
+
+def test_opening_again_changes_nothing_and_loads_no_migrations(tmp_path):
+    script = (f"from proxy.ledger import store; store.prepare('sqlite:///{tmp_path}/ledger.db'); "
+              f"store.prepare('sqlite:///{tmp_path}/ledger.db'); import sys; print('alembic' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_newer_ledger_is_refused_and_left_alone(tmp_path):
+    url, path = f"sqlite:///{tmp_path}/ledger.db", tmp_path / "ledger.db"
+    store.prepare(url)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    before = tables(path)
+    with pytest.raises(LedgerUnavailable, match="newer Breakeven"):
+        store.prepare(url)
+    with pytest.raises(LedgerUnavailable, match="newer Breakeven"), store.reading(url):
+        pass
+    assert tables(path) == before
+
+
+def test_an_older_ledger_is_upgraded_when_opened_and_refused_when_only_read(tmp_path, monkeypatch):
+    """With a version before the first, so that there is an older one."""
+    url, path = f"sqlite:///{tmp_path}/ledger.db", tmp_path / "ledger.db"
+    store.prepare(url)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0000'")
+    monkeypatch.setattr(store, "REVISIONS", ("0000", *REVISIONS))
+    with pytest.raises(LedgerUnavailable, match="start the gateway once"), store.reading(url):
+        pass
+    upgraded = []
+    from proxy.ledger import migrations
+    monkeypatch.setattr(migrations, "upgrade", upgraded.append)
+    store.prepare(url)
+    assert len(upgraded) == 1
+
+
+def test_another_database_is_not_taken_for_a_ledger(tmp_path):
+    with sqlite3.connect(tmp_path / "other.db") as connection:
+        connection.execute("CREATE TABLE customers (id INTEGER)")
+    with pytest.raises(LedgerUnavailable, match="not a ledger"):
+        store.prepare(f"sqlite:///{tmp_path}/other.db")
+
+
+def test_many_may_create_it_at_once(tmp_path):
+    failures = []
+
+    def create():
+        try:
+            store.prepare(f"sqlite:///{tmp_path}/ledger.db")
+        except LedgerUnavailable as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=create) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures

@@ -1,0 +1,183 @@
+"""What is printed: the JSON contract, a CSV no spreadsheet runs, a table that hides nothing, and the command."""
+
+import asyncio
+import csv
+import io
+import json
+import time
+from dataclasses import replace
+from decimal import Decimal
+from zoneinfo import ZoneInfo
+
+import pytest
+import typer
+from test_report_statement import CARD, DAY, T0, api, entry
+from typer.testing import CliRunner
+
+from proxy.cli.report import report
+from proxy.core.money import NS_PER_MINUTE, NS_PER_S
+from proxy.core.savings import RateLine
+from proxy.ledger.journal import Journal
+from proxy.ledger.keys import KeyStore
+from proxy.reports import render
+from proxy.reports.period import parse, resolve
+from proxy.reports.statement import build
+
+UTC, BERLIN = ZoneInfo("UTC"), ZoneInfo("Europe/Berlin")
+CONTRACT = ("from", "to", "currency", "requests", "tokens", "baseline", "api", "gpu", "gpu_serving", "gpu_failed",
+            "gpu_foreign", "gpu_startup", "gpu_idle", "energy", "overhead", "actual", "savings", "savings_percent",
+            "coverage", "rows")
+
+
+@pytest.fixture
+def url(tmp_path):
+    """Yesterday's traffic: some routes with names that mean harm."""
+    url, yesterday = f"sqlite:///{tmp_path}/ledger.db", (time.time_ns() - DAY) // NS_PER_MINUTE * NS_PER_MINUTE
+
+    def moved(one, **changes):
+        late = yesterday - one.started_ns
+        return replace(one, started_ns=one.started_ns + late, sent_ns=one.sent_ns + late, ended_ns=one.ended_ns + late,
+                       **changes)
+
+    names = ("=cmd|' /C calc'!A1", "chat", "@SUM(A1)", "-1+2", "\x1b[31mred", "[bold]bold")
+    entries = [moved(entry(number), route=name) for number, name in enumerate(names)]
+    entries += [moved(api(10), api_nano=None), moved(api(11), baseline_nano=None), moved(entry(12), backend="ghost")]
+
+    async def fill():
+        async with Journal(url) as journal:
+            await asyncio.gather(*(journal.settle(one) for one in entries))
+            await journal.record_rates([replace(line, from_ns=yesterday) for line in CARD], yesterday)
+
+    asyncio.run(fill())
+    return url
+
+
+def run(*arguments):
+    app = typer.Typer()
+    app.command()(report)
+    return CliRunner().invoke(app, [str(one) for one in arguments])
+
+
+def test_json_is_the_contract_and_adds_up(url):
+    done = run("--ledger", url, "--from", "2026-01-01", "--format", "json")
+    said = json.loads(done.stdout)
+    assert done.exit_code == 0 and [name for name in said if name in CONTRACT] == list(CONTRACT)
+    amount = {name: Decimal(said[name]) for name in render.AMOUNTS}
+    assert amount["gpu"] == sum(amount[f"gpu_{part}"] for part in ("serving", "failed", "foreign", "startup", "idle"))
+    assert amount["actual"] == amount["api"] + amount["gpu"] + amount["energy"] + amount["overhead"]
+    assert amount["savings"] == amount["baseline"] - amount["actual"] < 0
+    for name in render.AMOUNTS:
+        assert sum(Decimal(row[name]) for row in said["rows"]) == amount[name]
+        assert len(said[name].partition(".")[2]) == 9
+    assert said["coverage"]["unpriced_requests"] == 1 and said["unpriced_backends"] == ["ghost"]
+    assert said["savings_percent"].startswith("-")
+
+
+def test_csv_adds_up_and_holds_no_formula(url):
+    lines = list(csv.DictReader(io.StringIO(run("--ledger", url, "--from", "2026-01-01", "--format", "csv").stdout)))
+    names = [line["group"] for line in lines]
+    assert names[-2:] == ["(unallocated)", "total"]
+    assert not [name for name in names if name.startswith(("=", "+", "-", "@", "\t"))]
+    assert "'=cmd|' /C calc'!A1" in names and "'-1+2" in names
+    for name in render.AMOUNTS:
+        assert sum(Decimal(line[name]) for line in lines[:-1]) == Decimal(lines[-1][name])
+    assert lines[-1]["savings"].startswith("-")
+
+
+def test_the_table_is_loud_about_what_is_unknown_and_harmless_to_the_terminal(url):
+    text = run("--ledger", url, "--from", "2026-01-01").stdout
+    assert "no known API price" in text and "no known baseline price" in text
+    assert "No GPU rate was in force while ghost worked" in text
+    assert "GPU, idle" in text and "(unallocated)" in text and "Overhead, engineering" in text
+    assert "[bold]bold" in text and "\x1b" not in text
+
+
+def test_negative_savings_are_red(url):
+    out = io.StringIO()
+    render.print_table(build(url, T0, time.time_ns()), out, colour=True)
+    assert "\x1b[1;31m" in out.getvalue()
+
+
+def test_keys_are_shown_with_their_names(url):
+    key_id, _ = KeyStore(url).create("search")
+
+    async def more():
+        async with Journal(url) as journal:
+            await journal.settle(entry(77, key_id=key_id, ended_ns=time.time_ns(), work_ns=0))
+
+    asyncio.run(more())
+    rows = json.loads(run("--ledger", url, "--by", "key", "--format", "json").stdout)["rows"]
+    assert {row["group"]: row["label"] for row in rows}[key_id] == f"search ({key_id})"
+
+
+def test_a_request_that_just_ended_is_in_the_report(url):
+    async def more():
+        async with Journal(url) as journal:
+            await journal.settle(entry(78, route="just-now", ended_ns=time.time_ns(), work_ns=0))
+
+    asyncio.run(more())
+    assert "just-now" in run("--ledger", url).stdout
+
+
+def test_output_goes_to_a_file(url, tmp_path):
+    assert run("--ledger", url, "--format", "csv", "--output", tmp_path / "report.csv").stdout == ""
+    assert (tmp_path / "report.csv").read_bytes().startswith(b"from,to,currency,group")
+
+
+def test_the_configuration_gives_ledger_and_zone(url, tmp_path):
+    (tmp_path / "c.yaml").write_text(f"ledger: {url}\nreport: {{time_zone: Asia/Kolkata}}\n")
+    said = json.loads(run("--config", tmp_path / "c.yaml", "--format", "json").stdout)
+    assert said["time_zone"] == "Asia/Kolkata" and said["from"].endswith("+05:30")
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["--format", "html"], "not built yet"), (["--format", "focus"], "not built yet"), (["--format", "x"], "not known"),
+    (["--from", "yesterday"], "not a date"), (["--from", "2026-02-01", "--to", "2026-02-01"], "left out"),
+    (["--from", "2999-01-01"], "not begun"), (["--by", "colour"], "cannot group"), (["--time-zone", "X"], "time zone"),
+    (["--config", "none.yaml"], "none.yaml"), (["--output", "/none/x"], "/none/x")])
+def test_wrong_use_exits_2_and_says_why(url, arguments, says):
+    done = run("--ledger", url, *arguments)
+    assert done.exit_code == 2 and says in done.stderr and done.stderr.startswith("breakeven report: ")
+
+
+def test_a_missing_ledger_exits_2(tmp_path):
+    done = run("--ledger", f"sqlite:///{tmp_path}/none.db")
+    assert done.exit_code == 2 and "no such file" in done.stderr
+
+
+# ------------------------------------------------------------------ periods
+
+NOW = T0 + 22 * DAY + 30 * NS_PER_S
+
+
+@pytest.mark.parametrize("text, moment", [
+    ("2026-11-01", T0), ("2026-11-01T00:00:00Z", T0), ("2026-11-01T01:00+01:00", T0), ("20261101", T0),
+    ("2026-10-31T23:59:59.999999", T0 - 1000)])
+def test_dates_are_read_to_the_microsecond(text, moment):
+    assert parse(text, UTC) == moment
+
+
+def test_a_date_begins_at_the_zones_midnight():
+    assert parse("2026-07-01", BERLIN) == parse("2026-06-30T22:00Z", UTC)
+    assert parse("2026-12-01", BERLIN) == parse("2026-11-30T23:00Z", UTC)
+
+
+def test_the_period_is_this_month_until_now_unless_said():
+    assert resolve(None, None, UTC, NOW) == (T0, NOW)
+    assert resolve(None, None, BERLIN, NOW) == (T0 - 3600 * NS_PER_S, NOW)
+
+
+def test_the_future_is_not_paid_yet_and_minutes_are_whole():
+    assert resolve("2026-11-01", "2027-01-01", UTC, NOW) == (T0, NOW)
+    assert resolve("2026-11-01T00:00:59", "2026-11-01T00:01:01", UTC, NOW) == (T0, T0 + 2 * NS_PER_MINUTE)
+
+
+def test_a_rate_line_in_the_future_costs_nothing_yet(tmp_path):
+    url = f"sqlite:///{tmp_path}/ledger.db"
+
+    async def fill():
+        async with Journal(url) as journal:
+            await journal.record_rates([RateLine("gpu", "x", Decimal(5), time.time_ns() + DAY)])
+
+    asyncio.run(fill())
+    assert json.loads(run("--ledger", url, "--format", "json").stdout)["gpu"] == "0.000000000"

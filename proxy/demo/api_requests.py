@@ -17,6 +17,7 @@ _VLLM_FIELDS = ("ignore_eos", "min_tokens", "top_k", "repetition_penalty", "prio
                 "chat_template_kwargs")
 _COMPLETION_MAX_TOKENS = 16
 _CHOICES_MAX = 128
+_LOGPROBS_MAX = 20
 
 
 class ApiError(Exception):
@@ -161,9 +162,10 @@ def _wanted(profile: ApiProfile, body: dict[str, Any], prompts: tuple[bytes, ...
     if profile.strict and extra:
         raise ApiError(400, f"Unrecognized request argument supplied: {extra[0]}")
     n = _count(body, ["n"], 1) or 1
-    if n > _CHOICES_MAX:
-        raise ApiError(400, f"Invalid 'n': integer above maximum value. Expected a value <= {_CHOICES_MAX}, but "
-                            f"got {n} instead.", code="integer_above_max_value", param="n")
+    for field, value, most in (("n", n, _CHOICES_MAX), ("logprobs", logprobs or 0, _LOGPROBS_MAX)):
+        if value > most:
+            raise ApiError(400, f"Invalid '{field}': integer above maximum value. Expected a value <= {most}, but "
+                                f"got {value} instead.", code="integer_above_max_value", param=field)
     answers: list[Answer] = []
     for prompt in prompts:
         room = min(asked or model.context, model.context - check_length(model, prompt, asked))

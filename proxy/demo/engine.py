@@ -72,6 +72,11 @@ class SimulatedEngine(Application):
     def response_headers(self, request: Request) -> list[Header]:
         return [(b"vary", b"Origin"), *super().response_headers(request)]
 
+    def behave(self, behaviour: Behaviour) -> None:
+        """From now on the engine behaves so, and only so. `POST /sim/behave` does the same."""
+        self._frozen_page = self._page()
+        self.live.behave(behaviour)
+
     async def aclose(self) -> None:
         await self.live.aclose()
 
@@ -239,8 +244,7 @@ class SimulatedEngine(Application):
         except ValueError as exc:  # orjson's decode error is one too
             await request.respond(400, {"detail": str(exc)})
             return
-        self._frozen_page = self._page()
-        self.live.behave(behaviour)
+        self.behave(behaviour)
         await request.respond(200, asdict(behaviour))
 
 

@@ -88,7 +88,7 @@ class EngineModel:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.kv_resident = 0  # KV tokens of running sequences
-        self.preemptions = self.cache_queries = self.cache_hits = self.steps = 0
+        self.preemptions = self.cache_queries = self.cache_hits = 0
         self._decoding: list[Sequence] = []
         self._prefilling: list[tuple[Sequence, int]] = []
         self._previous_end = -1.0
@@ -135,16 +135,14 @@ class EngineModel:
     def begin_step(self, now: float) -> float | None:
         """Schedules a step and returns how long it takes; None if there is nothing to do."""
         self._decoding, self._prefilling = [], []
-        budget = self.profile.chunk_tokens - self._schedule_decodes()
-        budget = self._schedule_prefills(budget)
+        budget = self._schedule_prefills(self.profile.chunk_tokens - self._schedule_decodes())
         self._admit(budget, now)
         batch = len(self._decoding) + len(self._prefilling)
         if not batch:
             return None
-        p = self.profile
-        prefill = sum(n for _, n in self._prefilling)
-        milliseconds = p.alpha_ms + p.beta_ms * batch + p.kappa_ms_per_1k * self.kv_resident / 1000
-        return milliseconds / 1000 + prefill / p.prefill_tokens_per_s
+        p, prefill = self.profile, sum(n for _, n in self._prefilling)
+        step_ms = p.alpha_ms + p.beta_ms * batch + p.kappa_ms_per_1k * self.kv_resident / 1000
+        return step_ms / 1000 + prefill / p.prefill_tokens_per_s
 
     def _schedule_decodes(self) -> int:
         """One token for each sequence whose KV is complete but for the last; oldest first."""
@@ -249,8 +247,7 @@ class EngineModel:
         firsts: list[Sequence] = []
         finished: list[Sequence] = []
         gaps: list[float] = []
-        steady, prefilled, previous = 0, 0, self._previous_end
-        running = State.RUNNING
+        steady, prefilled, previous, running = 0, 0, self._previous_end, State.RUNNING
         for seq in self._decoding:
             if seq.state is not running:
                 continue
@@ -283,7 +280,6 @@ class EngineModel:
             self._release(seq)
         if finished:
             self.running = [s for s in self.running if s.state is running]
-        self.steps += 1
         self._previous_end = now
         self._decoding, self._prefilling = [], []
         return StepReport(now, now - previous, prefilled, tokens, firsts, finished, steady, gaps)

@@ -17,6 +17,7 @@ BUSY = ("The engine is currently busy and cannot accept new requests. "
 DIED = "EngineCore encountered an issue. See stack trace (above) for the root cause."
 _COMPLETION_MAX_TOKENS = 16  # OpenAI's default for text completions, and vLLM's
 _CHOICES_MAX = 128
+_LOGPROBS_MAX = 20  # --max-logprobs
 
 
 class Refusal(Exception):
@@ -195,6 +196,9 @@ def _generation(profile: EngineProfile, body: dict[str, Any], rendered: tuple[by
     if isinstance(temperature, int | float) and temperature < 0:
         raise _bad(f"temperature must be non-negative, got {float(temperature)}.", "temperature",
                    float(temperature))
+    if logprobs is not None and logprobs > _LOGPROBS_MAX:
+        raise _bad(f"Requested sample logprobs of {logprobs}, which is greater than max allowed: {_LOGPROBS_MAX}",
+                   "logprobs", logprobs)
     n = _whole(body, "n", 1) or 1
     if n * len(rendered) > _CHOICES_MAX:
         raise _bad(f"n must be at most {_CHOICES_MAX}, got {n}.", "n", n)

@@ -23,7 +23,7 @@ KICK_EVERY_S = 0.02  # how often the line is looked at while anyone waits
 LINE_MAX = 512
 LOOK_AT_MAX = 32  # of the line at a time, most urgent first: bounds the cost of a look
 RETRY_AFTER_S = 2.0
-PATIENCE = 1.5  # how much longer than there is time the line may look, before joining it is hopeless
+PATIENCE = 0.5  # of the time there is, the line may take: more only makes everybody wait, the engines are full
 RATE_MEMORY_S = 5.0
 OnGone = Callable[[Callable[[], object] | None], None]
 
@@ -69,10 +69,11 @@ class Dispatcher:
         plan = self._planner.plan(call, now, tried)
         if not tried:
             self._planner.want(call, now)
-        if not plan.attempts and plan.wait_s > 0 and not self._hopeless(plan.wait_s, now):
-            placed = await self._wait(call, now + plan.wait_s, on_gone)
-            if placed is not None:
-                return placed
+        if not plan.attempts and plan.wait_s > 0:
+            if not self._hopeless(plan.wait_s, now):
+                placed = await self._wait(call, now + plan.wait_s, on_gone)
+                if placed is not None:
+                    return placed
             plan = self._planner.plan(_patience_over(call), self._clock(), tried)
         return self._bind(call, plan)
 
@@ -146,8 +147,8 @@ class Dispatcher:
             demand = call.demand
             self._count(now)
             replica = self._planner.replica(attempt.backend, attempt.replica)
-            claim = replica.load.claim(demand.prompt_tokens, demand.prompt_tokens, demand.output_tokens,
-                                       demand.sequences, now)
+            claim = replica.load.claim(demand.prompt_tokens, demand.prompt_tokens * (1 - replica.cached_share),
+                                       demand.output_tokens, demand.sequences, now)
         return Placement(attempt, plan, claim, now - call.arrived)
 
 

@@ -98,7 +98,7 @@ class Planner:
             elif name in self._board.replicas:
                 for replica in self._board.replicas[name]:
                     closed = self.hysteresis.closed(name, replica.index, replica.utilization, limits)
-                    replicas.append(replica.state(now, closed=closed))
+                    replicas.append(replica.state(now, demand.prompt_tokens, closed))
             else:
                 apis.append(self._board.apis[name].state(now, self.api_usd(config, model, demand, at_ns)))
         if refused and not replicas and not apis and all(refusal.code == "context_length" for refusal in refused):
@@ -119,7 +119,7 @@ class Planner:
                     default=None)
         if value is None:
             return
-        state = pool.replicas[0].state(now)
+        state = pool.replicas[0].state(now, call.demand.prompt_tokens)
         work = work_s(state, call.demand, call.limits)
         pool.demand.add((value - work * state.energy_usd_per_s) / work, work, now)
 

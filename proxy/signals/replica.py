@@ -21,6 +21,7 @@ UNREACHABLE_AFTER = 2  # scrapes refused in a row
 CONGESTED_S = 2.0  # how long an engine's own word "too busy" is believed without being repeated
 LEARN_TTFT_S = 0.05  # shorter predictions are noise of the network and the scheduler
 CONTEXT_TOKENS = 1024.0
+CACHED_MEMORY_TOKENS = 50_000.0
 
 
 @dataclass(slots=True)
@@ -53,6 +54,7 @@ class Replica:
     wedged: bool = False
     congested_until: float = 0.0
     slots_learned: int | None = None
+    cached_share: float = 0.0  # of prompt tokens, found in the engine's prefix cache lately
     foreign: float = 0.0
     utilization: float | None = None
     gpu_util: float | None = None
@@ -141,7 +143,10 @@ class Replica:
         prompt = _delta(before.prompt_tokens, gauges.prompt_tokens)
         output = _delta(before.generation_tokens, gauges.generation_tokens)
         if prompt is not None and output is not None:
-            prompt = max(0.0, prompt - (_delta(before.cached_prompt_tokens, gauges.cached_prompt_tokens) or 0.0))
+            cached = min(prompt, _delta(before.cached_prompt_tokens, gauges.cached_prompt_tokens) or 0.0)
+            if prompt > 0:
+                self.cached_share += (cached / prompt - self.cached_share) * min(1.0, prompt / CACHED_MEMORY_TOKENS)
+            prompt -= cached
             self.engine_prompt_total += prompt
             self.engine_output_total += output
         if prompt is None or output is None or not self.heartbeat_trusted:
@@ -239,7 +244,8 @@ class Replica:
 
     # ---- for the decision
 
-    def state(self, now: float, cached_tokens: float = 0.0, closed: str | None = None) -> ReplicaState:
+    def state(self, now: float, prompt_tokens: float = 0.0, closed: str | None = None) -> ReplicaState:
+        """As the decision on a prompt of `prompt_tokens` sees it; part of that is expected in the prefix cache."""
         capacity, load, gauges = self.capacity, self.load, self.gauges
         age = self.age_s(now)
         fresh = freshness(age, self.scrape_s)
@@ -258,7 +264,7 @@ class Replica:
             waiting=None if waiting is None else int(waiting), congested=now < self.congested_until,
             kv_fraction=kv_fraction, utilization=self.utilization, gpu_util=self.gpu_util,
             margin=self.margin.value, energy_usd_per_s=self.energy_usd_per_s,
-            cached_tokens=cached_tokens, in_flight_max=self.in_flight_max, closed=closed)
+            cached_tokens=prompt_tokens * self.cached_share, in_flight_max=self.in_flight_max, closed=closed)
 
 
 def _delta(before: float | None, after: float | None) -> float | None:

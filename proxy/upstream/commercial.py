@@ -110,7 +110,10 @@ async def _nothing_later(*_args: Any, **_kwargs: Any) -> None: ...
 
 
 async def warm_up() -> None:
-    """Loads litellm in a thread, so that the first commercial call need not wait for it."""
+    """Loads litellm in a thread, so that the first commercial call need not wait for it.
+
+    RuntimeError says what to install where it is missing: call this at the start, if a backend needs it.
+    """
     await asyncio.to_thread(load)
 
 
@@ -136,10 +139,7 @@ class LiteLLMUpstream:
         return f"LiteLLMUpstream({self._target.name})"
 
     async def open(self, outgoing: Outgoing) -> Answer:
-        if self._loaded is None:
-            await warm_up()
-            self._loaded = load()
-        loaded = self._loaded
+        loaded = self._loaded or await self._load()
         try:
             document = orjson.loads(outgoing.body)
             call = self._call(loaded, outgoing, document)
@@ -175,6 +175,14 @@ class LiteLLMUpstream:
 
     async def close(self) -> None:
         await self._connections.close()
+
+    async def _load(self) -> _Loaded:
+        try:
+            await warm_up()
+        except RuntimeError as exc:
+            raise UpstreamFailed(f"{self._target.name}: {exc}") from None
+        self._loaded = load()
+        return self._loaded
 
     def _call(self, loaded: _Loaded, outgoing: Outgoing, document: Any) -> Callable[[], Awaitable[Any]]:
         """The call to make, its arguments checked."""

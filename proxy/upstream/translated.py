@@ -134,11 +134,11 @@ class StreamAnswer:
 def refused(target: Target, exchange: Any, exc: Exception) -> WholeAnswer:
     """The provider's 4xx as OpenAI would say it; raises for what another backend might do better."""
     status = exchange.status()
-    if exchange.fault is not None or status < 400 or status >= 500 or status in _OVERLOADED or status == 408:
-        local = status == 0 and exchange.fault is None
-        if local and 400 <= getattr(exc, "status_code", 500) < 500:  # litellm's own refusal to translate
-            message = "The request cannot be translated for this model's provider."
-            return WholeAnswer(400, translation.refusal(400, message))
+    if status == 0 and exchange.fault is None and not _operators(exc):
+        # Never sent: litellm could make nothing of it. A failure would let odd requests open the breaker.
+        too_odd = "The request cannot be translated for this model's provider."
+        return WholeAnswer(400, translation.refusal(400, too_odd))
+    if exchange.fault is not None or not 400 <= status < 500 or status in _OVERLOADED or status == 408:
         raise failure(target, exchange, exc) from None
     message = translation.told(exchange.error_body) or f"The provider refused the request ({status})."
     if target.api_key is not None:
@@ -147,6 +147,11 @@ def refused(target: Target, exchange: Any, exc: Exception) -> WholeAnswer:
         raise UpstreamFailed(f"{target.name}: the provider's account has no credit") from None
     too_long = type(exc).__name__ == "ContextWindowExceededError"
     return WholeAnswer(status, translation.refusal(status, message, too_long=too_long), exchange.headers())
+
+
+def _operators(exc: Exception) -> bool:
+    """A call that could not be made for want of a credential or a package here."""
+    return getattr(exc, "status_code", 0) in (401, 403) or "No module named" in str(exc) or "pip install" in str(exc)
 
 
 def failure(target: Target, exchange: Any, exc: Exception) -> UpstreamError:

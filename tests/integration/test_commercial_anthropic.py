@@ -235,7 +235,10 @@ async def test_an_image_url_is_not_fetched_from_here():
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"1", b'{"model":"m"}', b'{"model":"m","messages":7}',
-                                  b'{"model":"m","messages":[{"role":"wizard"}]}', b'{"model":"m","messages":[]}'])
+                                  b'{"model":"m","messages":[{"role":"wizard"}]}', b'{"model":"m","messages":[7]}',
+                                  b'{"model":"m","messages":[{"role":"user","content":{"a":[]}}],"stop":{"a":1}}',
+                                  b'{"model":"m","messages":[{"role":"user","content":"x"}],"tools":[null,{"a":1}]}',
+                                  b'{"model":"m","messages":[]}'])
 async def test_a_body_that_makes_no_sense_is_the_callers_fault(body):
     async with claude() as c:
         answer = await c.upstream.open(Outgoing("/v1/chat/completions", body, (), "r", False))
@@ -465,6 +468,15 @@ def test_a_malicious_release_is_refused_before_it_is_imported(monkeypatch, versi
     monkeypatch.setattr(commercial.metadata, "version", lambda _name: version)
     with pytest.raises(RuntimeError, match="malicious"):
         commercial.load.__wrapped__()
+
+
+async def test_without_litellm_a_call_fails_with_the_same_words(monkeypatch):
+    def missing():
+        raise RuntimeError("install it")
+    monkeypatch.setattr(commercial, "load", missing)
+    upstream = upstream_to("http://127.0.0.1:1")
+    with pytest.raises(UpstreamFailed, match="claude: install it"):
+        await upstream.open(asked())
 
 
 def test_without_litellm_the_error_says_what_to_install(monkeypatch):

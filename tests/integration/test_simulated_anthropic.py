@@ -42,7 +42,8 @@ class Rig:
 async def rig():
     profile = AnthropicProfile(models={"claude-sim": MODEL}, ttft_ms=1, tpot_ms=1, api_key=KEY)
     async with serve(SimulatedAnthropic(profile)) as url, aiohttp.ClientSession() as session:
-        yield Rig(url, session)
+        yield (rig := Rig(url, session))
+        await rig.client.close()
 
 
 async def test_a_whole_answer_is_read_by_the_official_client(rig):

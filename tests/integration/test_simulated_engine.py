@@ -73,12 +73,13 @@ async def make():
         served = serve(app)
         url = await served.__aenter__()
         session = aiohttp.ClientSession()
-        contexts.append((served, session))
-        return Rig(url, session, app)
+        contexts.append((served, rig := Rig(url, session, app)))
+        return rig
 
     yield start
-    for served, session in contexts:
-        await session.close()
+    for served, rig in contexts:
+        await rig.client.close()
+        await rig.session.close()
         await served.__aexit__(None, None, None)
 
 

@@ -37,8 +37,8 @@ from proxy.server.settlement import Settlement
 from proxy.signals.board import Board
 from proxy.signals.minutes import MinuteBook, rate_card
 from proxy.signals.scraper import Scraper
+from proxy.upstream.factory import TRANSLATED, build_exporter
 from proxy.upstream.factory import build as build_upstream
-from proxy.upstream.factory import build_exporter
 from proxy.upstream.transport import Upstream
 
 log = logging.getLogger("breakeven")
@@ -87,13 +87,14 @@ class Gateway:
         if recovered:
             log.warning("%d requests were in flight when an earlier process died; booked as interrupted", recovered)
         await self.journal.record_rates(rate_card(self.settings), complete=True)
-        for entries in self.prices.entries.values():
-            for price in entries:
-                await self.journal.record_price(price)
+        await asyncio.gather(*(self.journal.record_price(price)
+                               for entries in self.prices.entries.values() for price in entries))
         self._scraper = Scraper(self.board, self.settings.backends, self.upstreams, self._exporters,
                                 self.planner.context_tokens)
         self._scraper.start()
         self._tasks.append(asyncio.create_task(self._book_minutes(), name="minutes"))
+        if any(backend.kind in TRANSLATED for backend in self.settings.backends.values()):
+            self._tasks.append(asyncio.create_task(self._warm_up(), name="warm up"))  # seconds; nobody waits for it
 
     async def stop(self) -> None:
         """After the server has drained: everything accepted is settled by now."""
@@ -110,6 +111,14 @@ class Gateway:
             log.error("%d entries could not be written to the ledger", lost)
         if self.keys is not None:
             self.keys.close()
+
+    async def _warm_up(self) -> None:
+        from proxy.upstream.commercial import warm_up
+
+        try:
+            await warm_up()
+        except RuntimeError as error:
+            log.error("%s", error)
 
     async def _book_minutes(self) -> None:
         while True:
@@ -192,7 +201,7 @@ class Server(uvicorn.Server):
 def listen(host: str, port: int) -> socket.socket:
     """A bound socket. Raises OSError (address in use, not permitted) before anything else is started."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, or asyncio leaves Nagle on
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))

@@ -101,3 +101,4 @@ class Plan:
     value_usd: float | None = None
     density: float | None = None
     bid_price: float = 0.0  # lambda, USD per GPU-second
+    seen: tuple[ReplicaState, ...] = ()  # the readings it was decided on

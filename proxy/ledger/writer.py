@@ -70,13 +70,13 @@ class Writer(threading.Thread):
         self._inode = path.stat().st_ino
         self._durable = True
         self._failures = 0
+        self._rehearse()
 
     @property
     def waiting(self) -> int:
         return self.queue.qsize() + len(self._spool)
 
     def run(self) -> None:
-        self._rehearse()
         while self._spool or self._stopping_since is None:
             self._collect()
             if self._spool or self._failures:
@@ -87,6 +87,7 @@ class Writer(threading.Thread):
         self._disconnect()
 
     def _rehearse(self) -> None:
+        """Before the thread starts, so that nobody's settlement waits for it."""
         try:
             with store.transaction(self._connected(durable=True)):
                 booking.rehearse(self._connected(durable=True), REHEARSAL)

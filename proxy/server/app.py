@@ -5,7 +5,8 @@ Deny by default: each route names the roles that may call it. The data routes pa
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal, Protocol
 
 import orjson
@@ -14,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from proxy.core.errors import GatewayError, InvalidRequest, MethodNotAllowed, NotFound
+from proxy.core.errors import BodyTooLarge, GatewayError, InvalidRequest, MethodNotAllowed, NotFound
 from proxy.ledger.keys import Principal
 from proxy.server import auth
 from proxy.server.exchange import AsgiExchange, Receive, Scope, Send
@@ -22,6 +23,8 @@ from proxy.server.guard import Guard
 from proxy.server.handler import Handler
 from proxy.wire.endpoints import ENDPOINTS
 from proxy.wire.openai import error_body
+
+OPERATORS_BODY_MAX = 64 * 1024  # a switch or a drain: read before anyone is asked for a key
 
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 Caller = Callable[[Request], Awaitable[Principal]]
@@ -54,8 +57,35 @@ class Door:
                 await self._handler.serve(exchange)
             finally:
                 exchange.close()
+        elif scope["type"] == "http":
+            await self._app(scope, _bounded(receive), _named(send))
         else:
             await self._app(scope, receive, send)
+
+
+def _bounded(receive: Receive) -> Receive:
+    """`receive`, refusing a body that no operator's route needs: FastAPI reads it whole before it asks for the key."""
+    seen = 0
+
+    async def bounded() -> Any:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > OPERATORS_BODY_MAX:
+            raise HTTPException(413)
+        return message
+
+    return bounded
+
+
+def _named(send: Send) -> Send:
+    """`send`, giving the answer an id to quote."""
+    async def named(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], (b"x-request-id", f"req_{secrets.token_hex(12)}".encode())]
+        await send(message)
+
+    return named
 
 
 class SwitchBody(BaseModel):
@@ -69,7 +99,8 @@ class DrainBody(BaseModel):
 def build(operations: Operations, handler: Handler, keys: auth.KeyRing | None, *, headers_max: int,
           header_bytes_max: int, stall_s: float) -> Guard:
     """The whole application."""
-    app = FastAPI(title="Breakeven", docs_url=None, redoc_url=None, openapi_url=None)
+    # Redirects would repeat a Host that nobody has vouched for.
+    app = FastAPI(title="Breakeven", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     _errors(app)
     _open_routes(app, operations, _allow(keys, "application", "reader", "admin"))
     _operator_routes(app, operations, _allow(keys, "reader", "admin"), _allow(keys, "admin"))
@@ -153,14 +184,26 @@ def _errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        if error.status_code == 405 or request.scope["path"] in ENDPOINTS:
-            return _error(MethodNotAllowed("This path does not take that method."))
-        return _error(NotFound("There is nothing at this path."))
+        if error.status_code == 413:
+            return _error(BodyTooLarge(f"The body is larger than {OPERATORS_BODY_MAX} bytes."))
+        if request.scope["path"] in ENDPOINTS:
+            return _error(MethodNotAllowed("This path takes POST only."), {"allow": "POST"})
+        if error.status_code == 405:
+            return _error(MethodNotAllowed("This path does not take that method."), error.headers)
+        if error.status_code == 404:
+            return _error(NotFound("There is nothing at this path."))
+        return _error(InvalidRequest(str(error.detail)))
+
+    @app.exception_handler(Exception)
+    async def internal(_: Request, error: Exception) -> Response:
+        return _error(GatewayError("The gateway failed to handle this request."))
 
 
-def _error(error: GatewayError) -> Response:
-    headers = {} if error.retry_after_s is None else {"retry-after": str(max(1, round(error.retry_after_s)))}
-    return Response(error_body(error.message, error.type, error.param, error.code), error.status, headers,
+def _error(error: GatewayError, headers: Mapping[str, str] | None = None) -> Response:
+    more = dict(headers or {})
+    if error.retry_after_s is not None:
+        more["retry-after"] = str(max(1, round(error.retry_after_s)))
+    return Response(error_body(error.message, error.type, error.param, error.code), error.status, more,
                     "application/json")
 
 

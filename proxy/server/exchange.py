@@ -37,7 +37,8 @@ class Exchange(Protocol):
     def on_gone(self, callback: Callable[[], object] | None) -> None:
         """Call `callback` (at once, if it is too late) when the client leaves; None forgets it."""
 
-    async def start(self, status: int, headers: Headers) -> None: ...
+    async def start(self, status: int, headers: Headers) -> None:
+        """The head of the answer. Raises ClientGone like `write`, as `finish` does."""
 
     async def write(self, data: bytes) -> None:
         """Relay bytes; waits while the client reads too slowly, raises ClientGone when it stalls for good."""
@@ -48,14 +49,15 @@ class Exchange(Protocol):
 class AsgiExchange:
     """The interface over an ASGI connection. One task per request watches for the client leaving."""
 
-    __slots__ = ("_callback", "_receive", "_send", "_stall_s", "_watcher", "gone", "headers", "method", "path",
-                 "started")
+    __slots__ = ("_callback", "_late", "_receive", "_send", "_stall_s", "_watcher", "gone", "headers", "method",
+                 "path", "started")
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, stall_s: float) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.gone = self.started = False
+        self._late = False  # the body did not come in time; what is left of it cannot be waited for
         self._receive, self._send, self._stall_s = receive, send, stall_s
         self._callback: Callable[[], object] | None = None
         self._watcher: asyncio.Task[None] | None = None
@@ -64,23 +66,30 @@ class AsgiExchange:
         declared = self.headers.get(b"content-length")
         if declared is not None and int(declared) > bytes_max:
             raise BodyTooLarge(f"The body is larger than {bytes_max} bytes.")
+        try:
+            async with asyncio.timeout(timeout_s):
+                body = await self._whole_body(bytes_max)
+        except TimeoutError:
+            self._late = True
+            raise
+        self._watcher = asyncio.create_task(self._watch())
+        return body
+
+    async def _whole_body(self, bytes_max: int) -> bytes:
         parts: list[bytes] = []
         size = 0
-        async with asyncio.timeout(timeout_s):
-            while True:
-                message = await self._receive()
-                if message["type"] == "http.disconnect":
-                    self.gone = True
-                    raise ClientGone
-                part = message.get("body", b"")
-                size += len(part)
-                if size > bytes_max:
-                    raise BodyTooLarge(f"The body is larger than {bytes_max} bytes.")
-                parts.append(part)
-                if not message.get("more_body", False):
-                    break
-        self._watcher = asyncio.create_task(self._watch())
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.gone = True
+                raise ClientGone
+            part = message.get("body", b"")
+            size += len(part)
+            if size > bytes_max:
+                raise BodyTooLarge(f"The body is larger than {bytes_max} bytes.")
+            parts.append(part)
+            if not message.get("more_body", False):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
@@ -96,21 +105,33 @@ class AsgiExchange:
 
     async def start(self, status: int, headers: Headers) -> None:
         self.started = True
-        await self._send({"type": "http.response.start", "status": status, "headers": list(headers)})
+        head = [*headers, (b"connection", b"close")] if self._late else list(headers)
+        await self._within_patience({"type": "http.response.start", "status": status, "headers": head})
 
     async def write(self, data: bytes) -> None:
+        await self._within_patience({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def finish(self, data: bytes = b"") -> None:
+        await self._within_patience({"type": "http.response.body", "body": data, "more_body": False})
+        self.close()
+
+    async def _within_patience(self, message: MutableMapping[str, Any]) -> None:
         if self.gone:
             raise ClientGone
         try:
             async with asyncio.timeout(self._stall_s):
-                await self._send({"type": "http.response.body", "body": data, "more_body": True})
+                await self._send(message)
         except TimeoutError:
             self.gone = True
+            self._hang_up()
             raise ClientGone from None
 
-    async def finish(self, data: bytes = b"") -> None:
-        await self._send({"type": "http.response.body", "body": data, "more_body": False})
-        self.close()
+    def _hang_up(self) -> None:
+        """Break the connection: closed politely it would stay open until the client has read what waits for it,
+        which it does not. ASGI has no word for this; under uvicorn `send` belongs to what knows the transport."""
+        transport = getattr(getattr(self._send, "__self__", None), "transport", None)
+        if transport is not None:
+            transport.abort()
 
     def close(self) -> None:
         """Stop watching. Idempotent; called when the request is over, however it ended."""

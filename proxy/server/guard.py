@@ -9,11 +9,13 @@ and why httptools with this guard: `docs/decisions/0003`.)
 from __future__ import annotations
 
 import re
+import secrets
 
 from proxy.server.exchange import Receive, Scope, Send
 from proxy.wire.openai import error_body
 
 HOST = re.compile(rb"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252})?|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+CODES = {400: "malformed_request", 415: "unsupported_media_type", 431: "request_header_fields_too_large"}
 CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
@@ -59,8 +61,8 @@ class Guard:
             return
         self.refused += 1
         status, message = wrong
-        body = error_body(message, "invalid_request_error", None, "malformed_request")
+        body = error_body(message, "invalid_request_error", None, CODES[status])
         await send({"type": "http.response.start", "status": status, "headers": [
             (b"content-type", b"application/json"), (b"connection", b"close"),
-            (b"content-length", b"%d" % len(body))]})
+            (b"x-request-id", f"req_{secrets.token_hex(12)}".encode()), (b"content-length", b"%d" % len(body))]})
         await send({"type": "http.response.body", "body": body})

@@ -192,9 +192,9 @@ class Handler:
 
         try:
             self._do.journal.intend(self._do.settlement.intent(call, placement, attempt_no))
-            attempt = Attempt(call, placement, exchange, backend, self._do.upstreams[chosen.backend, chosen.replica or 0],
-                              self._judge.injection(backend, call, bare), self._judge.fingerprint(placement),
-                              self._do.clock, start)
+            upstream = self._do.upstreams[chosen.backend, chosen.replica or 0]
+            attempt = Attempt(call, placement, exchange, backend, upstream, self._judge.injection(backend, call, bare),
+                              self._judge.fingerprint(placement), self._do.clock, start)
             relayed = await attempt.run()
             return attempt, relayed
         finally:

@@ -106,7 +106,8 @@ class Planner:
                 f"The prompt is estimated at {demand.prompt_tokens:.0f} tokens, longer than any backend of model "
                 f"'{route.name}' takes. Please shorten it.", param="messages")
         pool = self._board.pools[route.name]
-        return decide(demand, replicas, apis, limits, pool.price(now), refused)
+        plan = decide(demand, replicas, apis, limits, pool.price(now), refused)
+        return replace(plan, seen=tuple(replicas))
 
     def want(self, call: Call, now: float) -> None:
         """Count the request in the demand that names the bid price; once per request."""
@@ -179,6 +180,11 @@ def plan_json(plan: Plan) -> dict[str, object]:
         "density": plan.density,
         "attempts": [{"backend": a.backend, "replica": a.replica, "usd": a.usd, "work_s": a.work_s, "ttft_s": a.ttft_s,
                       "reason": a.reason} for a in plan.attempts],
+        "seen": [{"backend": s.backend, "replica": s.replica, "health": s.health, "readings": s.freshness,
+                  "age_s": s.age_s and round(s.age_s, 2), "running": s.running, "waiting": s.waiting,
+                  "backlog_tokens": round(s.backlog_tokens), "kv_reserved": round(s.kv_reserved),
+                  "kv_fraction": s.kv_fraction, "utilization": s.utilization and round(s.utilization, 3)}
+                 for s in plan.seen],
         "refused": [{"backend": r.backend, "replica": r.replica, "code": r.code, "detail": r.detail}
                     for r in plan.refusals],
     }

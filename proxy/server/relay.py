@@ -16,7 +16,7 @@ import orjson
 
 from proxy.config.model import Backend
 from proxy.core.entries import EndReason, UsageSource
-from proxy.core.errors import GatewayError, UpstreamCut, UpstreamError, UpstreamTimeout
+from proxy.core.errors import GatewayError, UpstreamCut, UpstreamError, UpstreamFailed, UpstreamTimeout
 from proxy.core.usage import Usage
 from proxy.server.dispatch import Placement
 from proxy.server.exchange import ClientGone, Exchange
@@ -29,7 +29,7 @@ from proxy.wire.openai import UsageInjection, read_usage, served_tier, upstream_
 
 ANSWER_BYTES_MAX = 64 * 2**20
 ENDING_S = 0.5  # for the last bytes after [DONE], so that the connection can be used again
-STATUS_CLIENT_GONE = 499
+STATUS_CLIENT_GONE, STATUS_STOPPED = 499, 503
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class Attempt:
                  injection: UsageInjection, fingerprint: str | None, clock: Callable[[], float],
                  start: Callable[[int, str, Mapping[str, str]], Awaitable[None]]) -> None:
         self._call, self._placement, self._exchange, self._backend = call, placement, exchange, backend
-        self._upstream, self._injection, self._clock, self._start = upstream, injection, clock, start
+        self._upstream, self.injection, self._clock, self._start = upstream, injection, clock, start
         self._claim = placement.claim
         self._answer: Answer | None = None
         self._abandoned = False
@@ -69,9 +69,9 @@ class Attempt:
     def _new_meter(self, fingerprint: str | None) -> StreamMeter:
         wire = self._call.wire
         strip = Strip.NOTHING
-        if self._injection is not UsageInjection.NONE and not wire.wants_usage:
+        if self.injection is not UsageInjection.NONE and not wire.wants_usage:
             strip = Strip.ALL
-        elif self._injection is UsageInjection.CONTINUOUS and not wire.wants_continuous_usage:
+        elif self.injection is UsageInjection.CONTINUOUS and not wire.wants_continuous_usage:
             strip = Strip.RUNNING
         return StreamMeter(wire.endpoint, strip=strip, choices=self._call.demand.sequences,
                            prompts=max(1, wire.prompt_count), fingerprint=fingerprint)
@@ -79,7 +79,8 @@ class Attempt:
     # ---- the line
 
     async def run(self) -> Relayed:
-        """Send it, relay what comes, say how it ended. Raises nothing that an upstream or client can cause."""
+        """Send it, relay what comes, say how it ended. Raises nothing that an upstream or client can cause; whoever
+        stops it otherwise finds in `interrupted` what was spent. The claim is the caller's to release."""
         try:
             answer = self._answer = await self._open()
             if answer.status >= 400 or not _is_stream(answer):
@@ -93,7 +94,12 @@ class Attempt:
             self._exchange.on_gone(None)
             if self._claim is not None:
                 self._claim.abandon = None
-                self._claim.release(self._clock())
+
+    def interrupted(self) -> Outcome:
+        """What was spent on an attempt that `run` did not see the end of. Lets go of the upstream."""
+        if self._answer is not None:
+            self._answer.abort()
+        return self._ended("interrupted", STATUS_STOPPED).outcome
 
     async def close(self) -> None:
         """Let go of the upstream: its connection is kept if the answer ended, closed if not."""
@@ -111,7 +117,7 @@ class Attempt:
     async def _open(self) -> Answer:
         call, backend = self._call, self._backend
         model = None if backend.model == "*" else backend.model
-        body = upstream_body(call.wire, model=model, usage=self._injection)
+        body = upstream_body(call.wire, model=model, usage=self.injection)
         forwarded = tuple((name, value.decode("latin-1")) for name in backend.forward_headers
                           if (value := self._exchange.headers.get(name.encode())) is not None)
         self._sent_at, self._sent_ns = self._clock(), time.time_ns()
@@ -173,11 +179,14 @@ class Attempt:
         if answer.status >= 400:
             raise fault_of(answer.status, answer.headers, body, self._backend)
         usage = read_usage(self._call.wire.endpoint, body)
-        if usage is None and answer.status == 200 and not body.lstrip().startswith(b"{"):
-            raise UpstreamCut(f"{self._backend.name} sent something that is not JSON")
+        if usage is None and (wrong := _no_answer(body)) is not None:
+            raise UpstreamFailed(f"{self._backend.name} {wrong}")
         gone = self._exchange.gone
+        if usage is not None and not gone:
+            self._delivered = usage.output_total
+        tier = None if self._claim is not None else served_tier(body)  # our own GPUs have no tiers to bill
         outcome = self._outcome("client_abort" if gone else "complete", STATUS_CLIENT_GONE if gone else answer.status,
-                                usage, "upstream_final" if usage else "estimated", served_tier(body))
+                                usage, "upstream_final" if usage else "estimated", tier)
         content_type = answer.headers.get("content-type", "application/json")
         return Relayed(outcome, body, (answer.status, content_type), dict(answer.headers))
 
@@ -201,15 +210,10 @@ class Attempt:
                     break
                 if exchange.gone:
                     if self._over_drain():
+                        answer.abort()
                         break
                 elif out:
-                    if not exchange.started:
-                        await self._begin(answer)
-                    await exchange.write(self._named(out))
-                    self._delivered = seen
-        except ClientGone:  # it stopped reading for too long
-            self._client_left()
-            return self._ended("client_abort", STATUS_CLIENT_GONE)
+                    await self._pass_on(answer, self._named(out), seen)
         except UpstreamError as error:
             return self._cut_short(error)
         last = self._named(meter.flush())
@@ -229,10 +233,17 @@ class Attempt:
             relayed.upstream_headers = dict(answer.headers)
         return relayed
 
-    async def _begin(self, answer: Answer) -> None:
-        if self._claim is not None:
-            self._claim.abandon = None  # from here on it cannot be replayed
-        await self._start(answer.status, answer.headers.get("content-type", "text/event-stream"), answer.headers)
+    async def _pass_on(self, answer: Answer, out: bytes, tokens: int) -> None:
+        try:
+            if not self._exchange.started:
+                if self._claim is not None:
+                    self._claim.abandon = None  # from here on it cannot be replayed
+                await self._start(answer.status, answer.headers.get("content-type", "text/event-stream"),
+                                  answer.headers)
+            await self._exchange.write(out)
+            self._delivered = tokens
+        except ClientGone:  # it stopped reading for too long: as good as gone
+            self._client_left()
 
     def _named(self, out: bytes) -> bytes:
         """The route's name for the model where the route says so."""
@@ -257,6 +268,8 @@ class Attempt:
     def _failed(self, error: UpstreamError) -> Relayed:
         if self._exchange.gone:
             return self._ended("client_abort", STATUS_CLIENT_GONE)
+        if isinstance(error, UpstreamCut) and not self._exchange.started:
+            error = UpstreamFailed(error.message)  # nobody has seen a byte of it: another upstream may answer
         reason: EndReason = ("timeout" if isinstance(error, UpstreamTimeout)
                              else "upstream_refused" if 400 <= error.status < 500 and not error.retryable
                              else "upstream_error")
@@ -293,6 +306,17 @@ class Attempt:
             elapsed = self._clock() - self._sent_at - ttft
             output = int(max(0.0, min(demand.output_tokens, elapsed / 0.03)))
         return Usage(input_text=int(demand.prompt_tokens), output_text=output)
+
+
+def _no_answer(body: bytes) -> str | None:
+    """Why a whole answer without usage is none at all; None when it may be one."""
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return "sent something that is not JSON"
+    if not isinstance(answer, dict):
+        return "sent something that is not an answer"
+    return "reported an error in its answer" if answer.get("error") or answer.get("object") == "error" else None
 
 
 def renamed(out: bytes, served: str, name: str) -> bytes:

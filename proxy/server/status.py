@@ -8,14 +8,17 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from proxy.config.model import Settings
 from proxy.core.entries import RequestEntry
 from proxy.core.money import NANO_PER_USD, NS_PER_HOUR, usd_string
+from proxy.ledger.journal import Journal
+from proxy.server.dispatch import Dispatcher
+from proxy.server.handler import Handler
+from proxy.server.planning import Planner
+from proxy.signals.board import Board
 from proxy.signals.replica import Replica
-
-if TYPE_CHECKING:
-    from proxy.main import Gateway
 
 REASONS_MAX = 64
 
@@ -51,7 +54,22 @@ class Totals:
             self.late += not entry.slo_met
 
 
-def page(gateway: Gateway) -> dict[str, Any]:
+class Parts(Protocol):
+    """What is looked at; the gateway object has it all."""
+
+    settings: Settings
+    board: Board
+    planner: Planner
+    dispatcher: Dispatcher
+    handler: Handler
+    journal: Journal
+    totals: Totals
+    started_ns: int
+
+    def ready(self) -> str | None: ...
+
+
+def page(gateway: Parts) -> dict[str, Any]:
     """Everything an operator asks first, as plain JSON."""
     now, totals = gateway.board.clock(), gateway.totals
     gpu_nano = _gpu_nano(gateway)
@@ -95,7 +113,7 @@ def _replica(replica: Replica, now: float) -> dict[str, Any]:
     }
 
 
-def _gpu_nano(gateway: Gateway) -> int:
+def _gpu_nano(gateway: Parts) -> int:
     """What the GPUs have cost since this process started, idle or not: at the rate in force now."""
     now_ns = time.time_ns()
     total = 0

@@ -44,7 +44,7 @@ class Exchange:
         self._connections = connections
         self._outgoing = outgoing
         self._data_only = data_only
-        self._first_byte_at = asyncio.get_running_loop().time() + target.first_byte_s
+        self._first_byte_at = asyncio.get_running_loop().time() + target.head_s(outgoing.stream)
         self.answer: HttpAnswer | None = None
         self.error_body = b""
         self.owner: object = None  # the answer that will end this exchange

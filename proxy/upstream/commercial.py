@@ -192,7 +192,7 @@ class LiteLLMUpstream:
         if not isinstance(model, str):
             raise translation.Untranslatable("'model' must be a string.", "model")
         common = {"model": model, "custom_llm_provider": self._provider, "max_retries": 0, "num_retries": 0,
-                  "timeout": self._target.first_byte_s + self._target.idle_s}
+                  "timeout": self._target.head_s(outgoing.stream) + self._target.idle_s}
         if self._target.url:
             # A key is always given: without one litellm would look for another in the environment.
             common["api_base"] = self._api_base()

@@ -42,7 +42,7 @@ class HttpUpstream:
         return f"HttpUpstream({self._target.name})"
 
     async def open(self, outgoing: Outgoing) -> HttpAnswer:
-        first_byte_at = asyncio.get_running_loop().time() + self._target.first_byte_s
+        first_byte_at = asyncio.get_running_loop().time() + self._target.head_s(outgoing.stream)
         headers = self._headers.copy()
         headers["x-request-id"] = outgoing.request_id
         for name, value in outgoing.headers:

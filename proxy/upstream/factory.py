@@ -23,6 +23,8 @@ class Waits(Protocol):
     def first_byte_s(self) -> float: ...
     @property
     def idle_s(self) -> float: ...
+    @property
+    def answer_s(self) -> float: ...
 
 
 class Configured(Protocol):
@@ -52,7 +54,7 @@ def build(backend: Configured, replica_url: str, waits: Waits) -> Upstream:
         name=backend.name, url=replica_url, api_key=backend.api_key, tls_verify=backend.tls_verify,
         connect_s=waits.connect_s if backend.connect_s is None else backend.connect_s,
         first_byte_s=waits.first_byte_s if backend.first_byte_s is None else backend.first_byte_s,
-        idle_s=waits.idle_s if backend.idle_s is None else backend.idle_s)
+        idle_s=waits.idle_s if backend.idle_s is None else backend.idle_s, answer_s=waits.answer_s)
     if backend.kind in OPENAI_SPEAKING:
         from proxy.upstream.engine import HttpUpstream
         return HttpUpstream(target)

@@ -36,6 +36,7 @@ class Target:
 
     `url` has no path beyond a fixed prefix. `first_byte_s` bounds the time from `open` to the head,
     connecting included, and from `open` to the first byte of the body; `idle_s` every later silence.
+    An answer that is not streamed comes when it is whole: `answer_s` bounds it instead.
     """
 
     name: str
@@ -45,10 +46,15 @@ class Target:
     connect_s: float = 5.0
     first_byte_s: float = 600.0
     idle_s: float = 60.0
+    answer_s: float = 600.0
 
     def __post_init__(self) -> None:
-        if min(self.connect_s, self.first_byte_s, self.idle_s) <= 0:
+        if min(self.connect_s, self.first_byte_s, self.idle_s, self.answer_s) <= 0:
             raise ValueError(f"{self.name}: timeouts must be above zero")
+
+    def head_s(self, stream: bool) -> float:
+        """How long the head of an answer may take."""
+        return self.first_byte_s if stream else max(self.first_byte_s, self.answer_s)
 
 
 @dataclass(frozen=True, slots=True)

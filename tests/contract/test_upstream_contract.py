@@ -22,7 +22,7 @@ from proxy.upstream.factory import build
 from proxy.upstream.transport import Outgoing
 
 KEY = "sk-contract-secret"
-WAITS = SimpleNamespace(connect_s=1.0, first_byte_s=5.0, idle_s=2.0)
+WAITS = SimpleNamespace(connect_s=1.0, first_byte_s=5.0, idle_s=2.0, answer_s=5.0)
 
 
 @dataclass

@@ -12,7 +12,7 @@ import pytest
 from proxy.upstream.engine import HttpUpstream
 from proxy.upstream.factory import build, provider_and_model
 
-WAITS = SimpleNamespace(connect_s=2.0, first_byte_s=60.0, idle_s=30.0)
+WAITS = SimpleNamespace(connect_s=2.0, first_byte_s=60.0, idle_s=30.0, answer_s=600.0)
 
 
 def backend(kind, model="m", **waits):
@@ -59,7 +59,7 @@ import sys
 from types import SimpleNamespace as N
 import proxy.upstream.factory as f
 print("aiohttp" in sys.modules, "litellm" in sys.modules)
-w = N(connect_s=1.0, first_byte_s=1.0, idle_s=1.0)
+w = N(connect_s=1.0, first_byte_s=1.0, idle_s=1.0, answer_s=1.0)
 b = lambda kind: N(name="b", kind=kind, model="m", api_key=None, tls_verify=True, connect_s=None,
                    first_byte_s=None, idle_s=None)
 f.build(b("vllm"), "http://127.0.0.1:1", w)

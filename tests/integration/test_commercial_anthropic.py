@@ -43,7 +43,8 @@ class Key:
 def upstream_to(url, key=KEY, first_byte_s=5.0, idle_s=2.0, model="claude-sim"):
     backend = SimpleNamespace(name="claude", kind="anthropic", model=model, api_key=key and Key(key),
                               tls_verify=True, connect_s=None, first_byte_s=None, idle_s=None)
-    return build(backend, url, SimpleNamespace(connect_s=1.0, first_byte_s=first_byte_s, idle_s=idle_s))
+    return build(backend, url, SimpleNamespace(connect_s=1.0, first_byte_s=first_byte_s, idle_s=idle_s,
+                                                 answer_s=first_byte_s))
 
 
 @contextlib.asynccontextmanager

@@ -28,7 +28,8 @@ KEY = SimpleNamespace(reveal=lambda: "sk-other")
 def upstream_to(url, model, first_byte_s=5.0):
     backend = SimpleNamespace(name="other", kind="litellm", model=model, api_key=KEY, tls_verify=True, connect_s=None,
                               first_byte_s=None, idle_s=None)
-    return build(backend, url, SimpleNamespace(connect_s=1.0, first_byte_s=first_byte_s, idle_s=2.0))
+    return build(backend, url, SimpleNamespace(connect_s=1.0, first_byte_s=first_byte_s, idle_s=2.0,
+                                                 answer_s=first_byte_s))
 
 
 def asked(path="/v1/chat/completions", fault=None, **body):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 KEY = "OPENAI_API_KEY"
 REFRESH_S = 0.5
 LINE_EVERY_S = 5.0  # where there is no terminal to draw on
-RATE_PER_S, REAL_RATE_PER_S = 11.0, 0.5
+REAL_RATE_PER_S = 0.5
 SIMULATED = "Engines and API are simulated, answers are nonsense, money is play money at list prices."
 COSTS_MONEY = (f"WARNING: --real-api sends what the simulated engines do not take to api.openai.com, with your {KEY}. "
                "THAT COSTS REAL MONEY for as long as this runs.")
@@ -32,7 +32,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of traffic and answers.")] = 1,
     port: Annotated[int, typer.Option(min=0, max=65535, help="The gateway's; 0 takes any free one.")] = 8000,
     rate: Annotated[float | None, typer.Option(min=0, max=200, help=(
-        "Mean requests per second. Default: 11; with --real-api 0.5."))] = None,
+        "Mean requests per second. Default: 15; with --real-api 0.5."))] = None,
     scale: Annotated[float, typer.Option(min=0, max=100, help="Overload: so many times the traffic.")] = 1.0,
     no_traffic: Annotated[bool, typer.Option("--no-traffic", help="Only what you send yourself.")] = False,
     keep: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep configuration and ledger there.")] = None,
@@ -48,6 +48,7 @@ def demo(
 
     from proxy.demo.children import DemoError
     from proxy.demo.run import DemoOptions
+    from proxy.demo.traffic import RATE_PER_S
 
     environment = dict(os.environ)
     if real_api:
@@ -146,9 +147,9 @@ async def _screen(world: World, ends: asyncio.Event, options: DemoOptions) -> No
     from proxy.demo.live import View
 
     note = "REAL MONEY: the API is api.openai.com. Ctrl-C ends." if options.real_api else \
-        "Simulated engines and API; play money at list prices. Ctrl-C ends with the report."
+        "Simulated engines and API, play money. Ctrl-C ends and shows the report."
     notes = [Text(f" {note}", "yellow", no_wrap=True), *(Text(line, "dim", no_wrap=True) for line in _calling(world))]
-    view = View(f"Breakeven demo  {world.base_url}", tuple(notes))
+    view = View(f"Breakeven demo  {world.base_url}", tuple(notes), fill=True)
     console = Console(highlight=False)
     if not console.is_terminal:
         await _lines(world, ends, view)

@@ -68,7 +68,7 @@ def _stop(message: str) -> None:
 
 def _watch(url: str, secret: str, page: dict[str, Any], as_json: bool) -> None:
     """Until Ctrl-C. A gateway that is away for a while is waited for, and said to be."""
-    view, console = View(f"Breakeven  {url}"), Console(highlight=False)
+    view, console = View(f"Breakeven  {url}", fill=True), Console(highlight=False)
     view.observe(page)
     if as_json or not console.is_terminal:
         while True:
@@ -121,7 +121,7 @@ def fetch(url: str, secret: str) -> dict[str, Any]:
 def _refused(url: str, error: urllib.error.HTTPError, had_key: bool) -> str:
     if error.code in (401, 403):
         return (f"{url} does not accept the key ({error.code}); it must be a reader's or an admin's" if had_key else
-                f"{url} wants a key: set BREAKEVEN_ADMIN_KEY to a reader's or admin's, or name another variable with --key")
+                f"{url} wants a key: set BREAKEVEN_ADMIN_KEY to a reader's or admin's, or name its variable with --key")
     if error.code in (404, 405):
         return f"{url} answers, but not as a Breakeven gateway (HTTP {error.code})"
     return f"{url} answers with HTTP {error.code}"

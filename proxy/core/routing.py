@@ -76,7 +76,7 @@ def decide(demand: Demand, replicas: Sequence[ReplicaState], apis: Sequence[ApiS
     rules. A plan with neither attempts nor a wait means: nothing can serve it now.
     """
     refusals = list(refused)
-    policy = _effective_policy(limits)
+    policy = effective_policy(limits)
     api = _best_api(apis, demand, refusals) if policy != "self-hosted-only" else None
     value = api.usd if api is not None and api.usd is not None else None
     if value is None and limits.unserved_usd_per_mtok is not None:
@@ -117,7 +117,8 @@ def decide(demand: Demand, replicas: Sequence[ReplicaState], apis: Sequence[ApiS
     return Plan((), tuple(refusals), "no_backend_available", 0.0, value, density, bid_price)
 
 
-def _effective_policy(limits: Limits) -> Policy:
+def effective_policy(limits: Limits) -> Policy:
+    """The route's policy, unless the operator's switch says otherwise."""
     if limits.switch == "all-api":
         return "api-only"
     if limits.switch == "all-local":

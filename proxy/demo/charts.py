@@ -9,7 +9,7 @@ from rich.text import Text
 
 BACKGROUND = "on grey19"
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
-_LEVELS = "▁▂▃▄▅▆▇█"
+_LEVELS = " ▁▂▃▄▅▆▇█"
 
 
 def bar(fraction: float | None, cells: int, style: str = "cyan") -> Text:
@@ -22,12 +22,14 @@ def bar(fraction: float | None, cells: int, style: str = "cyan") -> Text:
     return Text(drawn.ljust(cells), f"{style} {BACKGROUND}")
 
 
-def spark(values: Sequence[float], cells: int, top: float = 0.0, style: str = "cyan") -> Text:
-    """The last `cells` values, newest at the right. `top` is the least full height."""
+def spark(values: Sequence[float], cells: int, lines: int = 1, top: float = 0.0, style: str = "cyan") -> Text:
+    """The last `cells` values as columns, newest at the right, `lines` high. `top` is the least full height."""
     recent = list(values)[-cells:] if cells > 0 else []
-    height = max([top, *recent]) or 1.0
-    drawn = "".join(_LEVELS[min(7, int(max(0.0, value) / height * 7.999))] for value in recent)
-    return Text(drawn.rjust(max(0, cells)), style)
+    highest = max([top, *recent]) or 1.0
+    eighths = [max(1, round(max(0.0, value) / highest * lines * 8)) for value in recent]
+    drawn = ("".join(_LEVELS[min(8, max(0, height - 8 * line))] for height in eighths)
+             for line in reversed(range(lines)))
+    return Text("\n".join(row.rjust(max(0, cells)) for row in drawn), style)
 
 
 def percent(fraction: float | None) -> str:

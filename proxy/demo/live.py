@@ -20,6 +20,8 @@ CELL_S = 1.0  # of a sparkline
 CELLS_MAX = 240
 RATE_S = 10.0  # "now" is the mean of the last ten seconds
 WIDE = 100
+SCROLLED = 1000  # lines, where nothing has to fit
+MONEY_LINES, TREND_LINES_MAX = 6, 4
 
 # What the codes of a decision mean to someone who has not read the manual.
 WORDS = {
@@ -37,21 +39,22 @@ WORDS = {
 }
 HEALTH_STYLES = {"ok": "green", "suspect": "yellow", "draining": "yellow", "asleep": "yellow", "paused": "yellow"}
 FINE = ("complete", "client_abort", "limit")  # ways of ending that are no failure of ours
+LEFT = ("health", "utilisation", "busy", "KV cache")
 READING_STYLES = {"fresh": "", "stale": "yellow", "unknown": "red"}
 
 
 def is_status(page: object) -> bool:
     """Whether this is a gateway's status page, and not what something else answered."""
-    return (isinstance(page, dict)
+    return (isinstance(page, dict) and page.keys() >= {"at_ns", "since_ns", "requests", "in_flight", "waiting"}
             and all(isinstance(page.get(name), list) for name in ("backends", "apis", "by_reason"))
             and all(isinstance(page.get(name), dict) for name in ("bid_prices", "by_backend", "ended", "usd")))
 
 
 class View:
-    """Draws the latest page. `title` is a line about whom; `notes` stand below, as room allows."""
+    """Draws the latest page. `title` says whose; `notes` stand below. With `fill` it is as high as the screen."""
 
-    def __init__(self, title: str, notes: tuple[Text, ...] = ()) -> None:
-        self.title, self.notes = title, notes
+    def __init__(self, title: str, notes: tuple[Text, ...] = (), *, fill: bool = False) -> None:
+        self.title, self.notes, self.fill = title, notes, fill
         self.page: dict[str, Any] = {}
         self.trouble = ""  # why the page is old, if it is
         self._past: deque[dict[str, Any]] = deque(maxlen=120)
@@ -118,16 +121,19 @@ class View:
         if not self.page:
             yield Text(self.trouble or "waiting for the gateway ...", "yellow", no_wrap=True)
             return
-        height = options.height or 10_000
+        height = options.size.height if self.fill else SCROLLED
         backends = self._backends(width)
-        rows_max = max(4, height - backends.row_count - 9 - len(self.notes))
+        spare = height - backends.row_count - 14 - len(self.notes)  # lines beyond the smallest picture
+        reasons = min(len(self.page["by_reason"]), MONEY_LINES + max(0, spare))
+        spare -= max(0, reasons - MONEY_LINES)
+        tall = max(1, min(TREND_LINES_MAX, 1 + spare // 4)) if self.fill else 1
         yield from self._head(width)
         yield Text()
         yield backends
         yield Text()
-        yield self._middle(width, min(rows_max, max(6, len(self.page["by_reason"]))))
+        yield self._middle(width, max(MONEY_LINES, reasons))
         yield Text()
-        yield from self._trends(width)
+        yield from self._trends(width, tall)
         yield from (note for note in ([Text(), *self.notes] if self.notes and height >= 20 else self.notes))
 
     def _head(self, width: int) -> Iterator[RenderableType]:
@@ -146,12 +152,11 @@ class View:
 
     def _backends(self, width: int) -> Table:
         wide = width >= WIDE
-        cells = min(20, (width - 78) // 2) if wide else 6
+        cells = min(20, (width - 80) // 2) if wide else 4
         table = _table(width)
         table.add_column("backend", ratio=1, no_wrap=True, overflow="ellipsis")
-        for name in ("health", "read", "utilisation", "in flight", "KV cache", "requests", "", "now"):
-            table.add_column(name, justify="left" if name in ("health", "utilisation", "KV cache") else "right",
-                             no_wrap=True)
+        for name in ("health", "read", "utilisation" if wide else "busy", "in flight", "KV cache", "requests", "now"):
+            table.add_column(name, justify="left" if name in LEFT else "right", no_wrap=True)
         several = {name for name in (one["backend"] for one in self.page["backends"])
                    if sum(one["backend"] == name for one in self.page["backends"]) > 1}
         for one in self.page["backends"]:
@@ -165,21 +170,24 @@ class View:
             table.add_row(
                 plain(shown), _health(one["health"]), age, _gauge(one["utilization"], cells, "cyan"),
                 f"{one['in_flight']} of {one['max_running']}" if wide else f"{one['in_flight']}/{one['max_running']}",
-                _gauge(one["kv_fraction"], cells, "magenta"), *(self._count(name) if counted else ("", "", "")))
+                _gauge(one["kv_fraction"], cells if wide else 0, "magenta"),
+                *(self._count(name, wide) if counted else ("", "")))
         for one in self.page["apis"]:
             first = Text(f"API: first token in {one['ttft_s']:.2f} s" if wide else f"{one['ttft_s']:.2f} s ttft", "dim")
             table.add_row(plain(one["backend"]), _health(one["health"]), "", first, "", "",
-                          *self._count(one["backend"]))
+                          *self._count(one["backend"], wide))
         return table
 
-    def _count(self, backend: str) -> tuple[str, str, str]:
+    def _count(self, backend: str, wide: bool) -> tuple[str, str]:
         count, everything, rate = self.page["by_backend"].get(backend, 0), self.page["requests"], self.rate(backend)
-        share = percent(count / everything) if everything else ""
-        return f"{count:,}", share, "" if rate is None else f"{rate:.1f}/s"
+        share = f" {percent(count / everything):>5}" if everything and wide else ""
+        return f"{count:,}{share}", "" if rate is None else f"{rate:.1f}/s"
 
     def _middle(self, width: int, rows: int) -> Table:
+        wide = width >= WIDE
         grid = _grid(width, ("left", 1), ("left", None))
-        grid.add_row(self._reasons(width - (44 if width >= WIDE else 32), rows), self._money(width >= WIDE))
+        grid.padding = (0, 0, 0, 0)
+        grid.add_row(self._reasons(max(10, width - (45 if wide else 32)), rows), self._money(wide))
         return grid
 
     def _reasons(self, width: int, rows: int) -> Table:
@@ -189,7 +197,7 @@ class View:
         table.add_column("went to", no_wrap=True, overflow="ellipsis", max_width=20)
         table.add_column("because", ratio=1, no_wrap=True, overflow="ellipsis")
         if wide:
-            table.add_column("reason code", no_wrap=True, style="dim")
+            table.add_column("reason code", no_wrap=True, style="dim", min_width=24)
         found = self.page["by_reason"]
         apis = {one["backend"] for one in self.page["apis"]}
         for one in found[:rows if len(found) <= rows else rows - 1]:
@@ -225,7 +233,7 @@ class View:
         table.add_row("failed", Text(f"{failed:,}", "bold red" if failed else ""))
         return table
 
-    def _trends(self, width: int) -> Iterator[RenderableType]:
+    def _trends(self, width: int, lines: int) -> Iterator[RenderableType]:
         bid, rate, share = self.bid_price(), self.rate(), self.api_share()
         table = _grid(width, ("left", None), ("right", None), ("left", 1))
         cells = max(8, min(CELLS_MAX, width - 45))
@@ -235,7 +243,7 @@ class View:
                 (" of them to the API", percent(share), "api", 1.0, "yellow"),
                 (" bid price of a GPU-hour", f"{bid * 3600:,.2f} USD", "bid", 1e-9, "magenta")):
             table.add_row(Text(name, "dim"), Text(value, "bold" if key == "bid" and bid else ""),
-                          spark(self._cells[key], cells, top, style))
+                          spark(self._cells[key], cells, lines, top, style))
         yield table
         waiting = f"   waiting for room {self.page['waiting']}" if self.page["waiting"] else ""
         ledger = self.page.get("ledger", {})
@@ -253,7 +261,7 @@ def _health(health: str) -> Text:
 
 
 def _gauge(fraction: float | None, cells: int, style: str) -> Text:
-    return Text.assemble(bar(fraction, cells, style), f" {percent(fraction):>5}", no_wrap=True)
+    return Text.assemble(bar(fraction, cells, style), f" {percent(fraction):>5}"[not cells:], no_wrap=True)
 
 
 def _cut(text: str, style: str) -> Text:

@@ -25,7 +25,7 @@ from proxy.core.money import NS_PER_MINUTE
 from proxy.core.savings import Statement
 from proxy.demo import config
 from proxy.demo.children import Child, ChildDied, DemoError, first_death, reserved
-from proxy.demo.traffic import Traffic
+from proxy.demo.traffic import RATE_PER_S, Traffic
 from proxy.reports import statement
 
 START_S_MAX = 30.0
@@ -40,7 +40,7 @@ class DemoOptions:
 
     port: int = 8000
     seed: int = 1
-    rate_per_s: float = 11.0
+    rate_per_s: float = RATE_PER_S
     scale: float = 1.0
     traffic: bool = True
     keep: Path | None = None

@@ -19,6 +19,7 @@ import aiohttp
 
 from proxy.demo.config import EMBEDDINGS, LARGE, SMALL
 
+RATE_PER_S = 15.0  # about what the two engines can carry, so that the swell decides
 SWELL = 0.6  # of the mean rate, up and down
 SWELL_PERIOD_S = 150.0
 IN_FLIGHT_MAX = 512
@@ -76,7 +77,7 @@ def _shot(at_s: float, rng: random.Random, real_api: bool) -> Shot:
         body = _chat(LARGE, SYSTEM, f"Please use the tool for order {rng.randrange(10**6)}: {matter}.", 100)
         return Shot(at_s, "tools", "/v1/chat/completions", CHAT_TAGS, body | {"tools": [TOOL]})
     if dice < 0.85 or (real_api and dice < 0.93):
-        letter = " ".join(f"{rng.choice(PRODUCTS)} {rng.choice(TROUBLES)}." for _ in range(rng.randrange(8, 40)))
+        letter = " ".join(f"{rng.choice(PRODUCTS)} {rng.choice(TROUBLES)}." for _ in range(rng.randrange(40, 200)))
         return Shot(at_s, "extract", "/v1/chat/completions", BATCH_TAGS, _chat(SMALL, EXTRACT, letter, 200))
     if dice < 0.93:
         body = {"model": SMALL, "prompt": f"A polite letter about {matter}, {rng.randrange(10**6)}:", "max_tokens": 160}

@@ -14,7 +14,7 @@ from proxy.core.errors import ContextLengthExceeded
 from proxy.core.fleet import ApiState, Demand, Plan, Refusal, ReplicaState
 from proxy.core.learning import OutputLength, RunningMean
 from proxy.core.pricing import Price, PriceBook
-from proxy.core.routing import Backend, Hysteresis, Limits, Switch, decide, unable, work_s
+from proxy.core.routing import Backend, Hysteresis, Limits, Switch, decide, effective_policy, unable, work_s
 from proxy.core.usage import Usage
 from proxy.signals.board import Board
 from proxy.signals.replica import Replica
@@ -101,7 +101,9 @@ class Planner:
                     replicas.append(replica.state(now, demand.prompt_tokens, closed))
             else:
                 apis.append(self._board.apis[name].state(now, self.api_usd(config, model, demand, at_ns)))
-        if refused and not replicas and not apis and all(refusal.code == "context_length" for refusal in refused):
+        policy = effective_policy(limits)
+        usable = (replicas if policy != "api-only" else []) or (apis if policy != "self-hosted-only" else [])
+        if not usable and any(refusal.code == "context_length" for refusal in refused):
             raise ContextLengthExceeded(
                 f"The prompt is estimated at {demand.prompt_tokens:.0f} tokens, longer than any backend of model "
                 f"'{route.name}' takes. Please shorten it.", param="messages")

@@ -28,6 +28,7 @@ from proxy.wire.metering import StreamMeter, Strip
 from proxy.wire.openai import UsageInjection, read_usage, served_tier, upstream_body
 
 ANSWER_BYTES_MAX = 64 * 2**20
+EARLY_BYTES_MAX = 4096
 ENDING_S = 0.5  # for the last bytes after [DONE], so that the connection can be used again
 STATUS_CLIENT_GONE, STATUS_STOPPED = 499, 503
 
@@ -63,6 +64,7 @@ class Attempt:
         self._first_at: float | None = None
         self._first_ns: int | None = None
         self._delivered = 0
+        self._early = b""  # relayed with the first token
         self._drain_from: int | None = None
         self.meter = self._new_meter(fingerprint)
 
@@ -87,7 +89,7 @@ class Attempt:
                 return await self._whole(answer)
             return await self._stream(answer)
         except ClientGone:
-            return self._ended("client_abort", STATUS_CLIENT_GONE)
+            return self._left()
         except UpstreamError as error:
             return self._failed(error)
         finally:
@@ -185,8 +187,8 @@ class Attempt:
         if usage is not None and not gone:
             self._delivered = usage.output_total
         tier = None if self._claim is not None else served_tier(body)  # our own GPUs have no tiers to bill
-        outcome = self._outcome("client_abort" if gone else "complete", STATUS_CLIENT_GONE if gone else answer.status,
-                                usage, "upstream_final" if usage else "estimated", tier)
+        outcome = self._outcome("client_abort" if gone else "complete", answer.status, usage,
+                                "upstream_final" if usage else "estimated", tier)
         content_type = answer.headers.get("content-type", "application/json")
         return Relayed(outcome, body, (answer.status, content_type), dict(answer.headers))
 
@@ -220,20 +222,26 @@ class Attempt:
         if meter.error is not None or meter.malformed is not None or not meter.clean:
             what = meter.error or meter.malformed or "the stream ended early"
             if exchange.gone:
-                return self._ended("client_abort", STATUS_CLIENT_GONE)
+                return self._left()
             return self._failed(UpstreamCut(f"{self._backend.name}: {what}" if meter.error is None
                                             else f"{self._backend.name} reported an error in its answer"))
         if exchange.gone:
-            return self._ended("client_abort", STATUS_CLIENT_GONE)
+            return self._left()
         self._delivered = meter.content_frames
         relayed = self._ended("complete", answer.status)
-        relayed.last = last
+        relayed.last = self._early + last
         if not exchange.started:
             relayed.head = (answer.status, answer.headers.get("content-type", "text/event-stream"))
             relayed.upstream_headers = dict(answer.headers)
         return relayed
 
     async def _pass_on(self, answer: Answer, out: bytes, tokens: int) -> None:
+        """Relay; what comes before the first token (a role) waits for it, so that until then another upstream may
+        answer. A heartbeat does not wait: it is there to be seen."""
+        out, self._early = self._early + out, b""
+        if not (self._exchange.started or tokens or out.startswith(b":") or len(out) > EARLY_BYTES_MAX):
+            self._early = out
+            return
         try:
             if not self._exchange.started:
                 if self._claim is not None:
@@ -260,14 +268,19 @@ class Attempt:
     def _cut_short(self, error: UpstreamError) -> Relayed:
         self.meter.flush()
         if self._exchange.gone:
-            return self._ended("client_abort", STATUS_CLIENT_GONE)
+            return self._left()
         if self._abandoned:
             error = UpstreamTimeout(f"{self._backend.name} made no progress")
         return self._failed(error)
 
+    def _left(self) -> Relayed:
+        """The client is gone. An answer it saw the beginning of was one, and an API would have billed it."""
+        begun = self._answer is not None and self._first_at is not None
+        return self._ended("client_abort", self._answer.status if begun else STATUS_CLIENT_GONE)
+
     def _failed(self, error: UpstreamError) -> Relayed:
         if self._exchange.gone:
-            return self._ended("client_abort", STATUS_CLIENT_GONE)
+            return self._left()
         if isinstance(error, UpstreamCut) and not self._exchange.started:
             error = UpstreamFailed(error.message)  # nobody has seen a byte of it: another upstream may answer
         reason: EndReason = ("timeout" if isinstance(error, UpstreamTimeout)

@@ -6,6 +6,7 @@ ledger is the truth; a scrape adds what is foreign and the engine's own word on 
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field, replace
 
 from proxy.core.capacity import Capacity
@@ -21,6 +22,7 @@ UNREACHABLE_AFTER = 2  # scrapes refused in a row
 CONGESTED_S = 2.0  # how long an engine's own word "too busy" is believed without being repeated
 LEARN_TTFT_S = 0.05  # shorter predictions are noise of the network and the scheduler
 CONTEXT_TOKENS = 1024.0
+BATCHES_SEEN = 8  # full batches looked at, to learn how large they get
 CACHED_MEMORY_TOKENS = 50_000.0
 
 
@@ -67,6 +69,7 @@ class Replica:
     _own_at_scrape: tuple[float, float] = (0.0, 0.0)
     _excess_before: float = 0.0
     _waiting_before: bool = False
+    _batches: deque[int] = field(default_factory=lambda: deque(maxlen=BATCHES_SEEN))
     _rate_at: float | None = None
 
     def __post_init__(self) -> None:
@@ -133,8 +136,10 @@ class Replica:
         elif not holds:
             self.congested_until = min(self.congested_until, now)
         if holds and gauges.running:
-            # It holds requests back at this batch, so this is its batch (or its cache is full: the same to us).
-            self.slots_learned = max(1, int(gauges.running))
+            # It holds requests back at this batch, so this is its batch (or its cache is full: the same to us). The
+            # largest of a few looks, because a slot may just have become free.
+            self._batches.append(int(gauges.running))
+            self.slots_learned = max(self._batches)
         elif self.slots_learned is not None and (gauges.running or 0) > self.slots_learned:
             self.slots_learned = int(gauges.running or 0)
         self._waiting_before = holds

@@ -18,6 +18,7 @@ from tests.support.world import world
 
 HELLO = [{"role": "user", "content": "hello there"}]
 CHAT = {"model": "gpt-4o", "messages": HELLO, "max_tokens": 4}
+HOUR_NS = 3600 * 10**9
 DATA_URL = "data:image/png;base64,iVBORw0KGgo="
 
 
@@ -252,7 +253,7 @@ async def test_a_model_without_a_price_is_served_counted_and_saves_nothing(tmp_p
         assert status == 200 and headers["x-breakeven-cost-usd"] == headers["x-breakeven-baseline-usd"] == "unknown"
         (row,) = await there.settled(1)
         assert row["api_nano"] is None and row["baseline_nano"] is None and row["output_text"] > 0
-        report = json.loads(to_json(build(there.ledger, 0, time.time_ns() + 10**12)))
+        report = json.loads(to_json(build(there.ledger, time.time_ns() - HOUR_NS, time.time_ns() + HOUR_NS)))
         assert report["coverage"]["unpriced"] == 1, report["coverage"]
         assert float(report["baseline"]) == float(report["api"]) == 0
 

@@ -98,13 +98,13 @@ def configuration(ledger: str, engine_urls: list[str], api_url: str, *, route: d
 
 @contextlib.asynccontextmanager
 async def world(tmp_path: Path, monkeypatch: Any, *, engines: int = 1, profile: EngineProfile = FAST,
-                api_profile: ApiProfile = GPT, **options: Any) -> AsyncIterator[World]:
-    """Everything up, ready and scraped; everything down afterwards."""
+                api_profile: ApiProfile = GPT, real: tuple[str, ...] = (), **options: Any) -> AsyncIterator[World]:
+    """Everything up, ready and scraped; everything down afterwards. `real`: engines that run already."""
     monkeypatch.setenv("SIM_API_KEY", "sk-sim")
     ledger = f"sqlite:///{tmp_path}/ledger.db"
     async with contextlib.AsyncExitStack() as stack:
         sims = [SimulatedEngine(profile) for _ in range(engines)]
-        urls = [await stack.enter_async_context(serve(sim)) for sim in sims]
+        urls = [*real, *[await stack.enter_async_context(serve(sim)) for sim in sims]]
         api = SimulatedApi(api_profile)
         api_url = await stack.enter_async_context(serve(api))
         path = tmp_path / "config.yaml"
@@ -114,7 +114,7 @@ async def world(tmp_path: Path, monkeypatch: Any, *, engines: int = 1, profile: 
         session = await stack.enter_async_context(aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=60)))
         one = World(gateway, url, ledger, sims, api, session)
-        if engines:
+        if urls:
             await one.until(lambda: all(replica.gauges is not None for replica in gateway.board.every_replica()))
         yield one
 

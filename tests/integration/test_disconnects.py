@@ -1,0 +1,244 @@
+"""The client leaves, at every moment it can: the engine is freed at once, the API's bill is read to its end,
+and the books get one row, however it went."""
+
+import asyncio
+import random
+import time
+from dataclasses import replace
+
+import orjson
+import pytest
+from sqlalchemy import func, select
+
+from proxy.demo.api import ApiModel, ApiProfile
+from proxy.demo.engine import Behaviour
+from proxy.ledger import store
+from proxy.ledger.schema import intents
+from proxy.ledger.verify import verify
+from tests.support.world import FAST, world
+
+LONG = {"model": "gpt-4o", "messages": [{"role": "user", "content": "tell me a long story"}], "stream": True,
+        "max_tokens": 400, "min_tokens": 400, "ignore_eos": True}
+WHOLE = {**LONG, "stream": False}
+CALM = replace(FAST, alpha_ms=5.0)
+SLOW_API = ApiProfile(models={"gpt-4o": ApiModel(input="2.50", cached_input="1.25", output="10.00")}, ttft_ms=150,
+                      tpot_ms=3, api_key="sk-sim")
+LOCAL, API = {"policy": "self-hosted-only"}, {"policy": "api-only"}
+
+
+class Caller:
+    """A client of raw sockets, which can leave between any two bytes."""
+
+    def __init__(self, url, body):
+        self._where, self._body, self.seen = url.removeprefix("http://").split(":"), orjson.dumps(body), b""
+
+    async def __aenter__(self):
+        self._reader, self._writer = await asyncio.open_connection(self._where[0], int(self._where[1]))
+        self._writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                           b"Content-Length: %d\r\n\r\n" % len(self._body) + self._body)
+        return self
+
+    async def tokens(self, count):
+        """Read on until so many frames have come."""
+        while self.seen.count(b"data: ") < count + 1:  # the first holds the role
+            part = await self._reader.read(65536)
+            assert part, self.seen[-300:]
+            self.seen += part
+
+    def leave(self):
+        self._writer.transport.abort()
+        return time.monotonic()
+
+    async def __aexit__(self, *exc):
+        self._writer.transport.abort()
+
+
+async def freed(there, left_at):
+    """Seconds from the client's leaving until the engine's batch is empty."""
+    engine = there.engines[0]
+    async with asyncio.timeout(5):
+        while engine.live.model.running or engine.live.model.waiting:  # noqa: ASYNC110  the engine has no bell
+            await asyncio.sleep(0.0005)
+    return time.monotonic() - left_at
+
+
+def open_intents(there):
+    with store.reading(there.ledger) as connection:
+        return connection.execute(select(func.count()).select_from(intents)).scalar()
+
+
+async def at_rest(there):
+    """Nothing left of any request: no claim, no intent, nobody in flight, books that balance."""
+    gateway = there.gateway
+    await there.until(lambda: gateway.handler.in_flight == 0)
+    assert all(replica.load.in_flight == 0 and not replica.load.claims and replica.load.sequences == 0
+               and replica.load.kv_reserved == replica.load.kv_tokens == replica.load.backlog_tokens == 0
+               for replica in gateway.board.every_replica())
+    await there.until(lambda: open_intents(there) == 0)
+    assert gateway.dispatcher.waiting == 0 and verify(there.ledger) == []
+
+
+async def test_the_engine_is_freed_at_once_and_billed_by_its_running_count(tmp_path, monkeypatch):
+    async with world(tmp_path, monkeypatch, profile=CALM, route=LOCAL) as there:
+        took = []
+        for index, count in enumerate((1, 2, 7, 30, 90), 1):
+            async with Caller(there.url, LONG) as caller:
+                await caller.tokens(count)
+                took.append(await freed(there, caller.leave()))
+            row = (await there.settled(index))[-1]
+            assert (row["end_reason"], row["usage_source"], row["final"]) == ("client_abort", "upstream_running", 1)
+            theirs = there.engines[0].log.since(0)[-1]
+            assert theirs["end"] == "abort" and count <= row["output_text"] <= theirs["generated_tokens"]
+            assert theirs["generated_tokens"] - row["output_text"] <= 3
+            assert row["baseline_nano"] > 0 and row["work_ns"] > 0, "an API would have billed it too"
+        print("engine freed after", [f"{seconds * 1e3:.1f} ms" for seconds in took])
+        assert max(took) < 1.0
+        await at_rest(there)
+
+
+async def test_leaving_before_the_first_token(tmp_path, monkeypatch):
+    slow = replace(CALM, prefill_tokens_per_s=200.0)
+    async with world(tmp_path, monkeypatch, profile=slow, route={**LOCAL, "slo": {"ttft_ms": 60_000}}) as there:
+        for number, body in enumerate((LONG, WHOLE), 1):
+            asked = {**body, "messages": [{"role": "user", "content": f"{number} " + "word " * 800}]}
+            async with Caller(there.url, asked) as caller:
+                await there.until(lambda: there.engines[0].live.model.running)
+                took = await freed(there, caller.leave())
+            print(f"freed in prefill after {took * 1e3:.1f} ms")
+            assert took < 1.0
+            row = (await there.settled(number))[-1]
+            assert (row["end_reason"], row["status"], row["usage_source"]) == ("client_abort", 499, "estimated")
+            assert row["baseline_nano"] is None and row["output_text"] == 0 and row["input_text"] > 500
+        await at_rest(there)
+
+
+async def test_leaving_an_answer_in_one_piece(tmp_path, monkeypatch):
+    async with world(tmp_path, monkeypatch, profile=CALM, route=LOCAL) as there:
+        async with Caller(there.url, WHOLE) as caller:
+            await there.until(lambda: there.engines[0].live.model.running)
+            await asyncio.sleep(0.3)
+            took = await freed(there, caller.leave())
+        assert took < 1.0
+        (row,) = await there.settled(1)
+        assert (row["end_reason"], row["usage_source"], row["output_tokens_delivered"]) == ("client_abort", "estimated", 0)
+        await at_rest(there)
+
+
+async def test_leaving_while_waiting_in_the_gateway(tmp_path, monkeypatch):
+    one_slot = replace(CALM, max_num_seqs=1)
+    capacity = {"prefill_tokens_per_s": 50_000, "step_ms": [5, 0.1, 0.01], "kv_tokens": 65_536, "max_running": 1}
+    async with world(tmp_path, monkeypatch, profile=one_slot, engine={"capacity": capacity},
+                     route={**LOCAL, "wait_ms_max": 5000, "slo": {"ttft_ms": 10_000}}) as there:
+        async with Caller(there.url, LONG) as first:
+            await first.tokens(2)
+            async with Caller(there.url, LONG) as second:
+                await there.until(lambda: there.gateway.dispatcher.waiting == 1)
+                left = second.leave()
+                await there.until(lambda: there.gateway.dispatcher.waiting == 0)
+                assert time.monotonic() - left < 1.0
+            (row,) = await there.settled(1)
+            assert (row["end_reason"], row["status"], row["backend"]) == ("client_abort", 499, "")
+            assert row["api_nano"] == 0 and row["baseline_nano"] is None and row["work_ns"] == 0
+        await there.settled(2)
+        assert len(there.engines[0].log.since(0)) == 1, "the second was never sent"
+        await at_rest(there)
+
+
+async def test_leaving_while_the_upstream_is_opening(tmp_path, monkeypatch):
+    async with world(tmp_path, monkeypatch, api_profile=replace(SLOW_API, ttft_ms=3000), engines=0,
+                     api={"on_client_abort": "cancel"}) as there:
+        async with Caller(there.url, LONG) as caller:
+            await there.until(lambda: there.gateway.handler.in_flight == 1)
+            await asyncio.sleep(0.1)
+            caller.leave()
+        began = time.monotonic()
+        (row,) = await there.settled(1)
+        assert time.monotonic() - began < 1.0
+        assert (row["end_reason"], row["status"]) == ("client_abort", 499)
+        await there.until(lambda: there.api.log.since(0))
+        assert there.api.log.since(0)[0]["end"] == "abort"
+        await at_rest(there)
+
+
+@pytest.mark.parametrize("body", [LONG, WHOLE], ids=["stream", "whole"])
+@pytest.mark.parametrize("moment", [0.05, 0.4], ids=["opening", "midway"])
+async def test_an_api_is_drained_for_its_usage(tmp_path, monkeypatch, body, moment):
+    async with world(tmp_path, monkeypatch, engines=0, api_profile=SLOW_API) as there:
+        async with Caller(there.url, body) as caller:
+            await asyncio.sleep(moment)
+            caller.leave()
+        (row,) = await there.settled(1)
+        (theirs,) = there.api.log.since(0)
+        assert row["end_reason"] == "client_abort" and row["usage_source"] == "upstream_final"
+        assert row["output_text"] == theirs["completion_tokens"] == 400
+        assert row["api_nano"] == row["baseline_nano"] == theirs["billed_nano_usd"]
+        assert row["output_tokens_delivered"] < 200
+        await at_rest(there)
+
+
+@pytest.mark.parametrize("cap", [{"drain_tokens_max": 20}, {"drain_s_max": 0.2}], ids=["tokens", "seconds"])
+async def test_a_drain_has_its_caps(tmp_path, monkeypatch, cap):
+    async with world(tmp_path, monkeypatch, engines=0, api_profile=SLOW_API, api=cap) as there:
+        async with Caller(there.url, LONG) as caller:
+            await caller.tokens(5)
+            caller.leave()
+        (row,) = await there.settled(1)
+        await there.until(lambda: there.api.log.since(0))
+        (theirs,) = there.api.log.since(0)
+        assert (row["end_reason"], row["usage_source"], theirs["end"]) == ("client_abort", "estimated", "abort")
+        assert theirs["completion_tokens"] < 200 and abs(row["output_text"] - theirs["completion_tokens"]) < 30
+        await at_rest(there)
+
+
+async def test_an_api_is_cancelled_where_the_operator_says_so(tmp_path, monkeypatch):
+    async with world(tmp_path, monkeypatch, engines=0, api_profile=SLOW_API,
+                     api={"on_client_abort": "cancel"}) as there:
+        async with Caller(there.url, LONG) as caller:
+            await caller.tokens(5)
+            left = caller.leave()
+        await there.until(lambda: there.api.log.since(0))
+        print(f"API cancelled after {(time.monotonic() - left) * 1e3:.1f} ms")
+        (row,) = await there.settled(1)
+        (theirs,) = there.api.log.since(0)
+        assert theirs["end"] == "abort" and (row["end_reason"], row["usage_source"]) == ("client_abort", "estimated")
+        assert abs(row["output_text"] - theirs["completion_tokens"]) <= 3
+        await at_rest(there)
+
+
+async def test_a_client_that_leaves_a_failing_engine_is_not_taken_elsewhere(tmp_path, monkeypatch):
+    async with world(tmp_path, monkeypatch, profile=CALM) as there:
+        async with Caller(there.url, LONG) as caller:
+            await caller.tokens(2)
+            there.engines[0].live.behave(Behaviour(cut_midstream_after_tokens=3))
+            caller.leave()
+        (row,) = await there.settled(1)
+        assert row["final"] and there.api.log.since(0) == []
+        await at_rest(there)
+
+
+async def test_two_hundred_clients_leave_at_random_and_nothing_is_left(tmp_path, monkeypatch):
+    """Streams and whole answers, on the engine and on the API, some served to their end."""
+    rng = random.Random(7)
+    async with world(tmp_path, monkeypatch, profile=CALM, api_profile=replace(SLOW_API, ttft_ms=30, tpot_ms=1)) as there:
+        await there.post({**WHOLE, "max_tokens": 1, "min_tokens": 1})
+        await asyncio.sleep(0.6)
+        before = len(asyncio.all_tasks())
+
+        async def one(number):
+            await asyncio.sleep(rng.random() * 2.0)
+            asked = {**(LONG if number % 3 else WHOLE), "max_tokens": 60, "min_tokens": 60}
+            async with Caller(there.url, asked) as caller:
+                if number % 10 == 0:
+                    await caller.tokens(3) if asked["stream"] else None
+                await asyncio.sleep(rng.random() ** 2 * 0.6)
+
+        await asyncio.gather(*(one(number) for number in range(200)))
+        await there.until(lambda: there.gateway.handler.in_flight == 0, 20)
+        await there.until(lambda: len(there.rows()) >= 190, 20)
+        await at_rest(there)
+        await asyncio.sleep(0.8)
+        assert not there.engines[0].live.model.running and there.engines[0].in_flight == 0
+        assert len(asyncio.all_tasks()) <= before, [task.get_name() for task in asyncio.all_tasks()]
+        rows = [row for row in there.rows() if row["final"]]
+        assert len(rows) == len({row["request_id"] for row in rows}) and {"llama", "api"} <= {row["backend"] for row in rows}
+        assert {"client_abort", "complete"} >= {row["end_reason"] for row in rows} >= {"client_abort"}

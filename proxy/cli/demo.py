@@ -32,7 +32,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of traffic and answers.")] = 1,
     port: Annotated[int, typer.Option(min=0, max=65535, help="The gateway's; 0 takes any free one.")] = 8000,
     rate: Annotated[float | None, typer.Option(min=0, max=200, help=(
-        "Mean requests per second. Default: 15; with --real-api 0.5."))] = None,
+        "Mean requests per second. Default: 13; with --real-api 0.5."))] = None,
     scale: Annotated[float, typer.Option(min=0, max=100, help="Overload: so many times the traffic.")] = 1.0,
     no_traffic: Annotated[bool, typer.Option("--no-traffic", help="Only what you send yourself.")] = False,
     keep: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep configuration and ledger there.")] = None,

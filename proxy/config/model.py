@@ -47,8 +47,8 @@ class Server(BaseModel):
         "orchestrator's grace period must be longer.", unit="seconds", ge=0, le=3600)
     first_byte_s: Float = setting(60.0, "Upstream's first byte", "Raise where prompts are very long.",
         unit="seconds", gt=0, le=3600)
-    answer_s: Float = setting(600.0, "Upstream's whole answer, when it is not streamed", "As long as the longest answer "
-        "takes to write; OpenAI's clients wait 600 s.", unit="seconds", gt=0, le=3600)
+    answer_s: Float = setting(600.0, "Upstream's whole answer, when it is not streamed", "As long as the longest "
+        "answer takes to write; OpenAI's clients wait 600 s.", unit="seconds", gt=0, le=3600)
     idle_s: Float = setting(30.0, "Upstream's silence between bytes", "Raise where models pause long.",
         unit="seconds", gt=0, le=3600)
     connect_s: Float = setting(2.0, "Connecting to an upstream", "Raise for far regions.", unit="seconds", gt=0,

@@ -56,7 +56,7 @@ def configuration(engine_urls: Mapping[str, str], api_url: str | None, ledger: P
     api |= {"api_key": "env:OPENAI_API_KEY"} if api_url is None else {"url": api_url, "provider": "openai"}
     both = [*engine_urls, API]
     return {
-        "server": {"drain_s": 5},
+        "server": {"drain_s": 5, "connect_s": 10},  # a busy laptop may stall: no reason to eject anyone
         "ledger": f"sqlite:///{ledger}",
         "backends": {**{name: _engine(url, from_ns) for name, url in engine_urls.items()}, API: api},
         "routes": {

@@ -22,6 +22,7 @@ RATE_S = 10.0  # "now" is the mean of the last ten seconds
 WIDE = 100
 SCROLLED = 1000  # lines, where nothing has to fit
 MONEY_LINES, TREND_LINES_MAX = 6, 4
+SMALLEST = 17  # lines of the picture without backends and notes, trends one line high
 
 # What the codes of a decision mean to someone who has not read the manual.
 WORDS = {
@@ -123,7 +124,9 @@ class View:
             return
         height = options.size.height if self.fill else SCROLLED
         backends = self._backends(width)
-        spare = height - backends.row_count - 14 - len(self.notes)  # lines beyond the smallest picture
+        spare = height - backends.row_count - SMALLEST
+        notes = [Text(), *self.notes] if self.notes and spare > len(self.notes) else []
+        spare -= len(notes)
         reasons = min(len(self.page["by_reason"]), MONEY_LINES + max(0, spare))
         spare -= max(0, reasons - MONEY_LINES)
         tall = max(1, min(TREND_LINES_MAX, 1 + spare // 4)) if self.fill else 1
@@ -134,7 +137,7 @@ class View:
         yield self._middle(width, max(MONEY_LINES, reasons))
         yield Text()
         yield from self._trends(width, tall)
-        yield from (note for note in ([Text(), *self.notes] if self.notes and height >= 20 else self.notes))
+        yield from notes
 
     def _head(self, width: int) -> Iterator[RenderableType]:
         page = self.page

@@ -19,7 +19,7 @@ import aiohttp
 
 from proxy.demo.config import EMBEDDINGS, LARGE, SMALL
 
-RATE_PER_S = 15.0  # about what the two engines can carry, so that the swell decides
+RATE_PER_S = 13.0  # about what the two engines can carry, so that the swell decides
 SWELL = 0.6  # of the mean rate, up and down
 SWELL_PERIOD_S = 150.0
 IN_FLIGHT_MAX = 512

@@ -29,6 +29,7 @@ from proxy.wire.openai import UsageInjection, read_usage, served_tier, upstream_
 
 ANSWER_BYTES_MAX = 64 * 2**20
 EARLY_BYTES_MAX = 4096
+API_TTFT_S, TOKEN_S = 0.5, 0.03  # usual, where an answer in one piece was given up and nothing can be counted
 ENDING_S = 0.5  # for the last bytes after [DONE], so that the connection can be used again
 STATUS_CLIENT_GONE, STATUS_STOPPED = 499, 503
 
@@ -315,9 +316,9 @@ class Attempt:
         demand = self._call.demand
         output = self.meter.content_frames
         if not output and not self._call.wire.stream:
-            ttft = self._placement.attempt.ttft_s or 0.5
+            ttft = self._placement.attempt.ttft_s or API_TTFT_S
             elapsed = self._clock() - self._sent_at - ttft
-            output = int(max(0.0, min(demand.output_tokens, elapsed / 0.03)))
+            output = int(max(0.0, min(demand.output_tokens, elapsed / TOKEN_S)))
         return Usage(input_text=int(demand.prompt_tokens), output_text=output)
 
 

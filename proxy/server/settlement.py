@@ -85,7 +85,8 @@ class Settlement:
             call.wire.stream, call.route.name, call.key_id, call.tags, call.wire.model, "", "none", "", status,
             end_reason, NO_USAGE, "none", 0, 0, "", 0, 0, None, "", "", 0, None, plan_reason)
 
-    def _api_cost(self, backend: Backend, call: Call, outcome: Outcome, on_gpu: bool) -> tuple[int | None, Price | None]:
+    def _api_cost(self, backend: Backend, call: Call, outcome: Outcome,
+                  on_gpu: bool) -> tuple[int | None, Price | None]:
         """(nano-dollars, price). On a GPU 0; None where no price is known, or what was used is not."""
         if on_gpu:
             return 0, None

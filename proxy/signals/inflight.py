@@ -13,8 +13,8 @@ from collections.abc import Callable
 class Claim:
     """One attempt on one replica. `abandon` (set by the relay) ends it when the engine is found wedged."""
 
-    __slots__ = ("_load", "abandon", "batch", "decoding", "delivered", "expected", "prompt", "prompt_done", "released", "sent_at",
-                 "sequences", "silent", "uncached")
+    __slots__ = ("_load", "abandon", "batch", "decoding", "delivered", "expected", "prompt", "prompt_done", "released",
+                 "sent_at", "sequences", "silent", "uncached")
 
     def __init__(self, load: Load, prompt: float, uncached: float, expected: float, sequences: int,
                  now: float) -> None:

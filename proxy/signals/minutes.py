@@ -42,7 +42,8 @@ class MinuteBook:
     def __init__(self, settings: Settings, board: Board) -> None:
         self._board = board
         self._electricity = settings.electricity
-        self._rates = {name: backend.gpu.rates for name, backend in settings.backends.items() if backend.gpu is not None}
+        self._rates = {name: backend.gpu.rates for name, backend in settings.backends.items()
+                       if backend.gpu is not None}
         self._metered = {name for name, backend in settings.backends.items()
                          if backend.gpu is not None and backend.gpu.energy == "metered"}
         self._watches: dict[str, _Watch] = {}
@@ -75,7 +76,8 @@ class MinuteBook:
     def _close(self, name: str, watch: _Watch, replicas: list[Replica]) -> GpuMinute:
         foreign_s = 0.0
         for replica in replicas:
-            least, booked = watch.least_excess.get(replica.index, 0.0), watch.booked_excess.get(replica.index, 0.0)
+            least = watch.least_excess.get(replica.index, 0.0)
+            booked = watch.booked_excess.get(replica.index, 0.0)
             if least > booked:
                 watch.booked_excess[replica.index] = least
                 foreign_s += replica.work_s(0.0, least - booked) / len(replicas)

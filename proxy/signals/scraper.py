@@ -17,9 +17,10 @@ import orjson
 from proxy.config.model import Backend
 from proxy.core.errors import GatewayError, UpstreamFailed
 from proxy.signals.board import Board
+from proxy.signals.nvml import Nvml
 from proxy.signals.replica import Replica
 from proxy.upstream.transport import Outgoing, Upstream
-from proxy.wire.engine_metrics import read_dcgm, read_metrics
+from proxy.wire.engine_metrics import DcgmGauges, read_dcgm, read_metrics
 
 log = logging.getLogger("breakeven.signals")
 
@@ -43,8 +44,13 @@ class Scraper:
         self.pages = self.failures = 0
 
     def start(self) -> None:
+        """Raises Unavailable when a configured source cannot be read at all."""
         for replica in self._board.every_replica():
             self._tasks.append(asyncio.create_task(self._watch(replica), name=f"scrape {replica.backend}"))
+        local = [name for name, backend in self._backends.items() if backend.gpu is not None and backend.gpu.nvml]
+        if local:
+            nvml = Nvml()
+            self._tasks += [asyncio.create_task(self._watch_nvml(name, nvml), name=f"nvml {name}") for name in local]
         for backend, exporter in self._exporters.items():
             self._tasks.append(asyncio.create_task(self._watch_gpu(backend, exporter), name=f"dcgm {backend}"))
 
@@ -135,15 +141,21 @@ class Scraper:
         except (TimeoutError, GatewayError):
             return
 
+    async def _watch_nvml(self, backend: str, nvml: Nvml) -> None:
+        while True:
+            self._note(backend, nvml.read())
+            await asyncio.sleep(random.uniform(0.9, 1.1))  # noqa: S311
+
+    def _note(self, backend: str, reading: DcgmGauges) -> None:
+        for replica in self._board.replicas[backend]:
+            replica.gpu_util, replica.power_w, replica.energy_j = reading.gpu_util, reading.power_w, reading.energy_j
+
     async def _watch_gpu(self, backend: str, exporter: Upstream) -> None:
         while True:
             try:
                 status, page = await exporter.get("/metrics", DEADLINE_S, PAGE_BYTES_MAX)
                 if status == 200:
-                    reading = read_dcgm(page)
-                    for replica in self._board.replicas[backend]:
-                        replica.gpu_util, replica.power_w = reading.gpu_util, reading.power_w
-                        replica.energy_j = reading.energy_j
+                    self._note(backend, read_dcgm(page))
             except GatewayError:
                 self.failures += 1
             except Exception as error:  # the root of a task: count, log, go on

@@ -254,7 +254,7 @@ async def test_a_model_without_a_price_is_served_counted_and_saves_nothing(tmp_p
         (row,) = await there.settled(1)
         assert row["api_nano"] is None and row["baseline_nano"] is None and row["output_text"] > 0
         report = json.loads(to_json(build(there.ledger, time.time_ns() - HOUR_NS, time.time_ns() + HOUR_NS)))
-        assert report["coverage"]["unpriced"] == 1, report["coverage"]
+        assert report["coverage"]["unpriced_requests"] == 1, report["coverage"]
         assert float(report["baseline"]) == float(report["api"]) == 0
 
 

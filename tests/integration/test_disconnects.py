@@ -87,6 +87,7 @@ async def test_the_engine_is_freed_at_once_and_billed_by_its_running_count(tmp_p
                 took.append(await freed(there, caller.leave()))
             row = (await there.settled(index))[-1]
             assert (row["end_reason"], row["usage_source"], row["final"]) == ("client_abort", "upstream_running", 1)
+            await there.until(lambda index=index: len(there.engines[0].log.since(0)) == index)
             theirs = there.engines[0].log.since(0)[-1]
             assert theirs["end"] == "abort" and count <= row["output_text"] <= theirs["generated_tokens"]
             assert theirs["generated_tokens"] - row["output_text"] <= 3
@@ -97,8 +98,10 @@ async def test_the_engine_is_freed_at_once_and_billed_by_its_running_count(tmp_p
 
 
 async def test_leaving_before_the_first_token(tmp_path, monkeypatch):
-    slow = replace(CALM, prefill_tokens_per_s=200.0)
-    async with world(tmp_path, monkeypatch, profile=slow, route={**LOCAL, "slo": {"ttft_ms": 60_000}}) as there:
+    slow = replace(CALM, prefill_tokens_per_s=700.0)
+    capacity = {"prefill_tokens_per_s": 700, "step_ms": [5, 0.1, 0.01], "kv_tokens": 65_536, "max_running": 16}
+    async with world(tmp_path, monkeypatch, profile=slow, engine={"capacity": capacity},
+                     route={**LOCAL, "slo": {"ttft_ms": 60_000}}) as there:
         for number, body in enumerate((LONG, WHOLE), 1):
             asked = {**body, "messages": [{"role": "user", "content": f"{number} " + "word " * 800}]}
             async with Caller(there.url, asked) as caller:

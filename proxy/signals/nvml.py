@@ -1,0 +1,53 @@
+"""GPU readings from the driver of this machine (NVML), for operators who run no exporter.
+
+`nvidia-ml-py` is imported only where a backend sets `gpu.nvml`; it is not among the gateway's own
+dependencies, because most gateways run on machines without a GPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from proxy.core.errors import Unavailable
+from proxy.wire.engine_metrics import DcgmGauges
+
+MILLI = 1e-3
+MIB = 2**20
+
+
+class Nvml:
+    """Every GPU of this machine, summed (power, energy) or averaged (utilisation). Calls take microseconds."""
+
+    def __init__(self) -> None:
+        try:
+            import pynvml
+        except ImportError:
+            raise Unavailable("gpu.nvml is set, but the package nvidia-ml-py is not installed; "
+                              "run: pip install nvidia-ml-py") from None
+        self._nvml: Any = pynvml
+        try:
+            pynvml.nvmlInit()
+            self._gpus = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        except pynvml.NVMLError as error:
+            raise Unavailable(f"gpu.nvml is set, but this machine's driver cannot be read: {error}") from None
+
+    def read(self) -> DcgmGauges:
+        """One look. What a card does not tell is None."""
+        nvml = self._nvml
+        util = [value for gpu in self._gpus
+                if (value := self._ask(lambda gpu=gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100)) is not None]
+        return DcgmGauges(
+            gpu_util=sum(util) / len(util) if util else None,
+            power_w=self._sum(lambda gpu: nvml.nvmlDeviceGetPowerUsage(gpu) * MILLI),
+            energy_j=self._sum(lambda gpu: nvml.nvmlDeviceGetTotalEnergyConsumption(gpu) * MILLI),
+            fb_used_mib=self._sum(lambda gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used / MIB), xid=None)
+
+    def _sum(self, of: Any) -> float | None:
+        values = [self._ask(lambda gpu=gpu: of(gpu)) for gpu in self._gpus]
+        return None if not values or None in values else float(sum(values))
+
+    def _ask(self, question: Any) -> float | None:
+        try:
+            return float(question())
+        except self._nvml.NVMLError:
+            return None

@@ -19,6 +19,7 @@ import uvloop
 
 from proxy.config.model import Settings
 from proxy.config.prices import load_price_book
+from proxy.config.replicas import with_replicas
 from proxy.core.entries import RequestEntry
 from proxy.core.errors import GatewayError, InvalidRequest, ModelNotFound, NotFound
 from proxy.core.fleet import Demand, Plan
@@ -51,7 +52,7 @@ class Gateway:
     """One gateway process. `start` and `stop` on the event loop that serves it."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+        self.settings = settings = with_replicas(settings)
         self.started_ns = time.time_ns()
         self.journal = Journal(settings.ledger).open()
         self.prices: PriceBook = load_price_book(settings)

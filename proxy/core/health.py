@@ -7,8 +7,8 @@
 
 Overload (429, 503) is not failure: it holds an upstream off for as long as it asks, and the breaker
 stays shut. A wrong credential (401, 403) is failure of the configuration: ejected at once, so that the
-operator hears of it, and tried again like any other. (Envoy's outlier ejection: 30 s times the number of
-ejections, capped.)
+operator hears of it, and tried again like any other. (After Envoy's outlier ejection: a time, times the
+number of ejections, capped.)
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FAILURES_MAX = 5
-EJECT_S = 30.0
-EJECT_S_MAX = 300.0
+EJECT_S = 10.0  # Envoy's 30 s suits fleets of many hosts; we have one or two APIs and miss each of them
+EJECT_S_MAX = 60.0
 HOLD_OFF_S = 1.0  # after an overload without retry-after
 HOLD_OFF_S_MAX = 10.0  # a longer wait is one caller's limit, not a reason to give the upstream up
 
@@ -46,7 +46,12 @@ class Breaker:
         self.ejections = 0
 
     def failure(self, now: float, fatal: bool = False) -> bool:
-        """Count a failure; True when it ejects. A failed trial ejects at once, for longer."""
+        """Count a failure; True when it ejects. A failed trial ejects at once, for longer.
+
+        What fails while it is ejected was sent before: it is no news, and lengthens nothing.
+        """
+        if self.open(now):
+            return False
         self.failures += 1
         if not (fatal or self.trial or self.failures >= FAILURES_MAX):
             return False

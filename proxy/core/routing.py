@@ -23,6 +23,8 @@ Policy = Literal["marginal-cost", "threshold", "self-hosted-only", "api-only", "
 Switch = Literal["auto", "all-api", "all-local"]
 
 WAIT_MAX_S = 1.2
+NEARLY = 0.25  # surpluses this close are equal: what was learned of two replicas differs by more than they do
+Offer = tuple[float, Attempt, float]  # surplus above the bid price, attempt, value density
 KV_PROMISE_MAX = 0.95  # of the cache, prompt and expected output of all we sent
 BATCH_UNKNOWN_MAX = 4  # sequences on an engine that tells nothing: enough to learn, too few to hurt
 STALE_MARGIN = 0.25  # predictions from stale readings are taken this much longer still
@@ -82,15 +84,14 @@ def decide(demand: Demand, replicas: Sequence[ReplicaState], apis: Sequence[ApiS
     if value is None and limits.unserved_usd_per_mtok is not None:
         value = limits.unserved_usd_per_mtok * (demand.prompt_tokens + demand.output_tokens) / 1e6
 
-    offers: list[tuple[float, Attempt, float]] = []
+    offers: list[Offer] = []
     if policy != "api-only":
         forced = policy == "self-hosted-only" or api is None
         for state in replicas:
             offer = _offer(state, demand, limits, policy, None if forced else value, bid_price, refusals)
             if offer is not None:
                 offers.append(offer)
-    # Most surplus first; the emptier replica among equals, so that none is herded on to.
-    offers.sort(key=lambda item: (-round(item[0], 12), item[1].ttft_s or 0.0))
+    offers = _ranked(offers)
     density = offers[0][2] if offers else None
     local = [attempt for _, attempt, _ in offers[:2]]
 
@@ -115,6 +116,15 @@ def decide(demand: Demand, replicas: Sequence[ReplicaState], apis: Sequence[ApiS
         attempt = Attempt(held.backend, None, "api", "last_resort", held.usd)
         return Plan((attempt,), tuple(refusals), "last_resort", 0.0, value, density, bid_price)
     return Plan((), tuple(refusals), "no_backend_available", 0.0, value, density, bid_price)
+
+
+def _ranked(offers: list[Offer]) -> list[Offer]:
+    """Most surplus first; among those nearly as good the one that answers soonest, so that none is herded on to."""
+    if len(offers) < 2:
+        return offers
+    best = max(offer[0] for offer in offers)
+    near = best - NEARLY * abs(best)
+    return sorted(offers, key=lambda offer: (offer[0] < near, offer[1].ttft_s or 0.0, -offer[0]))
 
 
 def effective_policy(limits: Limits) -> Policy:
@@ -149,8 +159,8 @@ def _held_api(apis: Sequence[ApiState], demand: Demand) -> ApiState | None:
 
 
 def _offer(state: ReplicaState, demand: Demand, limits: Limits, policy: Policy, value: float | None,
-           bid_price: float, refusals: list[Refusal]) -> tuple[float, Attempt, float] | None:
-    """(surplus, attempt, density) of one replica, or None with the refusal noted."""
+           bid_price: float, refusals: list[Refusal]) -> Offer | None:
+    """What one replica offers, or None with the refusal noted."""
     def refuse(code: str, detail: str, busy: bool = True) -> None:
         refusals.append(Refusal(state.backend, state.replica, code, detail, busy))
 

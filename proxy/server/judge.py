@@ -56,7 +56,7 @@ class Judge:
                 self._no_stream_options.add(placement.attempt.backend)
                 log.warning("%s refuses stream_options; its streams are metered without", placement.attempt.backend)
             self._planner.learn(call, relayed.outcome.usage, relayed.outcome.usage_source == "upstream_final")
-        elif error is not None and not isinstance(error, UpstreamOverloaded | UpstreamRefused):
+        elif not (error is None or relayed.abandoned or isinstance(error, UpstreamOverloaded | UpstreamRefused)):
             fatal = isinstance(error, UpstreamMisconfigured)
             if breaker.failure(self._clock(), fatal=fatal):
                 log.warning("%s is ejected for a while: %s", who, error.message)

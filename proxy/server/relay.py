@@ -45,6 +45,7 @@ class Relayed:
     upstream_headers: dict[str, str] | None = None
     error: UpstreamError | None = None
     replayable: bool = False
+    abandoned: bool = False  # given up because the replica showed no progress: liveness has judged it already
     ttft_s: float | None = None  # since it was sent, as the upstream is judged
     tpot_s: float | None = None
 
@@ -289,7 +290,7 @@ class Attempt:
                              else "upstream_error")
         relayed = self._ended(reason, error.status)
         relayed.error = error
-        relayed.replayable = not self._exchange.started
+        relayed.replayable, relayed.abandoned = not self._exchange.started, self._abandoned
         return relayed
 
     def _ended(self, reason: EndReason, status: int) -> Relayed:

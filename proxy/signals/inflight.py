@@ -50,7 +50,10 @@ class Claim:
             load.answering = answering
 
     def tokens(self, count: int, now: float) -> None:
-        """`count` more output tokens came."""
+        """`count` more output tokens came; the first of them end the prefill."""
+        if self.released:
+            return
+        self.first_token(now)
         self.delivered += count
         load = self._load
         load.kv_tokens += count

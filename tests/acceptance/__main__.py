@@ -22,12 +22,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from proxy.demo.config import API
+from proxy.demo.config import ENGINE_PROFILE as ENGINE
+from proxy.demo.run import DemoOptions, World, running
 from tests.acceptance import checks
 from tests.acceptance.load import Mix, Seen, closed_loop, open_loop
-from tests.acceptance.world import ENGINE, Processes, processes
 
 TTFT_TARGET_S = 2.0
-CALM = {"abort_share": 0.0, "fault_share": 0.0, "api_share": 0.0, "shapes": ("stream",)}
+CALM = {"abort_share": 0.0, "fault_share": 0.0, "shapes": ("stream",)}
+SWITCH_EVERY, ALL_API_OF_TEN = 500, 3  # of ten rounds of the mixed phase, the operator sends three to the API
 LONG = {**CALM, "words": (50, 400), "output": (20, 120)}
 console = Console(stderr=True)
 
@@ -47,14 +50,13 @@ def main() -> None:
 
 
 async def accept(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    folder.mkdir(parents=True, exist_ok=True)
-    began = dt.datetime.now(dt.UTC).replace(microsecond=0)
-    async with processes(folder, began.isoformat()) as world:
+    began = dt.datetime.now(dt.UTC).replace(second=0, microsecond=0)
+    async with running(DemoOptions(port=0, seed=options.seed, traffic=False, keep=folder)) as world:
         idle = await idle_phase(world, options.seed)
         await mixed_phase(world, options)
-        books = {f"llama-{index}": await world.requests_of(url) for index, url in enumerate(world.engines)}
-        books["api"] = await world.requests_of(world.api)
-        bill = await world.json(world.api + "/sim/bill")
+        books = {name: await requests_of(world, url) for name, url in world.engine_urls.items()}
+        books[API] = await requests_of(world, world.api_url)
+        bill = await fetch(world, f"{world.api_url}/sim/bill")
         rows = checks.rows_of(world.ledger)
         report = checks.report_of(world.ledger, began.isoformat(), "route")
         capacity = await capacity_phase(world, options)
@@ -88,29 +90,57 @@ def good(figures: dict[str, Any]) -> bool:
             and figures["calm_local_percent"] >= 99)
 
 
+async def fetch(world: World, url: str) -> Any:
+    async with world.session.get(url) as answer:
+        return await answer.json(content_type=None)
+
+
+async def switch(world: World, to: str) -> None:
+    async with world.session.post(f"{world.gateway_url}/admin/switch", json={"to": to}) as answer:
+        answer.raise_for_status()
+
+
+async def requests_of(world: World, upstream: str | None) -> list[dict[str, Any]]:
+    """The simulator's own list of what it served, complete."""
+    rows: list[dict[str, Any]] = []
+    while page := await fetch(world, f"{upstream}/sim/requests?since={rows[-1]['seq'] if rows else 0}"):
+        rows += page
+    return rows
+
+
 def progress() -> Progress:
     return Progress(TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                     console=console, transient=False)
 
 
-async def idle_phase(world: Processes, seed: int) -> dict[str, Any]:
+async def idle_phase(world: World, seed: int) -> dict[str, Any]:
     """A trickle on an idle fleet: everything must stay home."""
     seen: list[Seen] = []
     with progress() as bar:
         task = bar.add_task("idle", total=200)
-        await closed_loop(world.url, Untagged(seed, **CALM), 200, 4,
+        await closed_loop(world.gateway_url, Untagged(seed, **CALM), 200, 4,
                           lambda one: (seen.append(one), bar.advance(task)))
-    local = sum(one.backend.startswith("llama") for one in seen)
+    local = sum(one.backend in world.engine_urls for one in seen)
     return {"idle_local_percent": round(100 * local / len(seen), 2)}
 
 
-async def mixed_phase(world: Processes, options: argparse.Namespace) -> None:
+async def mixed_phase(world: World, options: argparse.Namespace) -> None:
     """Streams, aborts at random points, faults of the API."""
     seen: list[Seen] = []
+    switching: set[asyncio.Task[Any]] = set()
     with progress() as bar:
         task = bar.add_task("mixed", total=options.requests)
-        await closed_loop(world.url, Mix(options.seed), options.requests, options.clients,
-                          lambda one: (seen.append(one), bar.advance(task)))
+
+        def done(one: Seen) -> None:
+            seen.append(one)
+            bar.advance(task)
+            if len(seen) % SWITCH_EVERY == 0:
+                to = "all-api" if len(seen) // SWITCH_EVERY % 10 < ALL_API_OF_TEN else "auto"
+                switching.add(asyncio.create_task(switch(world, to)))
+
+        await closed_loop(world.gateway_url, Mix(options.seed), options.requests, options.clients, done)
+        await asyncio.gather(*switching)
+        await switch(world, "auto")
     console.print(Counter(one.status for one in seen), Counter(one.error for one in seen if one.error))
     for _ in range(600):  # drained answers are settled after their clients have gone
         status = await world.status()
@@ -125,7 +155,6 @@ class Untagged(Mix):
     def make(self, seq: int) -> Any:
         path, body, headers, leaves = super().make(seq)
         headers.pop("x-breakeven-tags")
-        body["model"] = self.route
         return path, body, headers, leaves
 
 
@@ -138,17 +167,17 @@ def work_s(entry: dict[str, Any]) -> float:
             + ENGINE["kappa_ms_per_1k"] * 1e-6 * context)
 
 
-async def served_work(world: Processes, since: dict[str, int]) -> tuple[float, int]:
+async def served_work(world: World, since: dict[str, int]) -> tuple[float, int]:
     """(GPU-seconds, requests) that the engines served since the given sequence numbers."""
-    entries = [entry for url in world.engines for entry in await world.requests_of(url) if entry["seq"] > since[url]]
+    entries = [entry for url in world.engine_urls.values() for entry in await requests_of(world, url) if entry["seq"] > since[url]]
     return sum(work_s(entry) for entry in entries), len(entries)
 
 
-async def marks(world: Processes) -> dict[str, int]:
-    return {url: max((entry["seq"] for entry in await world.requests_of(url)), default=0) for url in world.engines}
+async def marks(world: World) -> dict[str, int]:
+    return {url: max((entry["seq"] for entry in await requests_of(world, url)), default=0) for url in world.engine_urls.values()}
 
 
-async def capacity_phase(world: Processes, options: argparse.Namespace) -> dict[str, float]:
+async def capacity_phase(world: World, options: argparse.Namespace) -> dict[str, float]:
     """What the engines serve within the target with nothing between: a full batch each, and no queue to speak of."""
     seconds = options.overload_seconds / 2
     since, seen = await marks(world), []
@@ -178,11 +207,11 @@ async def capacity_phase(world: Processes, options: argparse.Namespace) -> dict[
         await clients()
         counts[index] = count
 
-    await asyncio.gather(*(saturate(index, url) for index, url in enumerate(world.engines)))
+    await asyncio.gather(*(saturate(index, url) for index, url in enumerate(world.engine_urls.values())))
     took = time.monotonic() - began
     work, requests = await served_work(world, since)
     late = sum((one.ttft_s or 99) > TTFT_TARGET_S for one in seen)
-    console.print(f"capacity: {work / took:.2f} GPU-s/s by {len(world.engines)} engines, {requests / took:.1f} "
+    console.print(f"capacity: {work / took:.2f} GPU-s/s by {len(world.engine_urls.values())} engines, {requests / took:.1f} "
                   f"requests/s, {late} of {len(seen)} late")
     return {"work_per_s": work / took, "requests_per_s": requests / took}
 
@@ -192,11 +221,11 @@ class Direct(Untagged):
 
     def make(self, seq: int) -> Any:
         path, body, headers, leaves = super().make(seq)
-        body["model"] = "llama"
+        body["model"] = ENGINE["model"]
         return path, body, headers, leaves
 
 
-async def overload_phase(world: Processes, options: argparse.Namespace, capacity: dict[str, float]) -> dict[str, Any]:
+async def overload_phase(world: World, options: argparse.Namespace, capacity: dict[str, float]) -> dict[str, Any]:
     """Twice what the fleet can do; then a tenth of it again."""
     rate, seconds = 2 * capacity["requests_per_s"], options.overload_seconds
     before, since, seen = await world.status(), await marks(world), []
@@ -204,34 +233,34 @@ async def overload_phase(world: Processes, options: argparse.Namespace, capacity
     with progress() as bar:
         task = bar.add_task("overload", total=int(rate * seconds))
         watcher = asyncio.create_task(watch(world))
-        await open_loop(world.url, Untagged(options.seed, **LONG), rate, seconds,
+        await open_loop(world.gateway_url, Untagged(options.seed, **LONG), rate, seconds,
                         lambda one: (seen.append(one), bar.advance(task)))
         watcher.cancel()
     took = time.monotonic() - began
     work, _ = await served_work(world, since)
-    local = [one for one in seen if one.backend.startswith("llama")]
+    local = [one for one in seen if one.backend in world.engine_urls]
     ok = sum(one.ttft_s is not None and one.ttft_s <= TTFT_TARGET_S for one in local)
     calm: list[Seen] = []
-    await open_loop(world.url, Untagged(options.seed + 5, **LONG), capacity["requests_per_s"] / 10, 15.0, calm.append)
+    await open_loop(world.gateway_url, Untagged(options.seed + 5, **LONG), capacity["requests_per_s"] / 10, 15.0, calm.append)
     after = await world.status()
     changes = sum(one["state_changes"] for one in after["backends"]) - sum(
         one["state_changes"] for one in before["backends"])
     failed = Counter(one.status for one in seen if one.status != 200)
     console.print(f"overload: {len(seen)} requests at {rate:.1f}/s, {len(local)} local, failed {dict(failed)}",
                   after["by_reason"])
-    api_ttft = sorted(one.ttft_s for one in seen if one.backend == "api" and one.ttft_s is not None)
+    api_ttft = sorted(one.ttft_s for one in seen if one.backend == API and one.ttft_s is not None)
     return {
         "ttft_ok_percent": round(100 * ok / max(1, len(local)), 2),
         "local_share": round(work / took / capacity["work_per_s"], 3),
         "overload_requests": len(seen), "overload_local": len(local), "overload_failed": sum(failed.values()),
         "overload_api_ttft_p50_s": round(api_ttft[len(api_ttft) // 2], 3) if api_ttft else None,
         "capacity_gpu_s_per_s": round(capacity["work_per_s"], 3),
-        "calm_local_percent": round(100 * sum(one.backend.startswith("llama") for one in calm) / max(1, len(calm)), 2),
+        "calm_local_percent": round(100 * sum(one.backend in world.engine_urls for one in calm) / max(1, len(calm)), 2),
         "state_changes_per_minute": round(changes / ((time.monotonic() - began) / 60), 2),
     }
 
 
-async def watch(world: Processes) -> None:
+async def watch(world: World) -> None:
     """Show the fleet while it is overloaded."""
     while True:
         await asyncio.sleep(5)

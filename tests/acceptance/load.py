@@ -17,7 +17,7 @@ SYSTEM = "You are a helpful assistant of Example Corp. " * 40
 TOOL = {"type": "function", "function": {"name": "lookup", "parameters": {
     "type": "object", "properties": {"id": {"type": "integer"}}, "required": ["id"]}}}
 FAULTS = ("429", "500", "503", "reset", "cut:5", "error:4", "malformed:3", "no-usage", "no-done", "usage-in-last",
-          "bytes:1", "429-once", "bad-stream-options")
+          "bytes:1", "429-once")
 
 
 @dataclass(slots=True)
@@ -38,12 +38,11 @@ class Seen:
 
 @dataclass
 class Mix:
-    """Requests from a seed. `route` and `api_route` are model names; every request carries its number as a tag."""
+    """Requests from a seed; every request carries its number as a tag, and its fault, if any, in its metadata."""
 
     seed: int
     route: str = "gpt-4o"
-    api_route: str = "gpt-4o-api"
-    api_share: float = 0.3
+    embeddings: str = "text-embedding-3-small"
     abort_share: float = 0.1
     fault_share: float = 0.1
     faults: tuple[str, ...] = FAULTS
@@ -60,9 +59,8 @@ class Mix:
         """(path, body, headers, frames after which the client leaves)."""
         pick = self.random
         shape = pick.choice(self.shapes)
-        model = self.api_route if pick.random() < self.api_share else self.route
         text = " ".join(pick.choices(WORDS, k=pick.randint(*self.words)))
-        body: dict[str, Any] = {"model": model, "max_tokens": pick.randint(*self.output), "seed": seq}
+        body: dict[str, Any] = {"model": self.route, "max_tokens": pick.randint(*self.output), "seed": seq}
         path = "/v1/chat/completions"
         messages = [{"role": "user", "content": text}]
         if pick.random() < 0.4:
@@ -72,7 +70,7 @@ class Mix:
             body |= {"prompt": text, "stream": pick.random() < 0.5}
         elif shape == "embedding":
             path = "/v1/embeddings"
-            body = {"model": model, "input": [text] * pick.randint(1, 3)}
+            body = {"model": self.embeddings, "input": [text] * pick.randint(1, 3)}
         else:
             body |= {"messages": messages, "stream": shape == "stream" or (shape == "tool" and pick.random() < 0.5)}
             if shape == "tool":
@@ -83,7 +81,7 @@ class Mix:
             body["stream_options"] = {"include_usage": True}
         headers = {"x-breakeven-tags": f"seq={seq}"}
         if pick.random() < self.fault_share:
-            headers["x-sim-fault"] = pick.choice(self.faults)
+            body["metadata"] = {"x-sim-fault": pick.choice(self.faults)}
         leaves = None
         if pick.random() < self.abort_share:
             leaves = pick.choice((-1, 0, 1, 2, 5, 10, 20))

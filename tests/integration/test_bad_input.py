@@ -304,7 +304,7 @@ MATRIX = {
     "CL hexadecimal": (b"POST", b"Host: x\r\nContent-Length: 0x3\r\n", b"abc", 400),
     "TE identity, chunked": (b"POST", b"Host: x\r\nTransfer-Encoding: identity, chunked\r\n", b"0\r\n\r\n", 400),
     "TE xchunked": (b"POST", b"Host: x\r\nTransfer-Encoding: xchunked\r\n", b"0\r\n\r\n", 400),
-    "TE twice": (b"POST", b"Host: x\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", b"0\r\n\r\n", 400),
+    "TE twice": (b"POST", b"Host: x\r\n" + b"Transfer-Encoding: chunked\r\n" * 2, b"0\r\n\r\n", 400),
     "two hosts": (b"GET", b"Host: x\r\nHost: y\r\n", b"", 400),
     "no host": (b"GET", b"", b"", 400),
     "host with a path": (b"GET", b"Host: x/health?\r\n", b"", 400),

@@ -123,7 +123,8 @@ async def test_leaving_an_answer_in_one_piece(tmp_path, monkeypatch):
             took = await freed(there, caller.leave())
         assert took < 1.0
         (row,) = await there.settled(1)
-        assert (row["end_reason"], row["usage_source"], row["output_tokens_delivered"]) == ("client_abort", "estimated", 0)
+        assert (row["end_reason"], row["usage_source"]) == ("client_abort", "estimated")
+        assert row["output_tokens_delivered"] == 0 < row["output_text"] <= 400
         await at_rest(there)
 
 
@@ -222,7 +223,8 @@ async def test_a_client_that_leaves_a_failing_engine_is_not_taken_elsewhere(tmp_
 async def test_two_hundred_clients_leave_at_random_and_nothing_is_left(tmp_path, monkeypatch):
     """Streams and whole answers, on the engine and on the API, some served to their end."""
     rng = random.Random(7)
-    async with world(tmp_path, monkeypatch, profile=CALM, api_profile=replace(SLOW_API, ttft_ms=30, tpot_ms=1)) as there:
+    quick = replace(SLOW_API, ttft_ms=30, tpot_ms=1)
+    async with world(tmp_path, monkeypatch, profile=CALM, api_profile=quick) as there:
         await there.post({**WHOLE, "max_tokens": 1, "min_tokens": 1})
         await asyncio.sleep(0.6)
         before = len(asyncio.all_tasks())
@@ -243,5 +245,6 @@ async def test_two_hundred_clients_leave_at_random_and_nothing_is_left(tmp_path,
         assert not there.engines[0].live.model.running and there.engines[0].in_flight == 0
         assert len(asyncio.all_tasks()) <= before, [task.get_name() for task in asyncio.all_tasks()]
         rows = [row for row in there.rows() if row["final"]]
-        assert len(rows) == len({row["request_id"] for row in rows}) and {"llama", "api"} <= {row["backend"] for row in rows}
+        assert len(rows) == len({row["request_id"] for row in rows})
+        assert {"llama", "api"} <= {row["backend"] for row in rows}
         assert {"client_abort", "complete"} >= {row["end_reason"] for row in rows} >= {"client_abort"}

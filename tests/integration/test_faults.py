@@ -156,7 +156,7 @@ async def test_after_five_failures_the_engine_is_left_alone_and_tried_again(ther
     assert replica.health(there.gateway.board.clock()) == "ejected"
     there.engines[0].live.behave(Behaviour())
     replica.breaker.ejected_until = 0.0
-    status, headers, _ = await there.post(CHAT)
+    _, headers, _ = await there.post(CHAT)
     assert headers["x-breakeven-backend"] == "llama" and replica.breaker.failures == 0
 
 
@@ -280,7 +280,7 @@ async def test_a_wrong_credential_is_ours_to_hide_and_to_mend(tmp_path, monkeypa
     async with world(tmp_path, monkeypatch) as there:
         there.gateway.upstreams["api", 0]._headers["authorization"] = "Bearer sk-wrong"
         there.gateway.switch("all-api")
-        status, headers, body = await there.post(CHAT)
+        status, _, body = await there.post(CHAT)
         assert status == 502 and json.loads(body)["error"]["code"] == "upstream_misconfigured"
         assert b"sk-" not in body and b"Incorrect" not in body
         api = there.gateway.board.apis["api"]

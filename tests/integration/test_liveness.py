@@ -42,7 +42,7 @@ async def side_by_side(cases, one, tmp_path):
                     strict=True))
 
 
-async def traffic(there, stop, took, every_s=0.1, body=SHORT):
+async def traffic(there, stop, took, every_s=0.3, body=SHORT):
     """A request every `every_s`; (seconds, status, backend) of each in `took`."""
     async def ask(number):
         began = time.monotonic()
@@ -73,13 +73,15 @@ async def test_a_wedged_engine_gets_nothing_new_and_comes_back(tmp_path, monkeyp
             last = max(watch.sent) - wedged_at
             engine.live.behave(Behaviour())
             moved_at = time.monotonic()
-            await there.until(lambda: watch.sent[-1] > moved_at, 15)
+            with contextlib.suppress(TimeoutError):
+                await there.until(lambda: watch.sent[-1] > moved_at, 12)
             back = watch.sent[-1] - moved_at
             await asyncio.sleep(0.3)
             stop.set()
             await there_traffic
             await there.until(lambda: there.gateway.handler.in_flight == 0)
             assert there.gateway.board.replicas["llama"][0].load.in_flight == 0
+            print(name, there.gateway.board.replicas["llama"][0].health(there.gateway.board.clock()))
             return last, back, took
 
     cases = {"honest": Behaviour(wedge=True), "frozen": Behaviour(wedge=True, freeze_metrics=True),
@@ -88,12 +90,13 @@ async def test_a_wedged_engine_gets_nothing_new_and_comes_back(tmp_path, monkeyp
     for name, (last, back, took) in results.items():
         print(f"{name}: sent there for {last:.2f} s, back after {back:.2f} s, slowest answer {max(took)[0]:.2f} s, "
               f"{sum(backend == 'api' for _, _, backend, _ in took)} of {len(took)} at the API")
-    for name, (last, _, took) in results.items():
-        assert last < SUSPECTED_WITHIN_S, name
+    for name, (last, back, took) in results.items():
+        assert last < SUSPECTED_WITHIN_S and back > 0, name
         assert all(status == 200 for _, status, *_ in took), name
         broken = [one for one in took if not one[3]]
         assert len(broken) <= 2, f"{name}: only what was in the middle of its answer may break"
-        assert max(seconds for seconds, *_ in took) < 15, f"{name}: who waits for a first byte is taken elsewhere"
+        unbroken = [seconds for seconds, _, _, whole in took if whole]
+        assert max(unbroken) < 7.5, f"{name}: who waits for a first byte is taken elsewhere"
 
 
 async def test_a_busy_engine_is_never_taken_for_a_dead_one(tmp_path, monkeypatch):
@@ -118,17 +121,16 @@ async def test_a_busy_engine_is_never_taken_for_a_dead_one(tmp_path, monkeypatch
                     seen.append((round(time.monotonic() - began, 1), health))
                 await asyncio.sleep(0.02)
             statuses = [task.result()[0] for task in asked]
-            rows = await there.settled(2)
-            assert all(row["input_text"] + row["cache_read"] > 30_000 for row in rows)
-            return seen, statuses, time.monotonic() - began
+            tokens = [row["input_text"] + row["cache_read"] for row in await there.settled(2)]
+            return seen, statuses, tokens, time.monotonic() - began
 
     cases = {"honest": Behaviour(), "frozen": Behaviour(freeze_metrics=True),
              "no-log-stats": Behaviour(disable_log_stats=True), "dropped": Behaviour(drop_metrics=True)}
     results = await side_by_side(cases, one, tmp_path)
-    for name, (seen, statuses, seconds) in results.items():
-        print(f"{name}: {seen}, {statuses} in {seconds:.1f} s")
-    for name, (seen, statuses, seconds) in results.items():
-        assert statuses == [200, 200] and seconds > 12, name
+    for name, (seen, statuses, tokens, seconds) in results.items():
+        print(f"{name}: {seen}, {statuses}, {tokens} in {seconds:.1f} s")
+    for name, (seen, statuses, tokens, seconds) in results.items():
+        assert statuses == [200, 200] and min(tokens) > 30_000 and seconds > 12, name
         assert {health for _, health in seen} == {"ok"}, f"{name}: {seen}"
 
 

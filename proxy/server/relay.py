@@ -12,12 +12,11 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-import orjson
-
 from proxy.config.model import Backend
 from proxy.core.entries import EndReason, UsageSource
 from proxy.core.errors import GatewayError, UpstreamCut, UpstreamError, UpstreamFailed, UpstreamTimeout
 from proxy.core.usage import Usage
+from proxy.server.bodies import is_stream, no_answer, renamed
 from proxy.server.dispatch import Placement
 from proxy.server.exchange import ClientGone, Exchange
 from proxy.server.faults import fault_of
@@ -87,7 +86,7 @@ class Attempt:
         stops it otherwise finds in `interrupted` what was spent. The claim is the caller's to release."""
         try:
             answer = self._answer = await self._open()
-            if answer.status >= 400 or not _is_stream(answer):
+            if answer.status >= 400 or not is_stream(answer):
                 return await self._whole(answer)
             return await self._stream(answer)
         except ClientGone:
@@ -183,7 +182,7 @@ class Attempt:
         if answer.status >= 400:
             raise fault_of(answer.status, answer.headers, body, self._backend)
         usage = read_usage(self._call.wire.endpoint, body)
-        if usage is None and (wrong := _no_answer(body)) is not None:
+        if usage is None and (wrong := no_answer(body)) is not None:
             raise UpstreamFailed(f"{self._backend.name} {wrong}")
         gone = self._exchange.gone
         if usage is not None and not gone:
@@ -321,32 +320,3 @@ class Attempt:
             elapsed = self._clock() - self._sent_at - ttft
             output = int(max(0.0, min(demand.output_tokens, elapsed / TOKEN_S)))
         return Usage(input_text=int(demand.prompt_tokens), output_text=output)
-
-
-def _no_answer(body: bytes) -> str | None:
-    """Why a whole answer without usage is none at all; None when it may be one."""
-    try:
-        answer = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return "sent something that is not JSON"
-    if not isinstance(answer, dict):
-        return "sent something that is not an answer"
-    return "reported an error in its answer" if answer.get("error") or answer.get("object") == "error" else None
-
-
-def renamed(out: bytes, served: str, name: str) -> bytes:
-    """Every `"model"` member with the served name, under the name the client asked for.
-
-    In JSON text a quote is escaped, so the member's bytes cannot occur inside a string.
-    """
-    for separator in (b":", b": "):
-        out = out.replace(b'"model"' + separator + _quoted(served), b'"model"' + separator + _quoted(name))
-    return out
-
-
-def _quoted(text: str) -> bytes:
-    return orjson.dumps(text)
-
-
-def _is_stream(answer: Answer) -> bool:
-    return answer.headers.get("content-type", "").startswith("text/event-stream")

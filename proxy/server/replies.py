@@ -14,10 +14,11 @@ from proxy.core.entries import RequestEntry
 from proxy.core.errors import GatewayError, UpstreamError, UpstreamRefused, UpstreamTimeout
 from proxy.core.money import usd_string
 from proxy.ledger.errors import LedgerUnavailable
+from proxy.server.bodies import renamed
 from proxy.server.dispatch import Placement
 from proxy.server.exchange import ClientGone, Exchange
 from proxy.server.planning import Call
-from proxy.server.relay import Relayed, renamed
+from proxy.server.relay import Relayed
 from proxy.wire.openai import error_body, error_event, relay_error
 
 SSE_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))

@@ -23,15 +23,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from proxy.demo.config import API
-from proxy.demo.config import ENGINE_PROFILE as ENGINE
 from proxy.demo.run import DemoOptions, World, running
 from tests.acceptance import checks
+from tests.acceptance.capacity import CALM, LONG, Untagged, fetch, late, marks, measure, requests_of, served
 from tests.acceptance.load import Mix, Seen, closed_loop, open_loop
 
-TTFT_TARGET_S = 2.0
-CALM = {"abort_share": 0.0, "fault_share": 0.0, "shapes": ("stream",)}
 SWITCH_EVERY, ALL_API_OF_TEN = 500, 3  # of ten rounds of the mixed phase, the operator sends three to the API
-LONG = {**CALM, "words": (50, 400), "output": (20, 120)}
 console = Console(stderr=True)
 
 
@@ -59,7 +56,8 @@ async def accept(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         bill = await fetch(world, f"{world.api_url}/sim/bill")
         rows = checks.rows_of(world.ledger)
         report = checks.report_of(world.ledger, began.isoformat(), "route")
-        capacity = await capacity_phase(world, options)
+        capacity = await measure(world, options.seed, options.overload_seconds / 2)
+        console.print(f"capacity: {capacity}")
         overload = await overload_phase(world, options, capacity)
         identity = sum(checks.identity_error_nano(checks.report_of(world.ledger, began.isoformat(), by))
                        for by in ("route", "backend", "key", "day"))
@@ -90,22 +88,9 @@ def good(figures: dict[str, Any]) -> bool:
             and figures["calm_local_percent"] >= 99)
 
 
-async def fetch(world: World, url: str) -> Any:
-    async with world.session.get(url) as answer:
-        return await answer.json(content_type=None)
-
-
 async def switch(world: World, to: str) -> None:
     async with world.session.post(f"{world.gateway_url}/admin/switch", json={"to": to}) as answer:
         answer.raise_for_status()
-
-
-async def requests_of(world: World, upstream: str | None) -> list[dict[str, Any]]:
-    """The simulator's own list of what it served, complete."""
-    rows: list[dict[str, Any]] = []
-    while page := await fetch(world, f"{upstream}/sim/requests?since={rows[-1]['seq'] if rows else 0}"):
-        rows += page
-    return rows
 
 
 def progress() -> Progress:
@@ -149,82 +134,6 @@ async def mixed_phase(world: World, options: argparse.Namespace) -> None:
         await asyncio.sleep(0.1)
 
 
-class Untagged(Mix):
-    """The same requests without a number: they are not among those that must be found exactly once."""
-
-    def make(self, seq: int) -> Any:
-        path, body, headers, leaves = super().make(seq)
-        headers.pop("x-breakeven-tags")
-        return path, body, headers, leaves
-
-
-def work_s(entry: dict[str, Any]) -> float:
-    """GPU-seconds of a served request by the simulator's own constants, in its largest batch."""
-    uncached = entry["prompt_tokens"] - entry["cached_tokens"]
-    output, batch = entry["completion_tokens"], ENGINE["max_num_seqs"]
-    context = entry["prompt_tokens"] * output + output * output / 2
-    return (uncached / ENGINE["prefill_tokens_per_s"] + output * (ENGINE["alpha_ms"] / batch + ENGINE["beta_ms"]) / 1e3
-            + ENGINE["kappa_ms_per_1k"] * 1e-6 * context)
-
-
-async def served_work(world: World, since: dict[str, int]) -> tuple[float, int]:
-    """(GPU-seconds, requests) that the engines served since the given sequence numbers."""
-    entries = [entry for url in world.engine_urls.values() for entry in await requests_of(world, url) if entry["seq"] > since[url]]
-    return sum(work_s(entry) for entry in entries), len(entries)
-
-
-async def marks(world: World) -> dict[str, int]:
-    return {url: max((entry["seq"] for entry in await requests_of(world, url)), default=0) for url in world.engine_urls.values()}
-
-
-async def capacity_phase(world: World, options: argparse.Namespace) -> dict[str, float]:
-    """What the engines serve within the target with nothing between: a full batch each, and no queue to speak of."""
-    seconds = options.overload_seconds / 2
-    since, seen = await marks(world), []
-    began = time.monotonic()
-    counts = [0, 0]
-
-    async def saturate(index: int, url: str) -> None:
-        mix = Direct(options.seed + index, **LONG)
-        count = 0
-        stop = began + seconds
-
-        async def clients() -> None:
-            nonlocal count
-            import aiohttp
-
-            from tests.acceptance.load import send
-
-            async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-                async def one() -> None:
-                    nonlocal count
-                    while time.monotonic() < stop:
-                        count += 1
-                        path, body, headers, _ = mix.make(count)
-                        seen.append(await send(session, url, count, path, body, headers))
-                await asyncio.gather(*(one() for _ in range(ENGINE["max_num_seqs"])))
-
-        await clients()
-        counts[index] = count
-
-    await asyncio.gather(*(saturate(index, url) for index, url in enumerate(world.engine_urls.values())))
-    took = time.monotonic() - began
-    work, requests = await served_work(world, since)
-    late = sum((one.ttft_s or 99) > TTFT_TARGET_S for one in seen)
-    console.print(f"capacity: {work / took:.2f} GPU-s/s by {len(world.engine_urls.values())} engines, {requests / took:.1f} "
-                  f"requests/s, {late} of {len(seen)} late")
-    return {"work_per_s": work / took, "requests_per_s": requests / took}
-
-
-class Direct(Untagged):
-    """The same requests, straight to an engine."""
-
-    def make(self, seq: int) -> Any:
-        path, body, headers, leaves = super().make(seq)
-        body["model"] = ENGINE["model"]
-        return path, body, headers, leaves
-
-
 async def overload_phase(world: World, options: argparse.Namespace, capacity: dict[str, float]) -> dict[str, Any]:
     """Twice what the fleet can do; then a tenth of it again."""
     rate, seconds = 2 * capacity["requests_per_s"], options.overload_seconds
@@ -237,14 +146,15 @@ async def overload_phase(world: World, options: argparse.Namespace, capacity: di
                         lambda one: (seen.append(one), bar.advance(task)))
         watcher.cancel()
     took = time.monotonic() - began
-    work, _ = await served_work(world, since)
+    work, _ = await served(world, since)
     local = [one for one in seen if one.backend in world.engine_urls]
-    ok = sum(one.ttft_s is not None and one.ttft_s <= TTFT_TARGET_S for one in local)
+    ok = sum(not late(one) for one in local)
     calm: list[Seen] = []
-    await open_loop(world.gateway_url, Untagged(options.seed + 5, **LONG), capacity["requests_per_s"] / 10, 15.0, calm.append)
+    await open_loop(world.gateway_url, Untagged(options.seed + 5, **LONG), capacity["requests_per_s"] / 10, 15.0,
+                    calm.append)
     after = await world.status()
-    changes = sum(one["state_changes"] for one in after["backends"]) - sum(
-        one["state_changes"] for one in before["backends"])
+    changes = sum(b["state_changes"] - a["state_changes"]
+                  for a, b in zip(before["backends"], after["backends"], strict=True))
     failed = Counter(one.status for one in seen if one.status != 200)
     console.print(f"overload: {len(seen)} requests at {rate:.1f}/s, {len(local)} local, failed {dict(failed)}",
                   after["by_reason"])
@@ -255,7 +165,7 @@ async def overload_phase(world: World, options: argparse.Namespace, capacity: di
         "overload_requests": len(seen), "overload_local": len(local), "overload_failed": sum(failed.values()),
         "overload_api_ttft_p50_s": round(api_ttft[len(api_ttft) // 2], 3) if api_ttft else None,
         "capacity_gpu_s_per_s": round(capacity["work_per_s"], 3),
-        "calm_local_percent": round(100 * sum(one.backend in world.engine_urls for one in calm) / max(1, len(calm)), 2),
+        "calm_local_percent": round(100 * sum(one.backend in world.engine_urls for one in calm) / len(calm), 2),
         "state_changes_per_minute": round(changes / ((time.monotonic() - began) / 60), 2),
     }
 
@@ -268,7 +178,7 @@ async def watch(world: World) -> None:
         console.print("  ".join(
             f"{one['backend']}: util {one['utilization']} run {one['running']} wait {one['waiting']} "
             f"backlog {one['backlog_tokens']} f {one['prefill_factor']}/{one['step_factor']} m {one['margin']} "
-            f"{one['health']}" for one in status["backends"]) + f"  line {status['waiting']} bid {status['bid_prices']}")
+            f"{one['health']}" for one in status["backends"]) + f"  line {status['waiting']}")
 
 
 if __name__ == "__main__":

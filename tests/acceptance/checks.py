@@ -75,9 +75,9 @@ def against_upstreams(rows: list[dict[str, Any]], books: dict[str, list[dict[str
         if row["usage_source"] == "upstream_final":
             if ours not in counted:
                 verdict.token_mismatches += 1
-                verdict.notes.append(f"{row['request_id']} {row['backend']} {row['end_reason']}: {ours} against {counted}")
+                verdict.notes.append(f"{row['request_id']} {row['backend']}: {ours} against {counted}")
             if row["backend_kind"] == "api":
-                billed = next((one["billed_nano_usd"] for one, key in zip(theirs, counted, strict=True) if key == ours), 0)
+                billed = sum(one["billed_nano_usd"] for one, key in zip(theirs, counted, strict=True) if key == ours)
                 verdict.api_reported_nano += row["api_nano"] or 0
                 verdict.api_error_nano += abs((row["api_nano"] or 0) - billed)
         elif row["usage_source"] == "upstream_running":

@@ -324,7 +324,7 @@ ASKED = {
     "logprobs": ("/v1/chat/completions", {"messages": HELLO, "logprobs": True, "top_logprobs": 2}),
     "completions": ("/v1/completions", {"prompt": "once upon"}),
     "two prompts": ("/v1/completions", {"prompt": ["once", "upon"], "n": 2}),
-    "long text": ("/v1/chat/completions", {"messages": HELLO, "max_tokens": 200, "min_tokens": 200}),
+    "long text": ("/v1/chat/completions", {"messages": HELLO, "max_tokens": 80, "min_tokens": 80}),
 }
 USAGES = {"unasked": None, "include_usage": {"include_usage": True},
           "continuous": {"include_usage": True, "continuous_usage_stats": True},

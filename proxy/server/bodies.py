@@ -1,0 +1,36 @@
+"""Small questions about an upstream's bytes, and the one change made to them."""
+
+from __future__ import annotations
+
+import orjson
+
+from proxy.upstream.transport import Answer
+
+
+def no_answer(body: bytes) -> str | None:
+    """Why a whole answer without usage is none at all; None when it may be one."""
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return "sent something that is not JSON"
+    if not isinstance(answer, dict):
+        return "sent something that is not an answer"
+    return "reported an error in its answer" if answer.get("error") or answer.get("object") == "error" else None
+
+
+def renamed(out: bytes, served: str, name: str) -> bytes:
+    """Every `"model"` member with the served name, under the name the client asked for.
+
+    In JSON text a quote is escaped, so the member's bytes cannot occur inside a string.
+    """
+    for separator in (b":", b": "):
+        out = out.replace(b'"model"' + separator + _quoted(served), b'"model"' + separator + _quoted(name))
+    return out
+
+
+def _quoted(text: str) -> bytes:
+    return orjson.dumps(text)
+
+
+def is_stream(answer: Answer) -> bool:
+    return answer.headers.get("content-type", "").startswith("text/event-stream")

@@ -87,7 +87,7 @@ def against_upstreams(rows: list[dict[str, Any]], books: dict[str, list[dict[str
                 verdict.notes.append(f"{row['request_id']} running: {ours} against {counted}")
         elif row["usage_source"] == "estimated":
             verdict.estimated_requests += 1
-            true = sum(sum((one[0], one[2])) for one in counted)
+            true = sum(one["prompt_tokens"] + one.get("generated_tokens", one["completion_tokens"]) for one in theirs)
             estimate = ours[0] + ours[2]
             verdict.estimated_tokens += estimate
             verdict.estimated_true_tokens += true

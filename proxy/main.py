@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import orjson
@@ -29,6 +29,7 @@ from proxy.ledger.journal import Journal
 from proxy.ledger.keys import KeyRing
 from proxy.server import status
 from proxy.server.app import build
+from proxy.server.connection import timed
 from proxy.server.dispatch import Dispatcher
 from proxy.server.handler import Doors, Handler
 from proxy.server.metrics import Metrics
@@ -194,6 +195,13 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         self._on_ready()
 
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn would raise the signal again once it has drained, and end us before the books are closed."""
+        with super().capture_signals():
+            yield
+            self._captured_signals.clear()
+
     def handle_exit(self, sig: int, frame: Any) -> None:
         self._gateway.handler.draining = True  # readiness is false at once; accepted work finishes
         super().handle_exit(sig, frame)
@@ -202,6 +210,7 @@ class Server(uvicorn.Server):
 def listen(host: str, port: int) -> socket.socket:
     """A bound socket. Raises OSError (address in use, not permitted) before anything else is started."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # The protocol is named, or asyncio would leave Nagle's algorithm on.
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, or asyncio leaves Nagle on
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -221,7 +230,7 @@ async def serve(settings: Settings, sock: socket.socket, on_ready: Callable[[], 
     for sig, to in ((signal.SIGUSR1, "all-api"), (signal.SIGUSR2, "all-local")):
         loop.add_signal_handler(sig, _toggle, gateway, to)
     config = uvicorn.Config(
-        gateway.app, loop="uvloop", http="httptools", lifespan="off", access_log=False, log_config=None,
+        gateway.app, loop="uvloop", http=timed(settings.server.header_s), lifespan="off", access_log=False, log_config=None,
         server_header=False, date_header=True, timeout_keep_alive=75, backlog=4096,
         timeout_graceful_shutdown=max(1, round(settings.server.drain_s)))
     try:

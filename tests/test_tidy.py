@@ -51,6 +51,7 @@ ENVIRONMENT = re.compile(r"proxy/(config/.*|cli/.*|cli\.py|upstream/commercial\.
 PRINTS = re.compile(r"proxy/(cli/.*|cli\.py|demo/.*)")
 SQL_CALLS = {"text", "execute", "executemany", "executescript", "exec_driver_sql", "scalar", "scalars"}
 LINES_MAX, LINES_LONG, FUNCTION_LINES_MAX = 500, 300, 70
+TEST_LINES_MAX = 700
 BROAD_EXCEPTS_MAX = 12  # 1.2 per thousand lines, as in uvicorn and httpx
 
 
@@ -249,8 +250,9 @@ def functions_fit_on_a_screen(source: Source) -> Iterator[Problem]:
 
 def files_fit_in_a_sitting(source: Source) -> Iterator[Problem]:
     lines = len(source.text.splitlines())
-    if lines > LINES_MAX:
-        yield lines, f"{lines} lines, more than {LINES_MAX}"
+    most = LINES_MAX if source.path.startswith("proxy/") else TEST_LINES_MAX  # a list of sentences reads quicker
+    if lines > most:
+        yield lines, f"{lines} lines, more than {most}"
 
 
 def only_commands_print(source: Source) -> Iterator[Problem]:
@@ -397,7 +399,7 @@ BAD = [
     (exceptions_are_named, "proxy/core/a.py", TRY + "except BaseException:\n    pass"),
     (broad_excepts_say_why, "proxy/server/a.py", TRY + "except Exception:\n    pass"),
     (functions_fit_on_a_screen, "proxy/core/a.py", LONG_FUNCTION),
-    (files_fit_in_a_sitting, "tests/a.py", "x = 1\n" * (LINES_MAX + 1)),
+    (files_fit_in_a_sitting, "proxy/core/a.py", "x = 1\n" * (LINES_MAX + 1)),
     (only_commands_print, "proxy/server/a.py", "print(1)"),
     (modules_introduce_themselves, "proxy/core/a.py", "x = 1"),
     (environment_is_read_at_the_door, "proxy/server/a.py", "import os\nos.environ['HOME']"),

@@ -32,7 +32,7 @@ class Breaker:
     held_off_until: float = 0.0
     trial: bool = False
 
-    def open(self, now: float) -> bool:
+    def is_open(self, now: float) -> bool:
         """True while the upstream must not be used. When an ejection has run out, one trial is let through."""
         return now < self.ejected_until
 
@@ -50,7 +50,7 @@ class Breaker:
 
         What fails while it is ejected was sent before: it is no news, and lengthens nothing.
         """
-        if self.open(now):
+        if self.is_open(now):
             return False
         self.failures += 1
         if not (fatal or self.trial or self.failures >= FAILURES_MAX):

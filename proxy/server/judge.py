@@ -23,6 +23,7 @@ from proxy.wire.openai import UsageInjection, is_context_overflow, mentions_stre
 
 log = logging.getLogger("breakeven.server")
 
+ASK_AGAIN_S = 600.0  # after which an upstream that refused to report usage is asked again
 UPSTREAMS_MAX = 2  # asked for one request: the client retries too, and retries multiply
 
 
@@ -32,11 +33,12 @@ class Judge:
     def __init__(self, settings: Settings, board: Board, planner: Planner, clock: Callable[[], float]) -> None:
         self._settings, self._board, self._planner, self._clock = settings, board, planner, clock
         self._fingerprints: dict[str, str] = {}
-        self._no_stream_options: set[str] = set()
+        self._no_stream_options: dict[str, float] = {}  # until when; a fault of an hour must not last for ever
 
     def injection(self, backend: Backend, call: Call, bare: frozenset[str] = frozenset()) -> UsageInjection:
         """What this stream's upstream is asked to report; `bare` names the backends asked for nothing this time."""
-        if not call.wire.stream or backend.stream_usage == "none" or backend.name in self._no_stream_options | bare:
+        refuses = self._no_stream_options.get(backend.name, 0.0) > self._clock()
+        if not call.wire.stream or backend.stream_usage == "none" or refuses or backend.name in bare:
             return UsageInjection.NONE
         continuous = backend.stream_usage == "continuous" or (backend.stream_usage == "auto" and backend.kind == "vllm")
         return UsageInjection.CONTINUOUS if continuous else UsageInjection.FINAL
@@ -53,7 +55,7 @@ class Judge:
             if attempt.meter.fingerprint is not None:
                 self._fingerprints[who] = attempt.meter.fingerprint
             if placement.attempt.backend in bare:
-                self._no_stream_options.add(placement.attempt.backend)
+                self._no_stream_options[placement.attempt.backend] = self._clock() + ASK_AGAIN_S
                 log.warning("%s refuses stream_options; its streams are metered without", placement.attempt.backend)
             self._planner.learn(call, relayed.outcome.usage, relayed.outcome.usage_source == "upstream_final")
         elif not (error is None or relayed.abandoned or isinstance(error, UpstreamOverloaded | UpstreamRefused)):

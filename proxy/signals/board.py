@@ -32,7 +32,7 @@ class Api:
     in_flight: int = 0
 
     def state(self, now: float, usd: float | None) -> ApiState:
-        health: Health = "ejected" if self.breaker.open(now) else "suspect" if self.breaker.held_off(now) else "ok"
+        health: Health = "ejected" if self.breaker.is_open(now) else "suspect" if self.breaker.held_off(now) else "ok"
         wait = max(self.breaker.held_off(now), self.breaker.ejected_until - now, 0.0)
         return ApiState(self.backend, health, usd, wait, self.ttft.mean)
 

@@ -82,7 +82,7 @@ class Claim:
 class Load:
     """The claims on one replica and their sums. Tokens; `progress_at` is monotonic seconds."""
 
-    __slots__ = ("answering", "backlog_tokens", "claims", "kv_reserved", "kv_tokens", "output_done",
+    __slots__ = ("answering", "backlog_tokens", "busy_at", "claims", "kv_reserved", "kv_tokens", "output_done",
                  "output_pending", "output_settled", "progress_at", "prompt_done", "sequences")
 
     def __init__(self) -> None:
@@ -92,10 +92,13 @@ class Load:
         self.prompt_done = self.output_done = 0.0  # since start, for rates
         self.output_pending = self.output_settled = 0.0  # in flight as seen; ended, as the engine counted
         self.progress_at = 0.0
+        self.busy_at = 0.0  # when the work it holds began
         self.answering = True  # something came since the replica was last idle
 
     def claim(self, prompt: float, uncached: float, expected: float, sequences: int, now: float) -> Claim:
         claim = Claim(self, prompt, uncached, expected, sequences, now)
+        if not self.claims:
+            self.busy_at = now
         if not self.claims and self.answering:
             self.progress_at, self.answering = now, False  # idleness is not a stall
         self.claims.add(claim)

@@ -81,7 +81,8 @@ class MinuteBook:
             if least > booked:
                 watch.booked_excess[replica.index] = least
                 foreign_s += replica.work_s(0.0, least - booked) / len(replicas)
-        return GpuMinute(name, watch.minute, self._cost(name, watch.minute), observed_ns=min(watch.observed_ns, NS_PER_MINUTE),
+        return GpuMinute(name, watch.minute, self._cost(name, watch.minute),
+                         observed_ns=min(watch.observed_ns, NS_PER_MINUTE),
                          foreign_ns=min(int(foreign_s * NS_PER_S), NS_PER_MINUTE),
                          energy_nano=self._energy(name, watch))
 

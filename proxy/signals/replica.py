@@ -190,12 +190,13 @@ class Replica:
             return "wedged"
         if self.scrapes_refused >= UNREACHABLE_AFTER and now - self.load.progress_at > 1.0:
             return "unreachable"
-        if self.breaker.open(now):
+        if self.breaker.is_open(now):
             return "ejected"
         silent = self.silence_s(now)
         if silent is None:
             return "ok"
-        heartbeat = self.heartbeat_trusted and self.fresh(now)
+        # A page that has not moved since this work began may be frozen: then only the backlog says how long is long.
+        heartbeat = self.heartbeat_trusted and self.fresh(now) and self.heartbeat_at > self.load.busy_at
         budget = stall_budget_s(self.capacity, self.load.backlog_tokens, heartbeat)
         if not heartbeat and all(claim.silent for claim in self.load.claims):
             # Nothing can be seen of answers in one piece: allow for the longest of them.

@@ -40,6 +40,7 @@ class Scraper:
         self._board, self._backends, self._upstreams, self._exporters = board, backends, upstreams, exporters
         self._context_tokens = context_tokens  # what engines say of themselves, where the operator has not
         self._tasks: list[asyncio.Task[None]] = []
+        self._probes: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._quiet: dict[tuple[str, int], set[str]] = {}
         self.pages = self.failures = 0
 
@@ -55,9 +56,10 @@ class Scraper:
             self._tasks.append(asyncio.create_task(self._watch_gpu(backend, exporter), name=f"dcgm {backend}"))
 
     async def stop(self) -> None:
-        for task in self._tasks:
+        tasks = [*self._tasks, *self._probes.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _watch(self, replica: Replica) -> None:
         upstream = self._upstreams[replica.backend, replica.index]
@@ -76,7 +78,7 @@ class Scraper:
                         claim.abandon()
                 if replica.health(now) in ("wedged", "suspect") and now - probed_at > PROBE_EVERY_S:
                     probed_at = now
-                    await self._probe(replica, upstream)
+                    self._probe_soon(replica, upstream)
             except Exception as error:  # the root of a task: count, log, go on
                 log.error("watching %s/%d failed: %r", replica.backend, replica.index, error)
             count += 1
@@ -122,6 +124,13 @@ class Scraper:
                     self._context_tokens[replica.backend] = length
         except (GatewayError, orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
             return
+
+    def _probe_soon(self, replica: Replica, upstream: Upstream) -> None:
+        """One probe at a time, beside the watch: a wedged engine takes PROBE_S to say nothing, and meanwhile its
+        page must be read and its waiting requests taken elsewhere."""
+        before = self._probes.get((replica.backend, replica.index))
+        if before is None or before.done():
+            self._probes[replica.backend, replica.index] = asyncio.create_task(self._probe(replica, upstream))
 
     async def _probe(self, replica: Replica, upstream: Upstream) -> None:
         """One token from an engine that fell silent; an answer brings it back."""

@@ -643,7 +643,7 @@ async def test_cancelling_open_closes_the_socket():
 
     async with raw(endless) as server:
         task = asyncio.ensure_future(server.upstream.open(asked()))
-        while not server.requests:  # noqa: ASYNC110
+        while not server.requests:
             await asyncio.sleep(0.005)
         task.cancel()
         await asyncio.wait_for(server.gone.wait(), 0.1)

@@ -45,8 +45,8 @@ async def test_whole_streamed_and_tool_answers_are_booked_to_the_nano_dollar(the
         whole = await client.chat.completions.create(model="claude", messages=HELLO, max_tokens=20)
         assert whole.choices[0].message.content
         text, usage = "", None
-        async for chunk in await client.chat.completions.create(model="claude", messages=HELLO, max_tokens=20, stream=True,
-                                                                stream_options={"include_usage": True}):
+        async for chunk in await client.chat.completions.create(
+                model="claude", messages=HELLO, max_tokens=20, stream=True, stream_options={"include_usage": True}):
             text += (chunk.choices[0].delta.content or "") if chunk.choices else ""
             usage = chunk.usage or usage
         assert text and usage.completion_tokens > 0

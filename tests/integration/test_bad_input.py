@@ -394,3 +394,14 @@ async def test_wrong_endpoints_for_a_backend_are_refused_with_a_reason(tmp_path,
         status, _, body = await there.post({"model": "gpt-4o", "input": "x"}, "/v1/embeddings")
         assert status == 503 and "capability" in envelope(body)["message"]
 
+
+
+async def test_a_client_that_never_ends_its_head_is_cut_off(tmp_path, monkeypatch):
+    async with world(tmp_path, monkeypatch, engines=0, server={"header_s": 0.3}) as there:
+        host, port = there.url.removeprefix("http://").split(":")
+        for start in (b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: "):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(start)
+            async with asyncio.timeout(10):
+                assert await reader.read() == b""
+            writer.close()

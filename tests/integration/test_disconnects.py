@@ -57,7 +57,7 @@ async def freed(there, left_at):
     """Seconds from the client's leaving until the engine's batch is empty."""
     engine = there.engines[0]
     async with asyncio.timeout(5):
-        while engine.live.model.running or engine.live.model.waiting:  # noqa: ASYNC110  the engine has no bell
+        while engine.live.model.running or engine.live.model.waiting:
             await asyncio.sleep(0.0005)
     return time.monotonic() - left_at
 

@@ -284,7 +284,7 @@ async def test_a_wrong_credential_is_ours_to_hide_and_to_mend(tmp_path, monkeypa
         assert status == 502 and json.loads(body)["error"]["code"] == "upstream_misconfigured"
         assert b"sk-" not in body and b"Incorrect" not in body
         api = there.gateway.board.apis["api"]
-        assert api.breaker.open(there.gateway.board.clock()), "ejected at once"
+        assert api.breaker.is_open(there.gateway.board.clock()), "ejected at once"
         there.gateway.switch("auto")
         assert (await there.post(CHAT))[1]["x-breakeven-backend"] == "llama"
         api.breaker.success()

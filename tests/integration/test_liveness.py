@@ -144,7 +144,7 @@ async def test_an_engine_asleep_or_paused_gets_nothing_although_its_health_is_20
 
         async def until(health):
             async with asyncio.timeout(5):
-                while await state() != health:  # noqa: ASYNC110
+                while await state() != health:
                     await asyncio.sleep(0.02)
 
         async with there.session.post(url + "/sleep?level=1") as answer:
@@ -162,7 +162,7 @@ async def test_an_engine_asleep_or_paused_gets_nothing_although_its_health_is_20
         assert (await there.post(SHORT))[1]["x-breakeven-backend"] == "llama"
         engine.live.behave(Behaviour(paused=True))
         async with asyncio.timeout(5):
-            while await state() not in ("paused", "asleep"):  # noqa: ASYNC110
+            while await state() not in ("paused", "asleep"):
                 await asyncio.sleep(0.02)
         assert (await there.post(SHORT))[1]["x-breakeven-backend"] == "api"
         engine.live.behave(Behaviour())

@@ -37,7 +37,7 @@ class Process(World):
         found = re.search(r"http://127\.0\.0\.1:\d+", line.decode())
         assert found, (line, await self.process.stderr.read())
         self.url = found[0]
-        while (await self.get("/readyz"))[0] != 200:  # noqa: ASYNC110
+        while (await self.get("/readyz"))[0] != 200:
             await asyncio.sleep(0.01)
         self.ready_s = time.monotonic() - began
 
@@ -139,7 +139,7 @@ async def test_signals_switch_where_requests_go_and_back(tmp_path):
 
         async def until(expected):
             async with asyncio.timeout(5):
-                while await backend() != expected:  # noqa: ASYNC110  it is another process
+                while await backend() != expected:
                     await asyncio.sleep(0.02)
 
         await until("llama")
@@ -150,7 +150,7 @@ async def test_signals_switch_where_requests_go_and_back(tmp_path):
         await until("llama")
         there.process.send_signal(signal.SIGUSR2)
         async with asyncio.timeout(5):
-            while json.loads((await there.get("/admin/status"))[1])["switch"] != "all-local":  # noqa: ASYNC110
+            while json.loads((await there.get("/admin/status"))[1])["switch"] != "all-local":
                 await asyncio.sleep(0.02)
         assert await backend() == "llama"
 

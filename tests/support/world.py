@@ -23,10 +23,12 @@ from proxy.demo.serving import serve
 from proxy.ledger import store
 from proxy.ledger.schema import requests
 from proxy.main import Gateway, Server
+from proxy.server.connection import timed
 
 FAST = EngineProfile(model="llama", alpha_ms=2.0, beta_ms=0.1, prefill_tokens_per_s=50_000.0, kv_tokens=65_536,
                      max_num_seqs=16, max_model_len=16_384, tokens_per_answer_mean=16)
-GPT = ApiProfile(models={"gpt-4o": ApiModel(input="2.50", cached_input="1.25", output="10.00")}, ttft_ms=20, tpot_ms=2, api_key="sk-sim")
+GPT = ApiProfile(models={"gpt-4o": ApiModel(input="2.50", cached_input="1.25", output="10.00")}, ttft_ms=20, tpot_ms=2,
+                 api_key="sk-sim")
 CAPACITY = {"prefill_tokens_per_s": 50_000, "step_ms": [2, 0.1, 0.01], "kv_tokens": 65_536, "max_running": 16}
 GPU = {"type": "A100-80GB", "usd_per_hour": 1.39, "from": "2026-11-01"}
 
@@ -125,7 +127,7 @@ async def _served(gateway: Gateway) -> AsyncIterator[str]:
     sock = socket.create_server(("127.0.0.1", 0), backlog=2048)
     await gateway.start()
     ready = asyncio.Event()
-    server = Server(uvicorn.Config(gateway.app, http="httptools", lifespan="off", access_log=False, log_config=None,
+    server = Server(uvicorn.Config(gateway.app, http=timed(gateway.settings.server.header_s), lifespan="off", access_log=False, log_config=None,
                                    log_level="warning", server_header=False, timeout_graceful_shutdown=2),
                     gateway, ready.set)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]

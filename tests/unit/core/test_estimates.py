@@ -65,9 +65,9 @@ def test_more_capacity_never_raises_the_bid_price(requests, replicas):
 def test_a_breaker_ejects_tries_again_and_ejects_for_longer():
     breaker = Breaker()
     assert [breaker.failure(0.0) for _ in range(FAILURES_MAX)] == [False] * (FAILURES_MAX - 1) + [True]
-    assert breaker.open(EJECT_S - 1) and not breaker.open(EJECT_S + 1)
+    assert breaker.is_open(EJECT_S - 1) and not breaker.is_open(EJECT_S + 1)
     assert breaker.failure(EJECT_S + 1)  # the trial failed
-    assert breaker.open(EJECT_S + 1 + 2 * EJECT_S - 1)
+    assert breaker.is_open(EJECT_S + 1 + 2 * EJECT_S - 1)
     breaker.success()
     assert breaker.failures == 0 and not breaker.trial
 
@@ -75,7 +75,7 @@ def test_a_breaker_ejects_tries_again_and_ejects_for_longer():
 def test_overload_holds_off_without_opening_the_breaker():
     breaker = Breaker()
     breaker.overload(10.0, 2.5)
-    assert breaker.held_off(11.0) == 1.5 and not breaker.open(11.0)
+    assert breaker.held_off(11.0) == 1.5 and not breaker.is_open(11.0)
     breaker.overload(10.0, 1e9)
     assert breaker.held_off(10.0) == 10.0
 

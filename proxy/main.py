@@ -230,8 +230,8 @@ async def serve(settings: Settings, sock: socket.socket, on_ready: Callable[[], 
     for sig, to in ((signal.SIGUSR1, "all-api"), (signal.SIGUSR2, "all-local")):
         loop.add_signal_handler(sig, _toggle, gateway, to)
     config = uvicorn.Config(
-        gateway.app, loop="uvloop", http=timed(settings.server.header_s), lifespan="off", access_log=False, log_config=None,
-        server_header=False, date_header=True, timeout_keep_alive=75, backlog=4096,
+        gateway.app, loop="uvloop", http=timed(settings.server.header_s), lifespan="off", access_log=False,
+        log_config=None, server_header=False, date_header=True, timeout_keep_alive=75, backlog=4096,
         timeout_graceful_shutdown=max(1, round(settings.server.drain_s)))
     try:
         await Server(config, gateway, on_ready).serve(sockets=[sock])

@@ -127,9 +127,9 @@ async def _served(gateway: Gateway) -> AsyncIterator[str]:
     sock = socket.create_server(("127.0.0.1", 0), backlog=2048)
     await gateway.start()
     ready = asyncio.Event()
-    server = Server(uvicorn.Config(gateway.app, http=timed(gateway.settings.server.header_s), lifespan="off", access_log=False, log_config=None,
-                                   log_level="warning", server_header=False, timeout_graceful_shutdown=2),
-                    gateway, ready.set)
+    config = uvicorn.Config(gateway.app, http=timed(gateway.settings.server.header_s), lifespan="off", access_log=False,
+                            log_config=None, log_level="warning", server_header=False, timeout_graceful_shutdown=2)
+    server = Server(config, gateway, ready.set)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     task = asyncio.create_task(server._serve(sockets=[sock]))
     await ready.wait()

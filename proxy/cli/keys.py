@@ -27,7 +27,7 @@ def create(
     name: Annotated[str, typer.Option("--name", help="Who it is for, such as search-backend.")],
     tags: Annotated[str, typer.Option("--tags", help="Booked with every request: team=search,app=chat.")] = "",
     role: Annotated[str, typer.Option("--role", help=(
-        "application (sends requests), reader (sees reports and dashboard) or admin (also /admin)."))] = "application",
+        "application (sends requests), reader (sees status, metrics) or admin (all of it)."))] = "application",
     ledger: Ledger = None, config: Config = None, as_json: AsJson = False,
 ) -> None:
     """Make a key and show its secret, this once.

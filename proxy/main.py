@@ -69,10 +69,12 @@ class Gateway:
         self._metrics = Metrics(self.board, self.planner, self.dispatcher, self.journal)
         self.handler = Handler(Doors(
             settings, settings.route_table(), self.keys, self.board, self.planner, self.dispatcher,
-            Settlement(settings, self.planner), self.journal, self.upstreams, time.monotonic, self._observe))
+            Settlement(settings, self.planner), self.journal, self.upstreams, time.monotonic, self._observe,
+            self._metrics.refused))
         server = settings.server
         self.app = build(self, self.handler, self.keys, headers_max=server.headers_max,
-                         header_bytes_max=server.header_bytes_max, stall_s=server.client_write_stall_s)
+                         header_bytes_max=server.header_bytes_max, stall_s=server.client_write_stall_s,
+                         refused=self._metrics.refused)
         self._minutes = MinuteBook(settings, self.board)
         self._tasks: list[asyncio.Task[None]] = []
         self._scraper: Scraper | None = None
@@ -155,7 +157,7 @@ class Gateway:
         return status.page(self)
 
     def decisions(self, limit: int) -> list[dict[str, Any]]:
-        recent = list(self.decided)[-limit:]
+        recent = list(self.decided)[-limit:]  # at most DECISIONS_KEPT
         return [{"at_ns": at, "request_id": request_id, "route": route, **plan_json(plan)}
                 for at, request_id, route, plan in reversed(recent)]
 
@@ -167,7 +169,7 @@ class Gateway:
         if prompt_tokens < 1 or output_tokens < 1:
             raise InvalidRequest("prompt_tokens and output_tokens must be at least 1.")
         demand = Demand("chat", frozenset(), float(prompt_tokens), float(output_tokens))
-        return plan_json(self.planner.plan_for(route, model, demand, time.monotonic()))
+        return self.planner.explain(route, model, demand, time.monotonic())
 
     def metrics(self) -> bytes:
         return self._metrics.page()

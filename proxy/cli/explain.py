@@ -30,7 +30,7 @@ def explain(
 ) -> None:
     """Every candidate for a request of that size: what it costs, when it would answer, and the one reason.
 
-    With --url the running gateway is asked (key in BREAKEVEN_KEY); with --config alone the fleet is idle.
+    With --url the running gateway is asked (key in BREAKEVEN_ADMIN_KEY); with --config alone the fleet is idle.
     """
     if url is not None:
         plan = _ask(url, model, prompt_tokens, output_tokens)
@@ -51,8 +51,8 @@ def _ask(url: str, model: str, prompt_tokens: int, output_tokens: int) -> dict[s
     if not url.startswith(("http://", "https://")):
         typer.echo("breakeven: --url must begin with http:// or https://", err=True)
         raise typer.Exit(2)
-    request = urllib.request.Request(f"{url.rstrip('/')}/admin/explain?{query}")  # noqa: S310  # scheme checked above
-    if key := os.environ.get("BREAKEVEN_KEY"):
+    request = urllib.request.Request(f"{url.rstrip('/').removesuffix('/v1')}/admin/explain?{query}")  # noqa: S310  # scheme checked above
+    if key := os.environ.get("BREAKEVEN_ADMIN_KEY"):
         request.add_header("authorization", f"Bearer {key}")
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
@@ -71,7 +71,7 @@ def _ask(url: str, model: str, prompt_tokens: int, output_tokens: int) -> dict[s
 def _idle(config: Path, model: str, prompt_tokens: int, output_tokens: int) -> dict[str, Any]:
     from proxy.config.prices import load_price_book
     from proxy.core.fleet import Demand
-    from proxy.server.planning import Planner, plan_json
+    from proxy.server.planning import Planner
     from proxy.signals.board import Board
 
     settings = settings_of(config)
@@ -82,12 +82,13 @@ def _idle(config: Path, model: str, prompt_tokens: int, output_tokens: int) -> d
     board = Board(settings, time.monotonic)
     planner = Planner(settings, board, load_price_book(settings))
     demand = Demand("chat", frozenset(), float(prompt_tokens), float(output_tokens))
-    return plan_json(planner.plan_for(route, model, demand, time.monotonic()))
+    return planner.explain(route, model, demand, time.monotonic())
 
 
 def _show(plan: dict[str, Any]) -> None:
     console = Console()
-    table = Table(title=f"{plan['reason']}  (bid price {plan['lambda']:.3g} USD per GPU-second)")
+    wait = f", at most {plan['wait_s']:.1f} s, then:" if plan["wait_s"] else ""
+    table = Table(title=f"{plan['reason']}{wait}  (bid price {plan['lambda']:.3g} USD per GPU-second)")
     for column in ("", "backend", "USD", "GPU-s", "first token s", "why"):
         table.add_column(column, justify="right" if column in ("USD", "GPU-s", "first token s") else "left")
     for rank, one in enumerate(plan["attempts"], 1):

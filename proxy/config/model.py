@@ -112,12 +112,12 @@ class Thresholds(BaseModel):
 
     kv_cache_max: Float | None = setting(0.95, "KV cache in use", "Lower if the engine preempts requests.",
         unit="fraction", gt=0, le=1)
-    utilization_max: Float | None = setting(None, "Utilisation", "Under `policy: threshold`; a cap on GPUs that "
+    utilization_max: Float | None = setting(None, "Utilisation", "Under any policy, if set; a cap on GPUs that "
         "are paid anyway throws money away.", unit="fraction", gt=0, le=1)
     utilization_resume: Float | None = setting(None, "Utilisation to resume at", "Below utilization_max, so that "
         "the decision does not flap.", unit="fraction", ge=0, lt=1,
         shown_default="unset, 0.05 below utilization_max")
-    queue_max: Int | None = setting(None, "Requests waiting in the engine", "Under `policy: threshold`.",
+    queue_max: Int | None = setting(None, "Requests waiting in the engine", "Under any policy, if set.",
         unit="requests", ge=0)
     gpu_util_max: Float | None = setting(None, "GPU-Util", "Only where a policy demands it: it reaches 100 % long "
         "before the GPU is full.", unit="fraction", gt=0, le=1)

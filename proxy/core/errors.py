@@ -6,7 +6,7 @@
      │    ├── ForbiddenField         400  a field that chooses an upstream, a credential or a policy
      │    ├── ContextLengthExceeded  400  longer than any candidate takes
      │    ├── Unauthorized           401  no key, or one we do not know
-     │    ├── PermissionDenied       403  the key may not use this route
+     │    ├── PermissionDenied       403  the key's role may not do this
      │    ├── NotFound               404  no such path
      │    ├── ModelNotFound          404  no route of that name
      │    ├── MethodNotAllowed       405

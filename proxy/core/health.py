@@ -33,7 +33,7 @@ class Breaker:
     trial: bool = False
 
     def is_open(self, now: float) -> bool:
-        """True while the upstream must not be used. When an ejection has run out, one trial is let through."""
+        """True while the upstream must not be used. After that it is on trial: the next failure ejects it at once."""
         return now < self.ejected_until
 
     def held_off(self, now: float) -> float:

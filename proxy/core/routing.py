@@ -108,7 +108,7 @@ def decide(demand: Demand, replicas: Sequence[ReplicaState], apis: Sequence[ApiS
     if wait_s > 0:
         return Plan((), tuple(refusals), "waiting_for_room", wait_s, value, density, bid_price)
     if api is not None:
-        reason = _overflow_reason(policy, replicas, refusals)
+        reason = "failover" if demand.tried else _overflow_reason(policy, replicas, refusals)
         return Plan((Attempt(api.backend, None, "api", reason, api.usd),), tuple(refusals), reason, 0.0, value,
                     density, bid_price)
     held = _held_api(apis, demand) if policy != "self-hosted-only" else None

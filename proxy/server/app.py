@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from proxy.core.errors import BodyTooLarge, GatewayError, InvalidRequest, MethodNotAllowed, NotFound
 from proxy.ledger.keys import Principal
 from proxy.server import auth
-from proxy.server.exchange import AsgiExchange, Receive, Scope, Send
+from proxy.server.exchange import Asgi, AsgiExchange, Receive, Scope, Send
 from proxy.server.guard import Guard
 from proxy.server.handler import Handler
 from proxy.wire.endpoints import ENDPOINTS
@@ -26,7 +26,6 @@ from proxy.wire.openai import error_body
 
 OPERATORS_BODY_MAX = 64 * 1024  # a switch or a drain: read before anyone is asked for a key
 
-Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 Caller = Callable[[Request], Awaitable[Principal]]
 
 
@@ -97,14 +96,14 @@ class DrainBody(BaseModel):
 
 
 def build(operations: Operations, handler: Handler, keys: auth.KeyRing | None, *, headers_max: int,
-          header_bytes_max: int, stall_s: float) -> Guard:
+          header_bytes_max: int, stall_s: float, refused: Callable[[str], None]) -> Guard:
     """The whole application."""
     # Redirects would repeat a Host that nobody has vouched for.
     app = FastAPI(title="Breakeven", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     _errors(app)
     _open_routes(app, operations, _allow(keys, "application", "reader", "admin"))
     _operator_routes(app, operations, _allow(keys, "reader", "admin"), _allow(keys, "admin"))
-    return Guard(Door(handler, app, stall_s), headers_max, header_bytes_max)
+    return Guard(Door(handler, app, stall_s), headers_max, header_bytes_max, refused)
 
 
 def _allow(keys: auth.KeyRing | None, *roles: str) -> Caller:

@@ -30,11 +30,11 @@ OnGone = Callable[[Callable[[], object] | None], None]
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a request goes now, and the claim that holds its room (None at an API)."""
+    """Where a request goes now, and the claim that holds its room."""
 
     attempt: Attempt
     plan: Plan
-    claim: Claim | None
+    claim: Claim
     waited_s: float
 
 
@@ -142,13 +142,15 @@ class Dispatcher:
             because = f" ({refusal.code})" if refusal else ""
             raise Unavailable(f"No backend can serve model '{call.route.name}' now{because}. Please try again.",
                               retry_after_s=RETRY_AFTER_S)
-        attempt, claim = plan.attempts[0], None
-        if attempt.replica is not None:
-            demand = call.demand
+        attempt, demand = plan.attempts[0], call.demand
+        if attempt.replica is None:
+            load, cached = self._planner.api(attempt.backend).load, 0.0
+        else:
             self._count(now)
             replica = self._planner.replica(attempt.backend, attempt.replica)
-            claim = replica.load.claim(demand.prompt_tokens, demand.prompt_tokens * (1 - replica.cached_share),
-                                       demand.output_tokens, demand.sequences, now)
+            load, cached = replica.load, replica.cached_share
+        claim = load.claim(demand.prompt_tokens, demand.prompt_tokens * (1 - cached), demand.output_tokens,
+                           demand.sequences, now)
         return Placement(attempt, plan, claim, now - call.arrived)
 
 
@@ -163,8 +165,7 @@ def _resolve(waiting: _Waiting, placement: Placement | None) -> None:
 
 
 def _release(placement: Placement, now: float) -> None:
-    if placement.claim is not None:
-        placement.claim.release(now)
+    placement.claim.release(now)
 
 
 def _patience_over(call: Call) -> Call:

@@ -16,6 +16,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class ClientGone(Exception):
@@ -141,4 +142,4 @@ class AsgiExchange:
             self._watcher = None
 
 
-__all__ = ["AsgiExchange", "ClientGone", "Exchange", "Headers", "Receive", "Scope", "Send"]
+__all__ = ["Asgi", "AsgiExchange", "ClientGone", "Exchange", "Headers", "Receive", "Scope", "Send"]

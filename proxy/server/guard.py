@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Callable
 
-from proxy.server.exchange import Receive, Scope, Send
+from proxy.server.exchange import Asgi, Receive, Scope, Send
 from proxy.wire.openai import error_body
 
 HOST = re.compile(rb"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252})?|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
@@ -47,9 +48,8 @@ def objection(headers: list[tuple[bytes, bytes]], headers_max: int, bytes_max: i
 class Guard:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app, headers_max: int, header_bytes_max: int) -> None:
-        self._app, self._headers_max, self._bytes_max = app, headers_max, header_bytes_max
-        self.refused = 0
+    def __init__(self, app: Asgi, headers_max: int, header_bytes_max: int, refused: Callable[[str], None]) -> None:
+        self._app, self._headers_max, self._bytes_max, self._refused = app, headers_max, header_bytes_max, refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -59,8 +59,8 @@ class Guard:
         if wrong is None:
             await self._app(scope, receive, send)
             return
-        self.refused += 1
         status, message = wrong
+        self._refused(CODES[status])
         body = error_body(message, "invalid_request_error", None, CODES[status])
         await send({"type": "http.response.start", "status": status, "headers": [
             (b"content-type", b"application/json"), (b"connection", b"close"),

@@ -56,6 +56,7 @@ class Doors:
     upstreams: Mapping[tuple[str, int], Upstream]
     clock: Callable[[], float]
     observe: Callable[[RequestEntry, Relayed | None], None]
+    refused: Callable[[str], None]  # counts a refusal by its code
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,7 @@ class Handler:
         except ClientGone:
             log.debug("%s: client left", request_id)
         except GatewayError as error:
+            self._do.refused(error.code or error.type)
             await replies.refuse(exchange, request_id, error)
         except asyncio.CancelledError:  # the drain's deadline
             await replies.refuse(exchange, request_id, Unavailable("The gateway is shutting down.", code="draining"))
@@ -224,7 +226,7 @@ class Handler:
             self._do.observe(entry, relayed)
 
     def _release(self, placement: Placement | None) -> None:
-        if placement is not None and placement.claim is not None:
+        if placement is not None:
             placement.claim.release(self._do.clock())
 
     def _after(self, work: Coroutine[Any, Any, None]) -> None:

@@ -21,6 +21,7 @@ from proxy.signals.board import Board
 
 TTFT_BUCKETS = (0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 NANO = 1e-9
+CODES_MAX = 64
 
 
 class Metrics:
@@ -28,6 +29,7 @@ class Metrics:
 
     def __init__(self, board: Board, planner: Planner, dispatcher: Dispatcher, journal: Journal) -> None:
         self.registry = CollectorRegistry()
+        self._codes: set[str] = set()
         self.registry.register(Live(board, planner, dispatcher, journal))
         where = ("route", "backend")
         self.requests = Counter("breakeven_requests", "Attempts settled", (*where, "end_reason"),
@@ -65,6 +67,12 @@ class Metrics:
             self.late.labels(*where).inc()
         if entry.first_token_ns is not None:
             self.ttft.labels(*where).observe(max(0, entry.first_token_ns - entry.started_ns) * NANO)
+
+    def refused(self, code: str) -> None:
+        """Count a request that the gateway itself refused. Codes are ours or a known upstream's, never a caller's."""
+        if code in self._codes or len(self._codes) < CODES_MAX:
+            self._codes.add(code)
+            self.refusals.labels(code).inc()
 
     def page(self) -> bytes:
         return generate_latest(self.registry)

@@ -16,7 +16,7 @@ from proxy.core.learning import OutputLength, RunningMean
 from proxy.core.pricing import Price, PriceBook
 from proxy.core.routing import Backend, Hysteresis, Limits, Switch, decide, effective_policy, unable, work_s
 from proxy.core.usage import Usage
-from proxy.signals.board import Board
+from proxy.signals.board import Api, Board
 from proxy.signals.replica import Replica
 from proxy.wire.endpoints import Endpoint
 from proxy.wire.openai import WireRequest
@@ -99,6 +99,9 @@ class Planner:
                 for replica in self._board.replicas[name]:
                     closed = self.hysteresis.closed(name, replica.index, replica.utilization, limits)
                     replicas.append(replica.state(now, demand.prompt_tokens, closed))
+            elif self._board.apis[name].full:
+                detail = f"{self._board.apis[name].in_flight} in flight"
+                refused.append(Refusal(name, None, "in_flight_max", detail, busy=True))
             else:
                 apis.append(self._board.apis[name].state(now, self.api_usd(config, model, demand, at_ns)))
         policy = effective_policy(limits)
@@ -110,6 +113,14 @@ class Planner:
         pool = self._board.pools[route.name]
         plan = decide(demand, replicas, apis, limits, pool.price(now), refused)
         return replace(plan, seen=tuple(replicas))
+
+    def explain(self, route: Route, model: str, demand: Demand, now: float) -> dict[str, object]:
+        """The plan for a request that arrived now, as JSON; for one that would wait, where it goes if no room opens."""
+        plan = self.plan_for(route, model, demand, now)
+        if plan.attempts or plan.wait_s <= 0:
+            return plan_json(plan)
+        after = self.plan_for(route, model, demand, now, replace(self._limits[route.name], wait_max_s=0.0))
+        return {**plan_json(after), "reason": plan.reason, "wait_s": plan.wait_s}
 
     def want(self, call: Call, now: float) -> None:
         """Count the request in the demand that names the bid price; once per request."""
@@ -152,6 +163,9 @@ class Planner:
     def replica(self, backend: str, index: int) -> Replica:
         return self._board.replicas[backend][index]
 
+    def api(self, backend: str) -> Api:
+        return self._board.apis[backend]
+
     def replicas(self, backend: str) -> list[Replica]:
         return self._board.replicas[backend]
 
@@ -177,6 +191,7 @@ def plan_json(plan: Plan) -> dict[str, object]:
     """The plan as the decision log and the ledger keep it."""
     return {
         "reason": plan.reason,
+        "wait_s": plan.wait_s,
         "lambda": plan.bid_price,
         "value_usd": plan.value_usd,
         "density": plan.density,

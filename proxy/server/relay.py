@@ -95,8 +95,7 @@ class Attempt:
             return self._failed(error)
         finally:
             self._exchange.on_gone(None)
-            if self._claim is not None:
-                self._claim.abandon = None
+            self._claim.abandon = None
 
     def interrupted(self) -> Outcome:
         """What was spent on an attempt that `run` did not see the end of. Lets go of the upstream."""
@@ -126,9 +125,8 @@ class Attempt:
         self._sent_at, self._sent_ns = self._clock(), time.time_ns()
         opening = asyncio.ensure_future(self._upstream.open(
             Outgoing(self._exchange.path, body, forwarded, call.request_id, call.wire.stream)))
-        if self._claim is not None:
-            self._claim.abandon = lambda: self._abandon(opening)
-        if not call.wire.stream and self._claim is not None and self._placement.attempt.ttft_s is not None:
+        self._claim.abandon = lambda: self._abandon(opening)
+        if not call.wire.stream and self._placement.attempt.ttft_s is not None:
             # An answer in one piece shows no first token; believe the prediction.
             self._claim.silent = True
             asyncio.get_running_loop().call_later(self._placement.attempt.ttft_s, self._claim.assume_first_token)
@@ -187,7 +185,8 @@ class Attempt:
         gone = self._exchange.gone
         if usage is not None and not gone:
             self._delivered = usage.output_total
-        tier = None if self._claim is not None else served_tier(body)  # our own GPUs have no tiers to bill
+        # Our own GPUs have no tiers to bill.
+        tier = None if self._placement.attempt.kind == "gpu" else served_tier(body)
         outcome = self._outcome("client_abort" if gone else "complete", answer.status, usage,
                                 "upstream_final" if usage else "estimated", tier)
         content_type = answer.headers.get("content-type", "application/json")
@@ -204,10 +203,7 @@ class Attempt:
                     now = self._clock()
                     if self._first_at is None:
                         self._first_at, self._first_ns = now, time.time_ns()
-                        if claim is not None:
-                            claim.first_token(now)
-                    if claim is not None:
-                        claim.tokens(meter.content_frames - seen, now)
+                    claim.tokens(meter.content_frames - seen, now)
                     seen = meter.content_frames
                 if meter.error is not None or meter.malformed is not None:
                     break
@@ -245,8 +241,7 @@ class Attempt:
             return
         try:
             if not self._exchange.started:
-                if self._claim is not None:
-                    self._claim.abandon = None  # from here on it cannot be replayed
+                self._claim.abandon = None  # from here on it cannot be replayed
                 await self._start(answer.status, answer.headers.get("content-type", "text/event-stream"),
                                   answer.headers)
             await self._exchange.write(out)

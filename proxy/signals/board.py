@@ -16,6 +16,7 @@ from proxy.core.capacity import Capacity, prior
 from proxy.core.fleet import ApiState, Health
 from proxy.core.health import Breaker
 from proxy.core.learning import RunningMean
+from proxy.signals.inflight import Load
 from proxy.signals.replica import Replica
 
 PRICE_EVERY_S = 2.0
@@ -29,7 +30,17 @@ class Api:
     backend: str
     breaker: Breaker = field(default_factory=Breaker)
     ttft: RunningMean = field(default_factory=lambda: RunningMean(API_TTFT_PRIOR_S))
-    in_flight: int = 0
+    load: Load = field(default_factory=Load)
+    in_flight_max: int | None = None
+
+    @property
+    def in_flight(self) -> int:
+        return self.load.in_flight
+
+    @property
+    def full(self) -> bool:
+        """As many at once as the operator allows."""
+        return self.in_flight_max is not None and self.in_flight >= self.in_flight_max
 
     def state(self, now: float, usd: float | None) -> ApiState:
         health: Health = "ejected" if self.breaker.is_open(now) else "suspect" if self.breaker.held_off(now) else "ok"
@@ -63,7 +74,7 @@ class Board:
         self.apis: dict[str, Api] = {}
         for backend in settings.backends.values():
             if backend.gpu is None:
-                self.apis[backend.name] = Api(backend.name)
+                self.apis[backend.name] = Api(backend.name, in_flight_max=backend.max_in_flight)
             else:
                 targets = [route.slo.tpot_ms for route in settings.routes.values() if backend.name in route.backends]
                 self.replicas[backend.name] = [_replica(backend, index, url, min(targets, default=200), settings)

@@ -121,7 +121,8 @@ class Scraper:
             status, body = await upstream.get("/v1/models", DEADLINE_S, PAGE_BYTES_MAX)
             for model in orjson.loads(body)["data"] if status == 200 else ():
                 if isinstance(length := model.get("max_model_len"), int) and length > 0:
-                    self._context_tokens[replica.backend] = length
+                    known = self._context_tokens.get(replica.backend, length)
+                    self._context_tokens[replica.backend] = min(known, length)  # of replicas that differ, the shortest
         except (GatewayError, orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
             return
 

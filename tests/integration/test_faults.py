@@ -404,3 +404,18 @@ async def test_the_answer_is_in_the_books_when_the_client_sees_its_end(tmp_path,
         _, headers, _ = await there.post(CHAT)
         assert there.rows()[-1]["request_id"] == headers["x-request-id"]
         assert there.rows()[-1]["output_tokens_delivered"] == there.rows()[-1]["output_text"] > 0
+
+
+async def test_an_api_takes_no_more_at_once_than_the_operator_allows(tmp_path, monkeypatch):
+    async with world(tmp_path, monkeypatch, engines=0, api={"max_in_flight": 3}) as there:
+        body = {"model": "gpt-4o", "max_tokens": 100, "stream": True,
+                "messages": [{"role": "user", "content": "hello"}]}
+        answers = await asyncio.gather(*(there.post(body) for _ in range(8)))
+        statuses = sorted(status for status, _, _ in answers)
+        assert statuses == [200] * 3 + [503] * 5
+        refused = next(headers for status, headers, _ in answers if status == 503)
+        assert "retry-after" in refused
+        status, _, _ = await there.post(body)
+        assert status == 200
+        metrics = (await there.get("/metrics"))[1]
+        assert b'breakeven_refusals_total{code="no_backend_available"} 5.0' in metrics

@@ -8,11 +8,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
+import orjson
+
 from proxy.config.model import Backend as BackendConfig
 from proxy.config.model import Route, Settings
 from proxy.core.errors import ContextLengthExceeded
 from proxy.core.fleet import ApiState, Demand, Plan, Refusal, ReplicaState
 from proxy.core.learning import OutputLength, RunningMean
+from proxy.core.prefix import PrefixIndex
 from proxy.core.pricing import Price, PriceBook
 from proxy.core.routing import Backend, Hysteresis, Limits, Switch, decide, effective_policy, unable, work_s
 from proxy.core.usage import Usage
@@ -24,6 +27,7 @@ from proxy.wire.openai import WireRequest
 BYTES_PER_TOKEN_PRIOR = 4.0
 CONTEXT_DOUBT = 1.25  # an estimate of the prompt may be this much too high before it refuses a backend
 ANY_MODEL = "*"
+PREFIX_BYTES_MIN = 2048  # shorter prompts are cached by nobody
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,7 @@ class Call:
     tags: str
     label: str  # route and key: what answer lengths are learned by
     demand: Demand
+    repeated: float = 0.0  # share of the prompt that began an earlier one: the provider's cache would know it
 
 
 class Planner:
@@ -52,6 +57,7 @@ class Planner:
         self.hysteresis = Hysteresis()
         self.context_tokens: dict[str, int] = {  # as configured, else as the engine says
             name: backend.context_tokens for name, backend in settings.backends.items() if backend.context_tokens}
+        self._prefixes = PrefixIndex()
         self._limits = {name: _limits(route) for name, route in settings.routes.items()}
         self._output: dict[str, OutputLength] = {
             name: OutputLength(route.output_tokens_default) for name, route in settings.routes.items()}
@@ -73,7 +79,7 @@ class Planner:
             output *= sequences
         demand = Demand(wire.endpoint.value, wire.features & ROUTED_FEATURES, prompt, output, sequences)
         return Call(request_id, wire.endpoint.value, arrived, arrived_ns, wire, route, self._limits[route.name],
-                    key_id, tags, label, demand)
+                    key_id, tags, label, demand, self._prefixes.repeated(route.name, prompt_bytes(wire), arrived))
 
     def plan(self, call: Call, now: float, tried: frozenset[str] = frozenset()) -> Plan:
         """Ask `decide` with the fleet as it is now. Raises ContextLengthExceeded when no backend is long enough."""
@@ -174,6 +180,14 @@ class Planner:
 TIERS = {"": "default", "auto": "default", "standard": "default"}
 # What of a request's features a backend must offer; the rest is the upstream's business.
 ROUTED_FEATURES = frozenset({"tools", "json_schema", "logprobs", "n", "images", "audio"})
+
+
+def prompt_bytes(wire: WireRequest) -> bytes:
+    """The prompt in the order in which providers cache it: tools, then messages. Hashed, never kept."""
+    document = wire.document
+    if wire.endpoint is Endpoint.EMBEDDINGS or wire.prompt_chars < PREFIX_BYTES_MIN:
+        return b""
+    return orjson.dumps([document.get("tools"), document.get("messages", document.get("prompt"))])
 
 
 def _limits(route: Route) -> Limits:

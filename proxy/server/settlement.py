@@ -17,13 +17,13 @@ from proxy.config.model import Backend, Settings
 from proxy.core.entries import EndReason, Intent, RequestEntry, UsageSource
 from proxy.core.fleet import Plan
 from proxy.core.money import NANO_PER_USD, NS_PER_S, round_nano
+from proxy.core.prefix import billed_as_cached
 from proxy.core.pricing import Price
 from proxy.core.usage import Usage
 from proxy.server.dispatch import Placement
 from proxy.server.planning import Call, Planner, plan_json
 from proxy.signals.board import marginal_usd_per_s
 
-CACHE_MIN, CACHE_STEP = 1024, 128  # OpenAI's prompt cache: from 1,024 tokens on, in steps of 128
 NO_USAGE = Usage()
 
 
@@ -106,8 +106,8 @@ class Settlement:
         if served.name == backend.name:
             return Baseline(api_nano, model, price.version, outcome.usage.cache_read)
         cached = outcome.usage.cache_read
-        if served.gpu is not None:  # our engine's cache hit stands for the provider's, by the provider's rule
-            cached = cached // CACHE_STEP * CACHE_STEP if cached >= CACHE_MIN else 0
+        if served.gpu is not None:  # the larger of what our engine knew and what was seen before: the lower bill
+            cached = billed_as_cached(max(cached, call.repeated * outcome.usage.input_total))
         return Baseline(price.cost_nano(outcome.usage.cached_as(cached)), model, price.version, cached)
 
     def _work_ns(self, call: Call, placement: Placement, outcome: Outcome) -> int:

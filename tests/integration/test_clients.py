@@ -139,3 +139,15 @@ async def test_faults_of_the_api_reach_the_client_in_their_classes(tmp_path, mon
                 there.gateway.board.clock()) == 0, 70)
             with pytest.raises(openai.InternalServerError):
                 await ask("500")
+
+
+async def test_the_baseline_assumes_the_providers_prompt_cache_where_a_prefix_repeats(tmp_path, monkeypatch):
+    async with world(tmp_path, monkeypatch) as there:
+        system = {"role": "system", "content": "All answers are short and follow the house rules. " * 200}
+        for number in range(2):
+            await there.post({"model": "gpt-4o", "max_tokens": 4, "messages": [
+                system, {"role": "user", "content": f"question {number}"}]})
+        first, second = await there.settled(2)
+        assert first["baseline_cached_tokens"] == 0
+        assert second["baseline_cached_tokens"] >= 2048 and second["baseline_cached_tokens"] % 128 == 0
+        assert second["baseline_nano"] < 0.6 * first["baseline_nano"]

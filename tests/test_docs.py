@@ -27,7 +27,7 @@ import yaml
 
 from proxy.config import load
 from proxy.config.model import Server
-from proxy.core import health, liveness, routing
+from proxy.core import health, liveness, prefix, routing
 from proxy.core.errors import GatewayError
 from proxy.core.fleet import Freshness, Health
 from proxy.core.money import NS_PER_MINUTE
@@ -37,7 +37,7 @@ from proxy.ledger.keys import TAGS_MAX
 from proxy.ledger.schema import metadata
 from proxy.main import DECISIONS_KEPT
 from proxy.reports.statement import build
-from proxy.server import dispatch, judge, relay, settlement
+from proxy.server import dispatch, judge, relay
 from proxy.server.guard import CODES
 from proxy.signals import replica
 from proxy.wire import openai, sse
@@ -403,7 +403,7 @@ def test_figures_in_the_text_are_those_of_the_code():
         assert told in says, told
     assert f"time constant of {replica.UTILIZATION_MEMORY_S:.0f} s" in page("docs/concepts.md")
     assert f"`auto`: {routing.WAIT_MAX_S * 1000:,.0f} ms" in page("docs/concepts.md").replace("\n", " ")
-    assert f"from {settlement.CACHE_MIN:,} tokens on, in steps of {settlement.CACHE_STEP}" in page("docs/accounting.md")
+    assert f"from {prefix.CACHE_MIN:,} tokens on, in steps of {prefix.CACHE_STEP}" in page("docs/accounting.md")
 
 
 def test_every_endpoint_is_in_the_table_and_no_other():

@@ -140,8 +140,10 @@ class Replica:
             # largest of a few looks, because a slot may just have become free.
             self._batches.append(int(gauges.running))
             self.slots_learned = max(self._batches)
-        elif self.slots_learned is not None and (gauges.running or 0) > self.slots_learned:
-            self.slots_learned = int(gauges.running or 0)
+        elif self.slots_learned is not None and not holds:
+            # What filled it may have been long prompts: while it is full and holds nobody back, try one more.
+            full = self.load.sequences >= self.slots_learned
+            self.slots_learned = max(self.slots_learned + full, int(gauges.running or 0))
         self._waiting_before = holds
 
     def _rates(self, before: EngineGauges, gauges: EngineGauges, own: tuple[float, float], elapsed: float) -> None:

@@ -129,6 +129,18 @@ def test_the_batch_of_an_unmeasured_engine_is_learned_from_its_queue():
     assert one.capacity.max_running == 9
 
 
+def test_a_batch_learned_from_long_prompts_grows_again_while_nobody_is_held_back():
+    one = Replica("llama", 0, "http://x", CAPACITY, auto=True)
+    for second in range(4):
+        beat(one, float(second), second, running=2, waiting_capacity=3)
+    assert one.capacity.max_running == 2
+    for second in range(4, 10):
+        while one.load.sequences < one.capacity.max_running:
+            one.load.claim(100, 100, 100, 1, float(second))
+        beat(one, float(second), second, running=one.load.sequences)
+    assert one.capacity.max_running == 8
+
+
 def test_utilisation_is_work_per_second_over_capacity_and_at_most_one():
     one = replica()
     tokens = 0

@@ -25,6 +25,7 @@ from proxy.core.errors import GatewayError, InvalidRequest, ModelNotFound, NotFo
 from proxy.core.fleet import Demand, Plan
 from proxy.core.pricing import PriceBook
 from proxy.core.routing import Switch
+from proxy.core.savings import GpuMinute
 from proxy.ledger.journal import Journal
 from proxy.ledger.keys import KeyRing
 from proxy.server import status
@@ -47,6 +48,8 @@ log = logging.getLogger("breakeven")
 
 DECISIONS_KEPT = 500
 TICK_S = 1.0
+UNBOOKED_MINUTES_MAX = 10_000  # beyond it the oldest are lost: a week of one backend
+LAST_BOOKING_S = 5.0
 
 
 class Gateway:
@@ -76,6 +79,8 @@ class Gateway:
                          header_bytes_max=server.header_bytes_max, stall_s=server.client_write_stall_s,
                          refused=self._metrics.refused)
         self._minutes = MinuteBook(settings, self.board)
+        self._unbooked: deque[GpuMinute] = deque(maxlen=UNBOOKED_MINUTES_MAX)
+        self.booking_failures = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._scraper: Scraper | None = None
 
@@ -110,6 +115,9 @@ class Gateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for upstream in (*self.upstreams.values(), *self._exporters.values()):
             await upstream.close()
+        (error,) = await asyncio.gather(self._book_last(), return_exceptions=True)  # whatever it is, the rest must close
+        if error is not None:
+            log.error("%d GPU minutes could not be booked: %r", len(self._unbooked), error)
         lost = await self.journal.close()
         if lost:
             log.error("%d entries could not be written to the ledger", lost)
@@ -126,13 +134,24 @@ class Gateway:
 
     async def _book_minutes(self) -> None:
         while True:
-            ended = self._minutes.tick(time.time_ns(), time.monotonic())
-            if ended:
-                try:
-                    await self.journal.book_gpu_minutes(ended)
-                except GatewayError as error:
-                    log.error("GPU minutes wait for the ledger: %s", error.message)
+            try:
+                await self._book(self._minutes.tick(time.time_ns(), time.monotonic()))
+            except Exception as error:  # the root of a task: count, log, go on
+                self.booking_failures += 1
+                log.error("%d GPU minutes wait for the ledger: %r", len(self._unbooked), error)
             await asyncio.sleep(TICK_S)
+
+    async def _book_last(self) -> None:
+        async with asyncio.timeout(LAST_BOOKING_S):
+            await self._book(self._minutes.flush(time.time_ns(), time.monotonic()))
+
+    async def _book(self, ended: list[GpuMinute]) -> None:
+        """Book what ended, after what still waits. A minute leaves the line once it is on the disk; booked twice it
+        counts once."""
+        self._unbooked.extend(ended)
+        if waiting := tuple(self._unbooked):
+            await self.journal.book_gpu_minutes(waiting)
+            self._unbooked.clear()  # nobody else adds: this task, or `stop` after it has ended
 
     def _decided(self, call: Call, plan: Plan) -> None:
         self.decided.append((time.time_ns(), call.request_id, call.route.name, plan))
@@ -168,7 +187,7 @@ class Gateway:
             raise ModelNotFound(f"No route serves the model '{model[:128]}'.", param="model")
         if prompt_tokens < 1 or output_tokens < 1:
             raise InvalidRequest("prompt_tokens and output_tokens must be at least 1.")
-        demand = Demand("chat", frozenset(), float(prompt_tokens), float(output_tokens))
+        demand = Demand("chat", frozenset(), prompt_tokens, output_tokens, longest_prompt_least=prompt_tokens)
         return self.planner.explain(route, model, demand, time.monotonic())
 
     def metrics(self) -> bytes:

@@ -81,7 +81,7 @@ def _idle(config: Path, model: str, prompt_tokens: int, output_tokens: int) -> d
         raise typer.Exit(2)
     board = Board(settings, time.monotonic)
     planner = Planner(settings, board, load_price_book(settings))
-    demand = Demand("chat", frozenset(), float(prompt_tokens), float(output_tokens))
+    demand = Demand("chat", frozenset(), prompt_tokens, output_tokens, longest_prompt_least=prompt_tokens)
     return planner.explain(route, model, demand, time.monotonic())
 
 

@@ -16,6 +16,7 @@
      │    ├── UpstreamRefused             it answered 4xx: relayed, not retried
      │    ├── UpstreamOverloaded          429 or 503: another backend, no breaker
      │    ├── UpstreamFailed              5xx, refused or reset connection, before the first byte
+     │    │    └── UpstreamUnreachable         no connection came about: nobody listens there
      │    ├── UpstreamTimeout             no first byte, or silence between bytes
      │    └── UpstreamCut                 died after the first byte: not replayable
      └── Unavailable                 503  our fault: nothing can serve it now; says when to come back
@@ -145,6 +146,10 @@ class UpstreamFailed(UpstreamError):
     """Refused, reset or 5xx before the first byte."""
 
     retryable = True
+
+
+class UpstreamUnreachable(UpstreamFailed):
+    """No connection came about: refused, no route, no such name, no TLS. What was sent: nothing."""
 
 
 class UpstreamTimeout(UpstreamError):

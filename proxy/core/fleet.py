@@ -39,6 +39,7 @@ class ReplicaState:
     energy_usd_per_s: float = 0.0  # what one more GPU-second of work really costs: energy, elastic charge
     cached_tokens: float = 0.0  # of this request's prompt, expected in this replica's prefix cache
     in_flight_max: int | None = None
+    trial: bool = False  # idle, its capacity only guessed, and nothing learned of it lately
     closed: str | None = None  # a threshold with hysteresis keeps it closed: which, and by how much
 
 
@@ -62,6 +63,7 @@ class Demand:
     prompt_tokens: float
     output_tokens: float  # expected, all choices together
     sequences: int = 1
+    longest_prompt_least: float = 0.0  # tokens that the longest prompt of the batch has for certain
     waited_s: float = 0.0
     tried: frozenset[str] = frozenset()
 

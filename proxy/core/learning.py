@@ -5,10 +5,12 @@ All are bounded, forget slowly, and shrink towards what is known when they have 
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 
 LABELS_MAX = 4096
 SHRINK = 3.0  # observations that the prior counts for
+RELAX_S = 300.0  # time constant of forgetting without news
 FORGET = 200.0  # observations after which old ones fade
 
 
@@ -24,6 +26,24 @@ class RunningMean:
     def add(self, value: float) -> None:
         self.count = min(self.count + 1.0, FORGET)
         self.mean += (value - self.mean) / self.count
+
+
+class Ratio:
+    """A ratio of sums that forgets: unlike a mean of ratios, small observations cannot drag it."""
+
+    __slots__ = ("_denominator", "_memory", "_numerator")
+
+    def __init__(self, prior: float, weight: float, memory: float) -> None:
+        self._numerator, self._denominator, self._memory = prior * weight, weight, memory
+
+    @property
+    def value(self) -> float:
+        return self._numerator / self._denominator
+
+    def add(self, numerator: float, denominator: float) -> None:
+        keep = math.exp(-denominator / self._memory)
+        self._numerator = self._numerator * keep + numerator
+        self._denominator = self._denominator * keep + denominator
 
 
 class OutputLength:
@@ -71,6 +91,11 @@ class Correction:
         self.factor = min(self.highest, max(self.lowest, self.factor * step**gain))
 
 
+    def relax(self, idle_s: float) -> None:
+        """Without observations what was learned fades towards 1, so that a bad hour cannot close a backend for ever."""
+        self.factor **= math.exp(-idle_s / RELAX_S)
+
+
 class Margin:
     """How much longer than predicted to allow for, so that about 95 % of observations come in time.
 
@@ -78,10 +103,13 @@ class Margin:
     """
 
     __slots__ = ("value",)
-    LOWEST, HIGHEST, STEP = 0.05, 0.60, 0.001
+    LOWEST, HIGHEST, STEP, START = 0.05, 0.60, 0.001, 0.15
 
-    def __init__(self, value: float = 0.15) -> None:
-        self.value = value
+    def __init__(self) -> None:
+        self.value = self.START
+
+    def relax(self, idle_s: float) -> None:
+        self.value = self.START + (self.value - self.START) * math.exp(-idle_s / RELAX_S)
 
     def observe(self, predicted: float, observed: float) -> None:
         late = observed > predicted * (1 + self.value)

@@ -23,6 +23,7 @@ Policy = Literal["marginal-cost", "threshold", "self-hosted-only", "api-only", "
 Switch = Literal["auto", "all-api", "all-local"]
 
 WAIT_MAX_S = 1.2
+TRIAL = 3.0  # a guessed capacity nobody has checked lately may be wrong by that much: one request finds out
 NEARLY = 0.25  # surpluses this close are equal: what was learned of two replicas differs by more than they do
 Offer = tuple[float, Attempt, float]  # surplus above the bid price, attempt, value density
 KV_PROMISE_MAX = 0.95  # of the cache, prompt and expected output of all we sent
@@ -99,7 +100,7 @@ def decide(demand: Demand, replicas: Sequence[ReplicaState], apis: Sequence[ApiS
         refusals += [Refusal(a.backend, a.replica, "observe", f"would have gone here: {a.reason}") for a in local[:1]]
         attempt = Attempt(api.backend, None, "api", "observe", api.usd)
         return Plan((attempt,), tuple(refusals), "observe", 0.0, value, density, bid_price)
-    attempts = tuple(local[:1] if api is not None else local)
+    attempts = () if policy == "observe" else tuple(local[:1] if api is not None else local)
     if attempts:
         if api is not None:
             attempts += (Attempt(api.backend, None, "api", "fallback", api.usd),)
@@ -175,9 +176,11 @@ def _offer(state: ReplicaState, demand: Demand, limits: Limits, policy: Policy, 
     if over is not None:
         return refuse(*over)
     ttft, tpot = predict(state, demand)
-    if demand.waited_s + ttft > limits.ttft_s:
-        return refuse("ttft", f"first token predicted in {demand.waited_s + ttft:.2f} s > {limits.ttft_s:.2f} s")
-    if tpot > limits.tpot_s:
+    waited = 0.0 if demand.tried else demand.waited_s  # a failure has cost its time already; here it starts anew
+    slack = TRIAL if state.trial else 1.0
+    if waited + ttft > limits.ttft_s * slack:
+        return refuse("ttft", f"first token predicted in {waited + ttft:.2f} s > {limits.ttft_s:.2f} s")
+    if tpot > limits.tpot_s * slack:
         return refuse("tpot", f"{tpot * 1e3:.0f} ms per token predicted > {limits.tpot_s * 1e3:.0f} ms")
     work = work_s(state, demand, limits)
     marginal = work * state.energy_usd_per_s
@@ -222,14 +225,14 @@ def _no_room(state: ReplicaState, demand: Demand, limits: Limits) -> tuple[str, 
         slots = min(slots, BATCH_UNKNOWN_MAX)
     if state.in_flight_max is not None and state.in_flight >= state.in_flight_max:
         return "in_flight_max", f"{state.in_flight} in flight, limit {state.in_flight_max}"
-    if state.running + demand.sequences > slots:
+    if state.running and state.running + min(demand.sequences, slots) > slots:  # empty, it takes any batch
         return "no_slot", f"{state.running:.0f} of {slots} sequences running ({state.freshness})"
     if state.congested:
         return "congested", f"the engine holds {state.waiting} requests back or refused one ({state.freshness})"
     need = demand.prompt_tokens + demand.output_tokens
     if state.kv_reserved + need > KV_PROMISE_MAX * state.capacity.kv_tokens and state.running > 0:
         return "kv_cache", f"{state.kv_reserved:.0f} + {need:.0f} of {state.capacity.kv_tokens} cache tokens"
-    if limits.kv_cache_max is not None and (state.kv_fraction or 0.0) >= limits.kv_cache_max:
+    if limits.kv_cache_max is not None and state.running and (state.kv_fraction or 0.0) >= limits.kv_cache_max:
         return "kv_cache", f"KV cache {state.kv_fraction:.2f} >= {limits.kv_cache_max:.2f}"
     return None
 
@@ -283,15 +286,16 @@ class Hysteresis:
     """
 
     def __init__(self) -> None:
-        self._above: set[tuple[str, int]] = set()
+        self._above: set[tuple[str, int, float, float]] = set()  # a replica, under one pair of marks
         self.changes = 0
 
     def closed(self, backend: str, replica: int, utilization: float | None, limits: Limits) -> str | None:
         """Why the threshold keeps this replica closed now, or None."""
         if limits.utilization_max is None or utilization is None:
             return None
-        key, was = (backend, replica), (backend, replica) in self._above
         resume = limits.utilization_max - 0.05 if limits.utilization_resume is None else limits.utilization_resume
+        key = (backend, replica, limits.utilization_max, resume)
+        was = key in self._above
         above = utilization >= resume if was else utilization > limits.utilization_max
         if above != was:
             self.changes += 1

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import orjson
 from sqlalchemy import Connection, select
@@ -123,16 +125,28 @@ def record_rates(connection: Connection, card: Sequence[RateLine], now_ns: int, 
 
 
 def record_price(connection: Connection, price: Price, now_ns: int) -> bool:
-    """Keep a price that is about to be used. A version is a content hash: the same one is the same price."""
+    """Keep a price that is about to be used; False where it is kept already, with whoever said it first.
+
+    A version is a content hash: the same one is the same price, from whichever file or package. ValueError where
+    it stands for another price."""
     content = asdict(price) | {"version": None}
     values = {"version": price.version, "provider": price.provider, "model": price.model,
               "price": json.dumps(content, sort_keys=True, default=str, separators=(",", ":")),
               "source": price.source, "from_ns": price.from_ns, "recorded_ns": now_ns}
     known = select(prices.c.price).where(prices.c.version == price.version)
     if (have := connection.execute(known).scalar()) is not None:
-        if have != values["price"]:
+        if _said(have) != _said(values["price"]):
             raise ValueError(f"price version {price.version!r} already stands for another price")
         return False
     connection.execute(insert(prices).values(values))
     return True
+
+
+def _said(price: str) -> dict[str, Any]:
+    """What a kept price says, as its version hashes it: not who said it, and 2.50 is 2.5."""
+    content = json.loads(price)
+    content |= {"source": None, "version": None, "usd_per_request": Decimal(content["usd_per_request"])}
+    for tier in content["tiers"]:
+        tier["usd_per_mtok"] = {bucket: Decimal(rate) for bucket, rate in tier["usd_per_mtok"].items()}
+    return content
 

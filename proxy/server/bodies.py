@@ -34,3 +34,13 @@ def _quoted(text: str) -> bytes:
 
 def is_stream(answer: Answer) -> bool:
     return answer.headers.get("content-type", "").startswith("text/event-stream")
+
+
+def written_bytes(body: bytes) -> int:
+    """Bytes of text in a whole answer's choices, for one that does not say what it used; 0 where there is none."""
+    try:
+        choices = orjson.loads(body)["choices"]
+        texts = [(choice.get("message") or {}).get("content") or choice.get("text") or "" for choice in choices]
+        return sum(len(text.encode()) for text in texts if isinstance(text, str))
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        return 0

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from proxy.core.errors import Unavailable
+from proxy.core.errors import GatewayError, Unavailable
 from proxy.core.fleet import Attempt, Plan
 from proxy.server.planning import Call, Planner
 from proxy.signals.inflight import Claim
@@ -45,79 +45,101 @@ class _Waiting:
     future: asyncio.Future[Placement | None]
 
 
+@dataclass(slots=True)
+class _Line:
+    """Those who wait for one pool, and how fast its room opens up."""
+
+    waiting: list[_Waiting]
+    rate_at: float
+    rate: float = 0.0  # requests placed on the pool per second, lately
+
+    def count(self, now: float) -> None:
+        self.rate = self.rate_now(now) + 1 / RATE_MEMORY_S
+        self.rate_at = now
+
+    def rate_now(self, now: float) -> float:
+        return self.rate * math.exp(-(now - self.rate_at) / RATE_MEMORY_S)
+
+    def hopeless(self, slack_s: float, now: float) -> bool:
+        """Too many ahead for the room that opens in time: better at the API now than in a second."""
+        ahead = len(self.waiting)
+        return ahead >= LINE_MAX or ahead > max(1.0, PATIENCE * self.rate_now(now) * slack_s)
+
+
 class Dispatcher:
-    """Places calls of one process."""
+    """Places calls of one process. Each pool of backends has a line of its own, so none waits behind another's."""
 
     def __init__(self, planner: Planner, clock: Callable[[], float]) -> None:
         self._planner, self._clock = planner, clock
-        self._line: list[_Waiting] = []
+        self._lines: dict[int, _Line] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._rate = 0.0  # requests placed on our GPUs per second, lately
-        self._rate_at = clock()
         self.on_plan: Callable[[Call, Plan], None] = lambda call, plan: None
 
     @property
     def waiting(self) -> int:
-        return len(self._line)
+        return sum(len(line.waiting) for line in self._lines.values())
 
-    async def place(self, call: Call, tried: frozenset[str] = frozenset(), *, on_gone: OnGone) -> Placement:
+    async def place(self, call: Call, tried: frozenset[str] = frozenset(), *, again: bool = False,
+                    on_gone: OnGone) -> Placement:
         """Where `call` goes, waiting its moment if that may pay; a client that leaves ends the wait (CancelledError).
 
-        Raises Unavailable, ContextLengthExceeded.
+        `again`: it was placed before, so its demand is counted already. Raises Unavailable, ContextLengthExceeded,
+        InvalidRequest.
         """
         now = self._clock()
         plan = self._planner.plan(call, now, tried)
-        if not tried:
+        if not tried and not again:
             self._planner.want(call, now)
         if not plan.attempts and plan.wait_s > 0:
-            if not self._hopeless(plan.wait_s, now):
-                placed = await self._wait(call, now + plan.wait_s, on_gone)
+            line = self._line(call)
+            if not line.hopeless(plan.wait_s, now):
+                placed = await self._wait(line, call, now + plan.wait_s, on_gone)
                 if placed is not None:
                     return placed
             plan = self._planner.plan(_patience_over(call), self._clock(), tried)
         return self._bind(call, plan)
 
-    def _hopeless(self, slack_s: float, now: float) -> bool:
-        """Too many ahead for the room that opens in time: better at the API now than in a second."""
-        if len(self._line) >= LINE_MAX:
-            return True
-        rate = self._rate * math.exp(-(now - self._rate_at) / RATE_MEMORY_S)
-        return len(self._line) > max(1.0, PATIENCE * rate * slack_s)
+    def _line(self, call: Call) -> _Line:
+        return self._lines.setdefault(id(self._planner.pool(call)), _Line([], self._clock()))
 
-    def _count(self, now: float) -> None:
-        self._rate = self._rate * math.exp(-(now - self._rate_at) / RATE_MEMORY_S) + 1 / RATE_MEMORY_S
-        self._rate_at = now
-
-    async def _wait(self, call: Call, latest: float, on_gone: OnGone) -> Placement | None:
+    async def _wait(self, line: _Line, call: Call, latest: float, on_gone: OnGone) -> Placement | None:
         waiting = _Waiting(call, latest, asyncio.get_running_loop().create_future())
         on_gone(waiting.future.cancel)
-        self._line.append(waiting)
+        line.waiting.append(waiting)
         self._arm()
         try:
             return await waiting.future
         except asyncio.CancelledError:  # the client left; the room may have been given in the same moment
             if waiting.future.done() and not waiting.future.cancelled() and (given := waiting.future.result()):
-                _release(given, self._clock())
+                given.claim.release(self._clock())
             raise
         finally:
             on_gone(None)
-            if waiting in self._line:
-                self._line.remove(waiting)
+            if waiting in line.waiting:
+                line.waiting.remove(waiting)
 
     def _arm(self) -> None:
-        if self._timer is None and self._line:
+        if self._timer is None and self.waiting:
             self._timer = asyncio.get_running_loop().call_later(KICK_EVERY_S, self._kick)
 
     def _kick(self) -> None:
-        """Offer what room there is, most urgent of the most valuable first; send on whose moment has passed."""
+        """Look at every line; whatever happens to one request, the next look is armed."""
         self._timer = None
-        now = self._clock()
-        self._line.sort(key=lambda waiting: waiting.latest)
-        for waiting in self._line:
+        try:
+            for line in self._lines.values():
+                if line.waiting:
+                    self._serve(line, self._clock())
+        finally:
+            self._arm()
+
+    def _serve(self, line: _Line, now: float) -> None:
+        """Offer what room there is, most urgent of the most valuable first; send on whose moment has passed."""
+        line.waiting.sort(key=lambda waiting: waiting.latest)
+        for waiting in line.waiting:
             if now >= waiting.latest:
                 _resolve(waiting, None)
-        looked_at = [waiting for waiting in self._line if not waiting.future.done()][:LOOK_AT_MAX]
-        plans = [(waiting, self._planner.plan(waiting.call, now)) for waiting in looked_at]
+        looked_at = [waiting for waiting in line.waiting if not waiting.future.done()][:LOOK_AT_MAX]
+        plans = [(waiting, plan) for waiting in looked_at if (plan := self._plan(waiting, now)) is not None]
         for waiting, plan in plans:
             if (not plan.attempts and plan.wait_s <= 0) or _only_api(plan):
                 _resolve(waiting, None)
@@ -127,11 +149,19 @@ class Dispatcher:
             band = [pair for pair in able if (pair[1].density or 0.0) - pair[1].bid_price >= BAND * best or best <= 0]
             chosen = min(band or able, key=lambda pair: pair[0].latest)
             able.remove(chosen)
-            plan = self._planner.plan(chosen[0].call, now)  # earlier claims of this round may have taken the room
-            if plan.attempts and plan.attempts[0].kind == "gpu":
-                _resolve(chosen[0], self._bind(chosen[0].call, plan))
-        self._line = [waiting for waiting in self._line if not waiting.future.done()]
-        self._arm()
+            again = self._plan(chosen[0], now)  # earlier claims of this round may have taken the room
+            if again is not None and again.attempts and again.attempts[0].kind == "gpu":
+                _resolve(chosen[0], self._bind(chosen[0].call, again))
+        line.waiting = [waiting for waiting in line.waiting if not waiting.future.done()]
+
+    def _plan(self, waiting: _Waiting, now: float) -> Plan | None:
+        """The plan of one who waits; None when it can never be served any more, which its caller is told."""
+        try:
+            return self._planner.plan(waiting.call, now)
+        except GatewayError as error:
+            if not waiting.future.done():
+                waiting.future.set_exception(error)
+            return None
 
     def _bind(self, call: Call, plan: Plan) -> Placement:
         """Claim the room of the first attempt. Nothing may be awaited between the plan and this."""
@@ -146,7 +176,7 @@ class Dispatcher:
         if attempt.replica is None:
             load, cached = self._planner.api(attempt.backend).load, 0.0
         else:
-            self._count(now)
+            self._line(call).count(now)
             replica = self._planner.replica(attempt.backend, attempt.replica)
             load, cached = replica.load, replica.cached_share
         claim = load.claim(demand.prompt_tokens, demand.prompt_tokens * (1 - cached), demand.output_tokens,
@@ -162,10 +192,6 @@ def _only_api(plan: Plan) -> bool:
 def _resolve(waiting: _Waiting, placement: Placement | None) -> None:
     if not waiting.future.done():
         waiting.future.set_result(placement)
-
-
-def _release(placement: Placement, now: float) -> None:
-    placement.claim.release(now)
 
 
 def _patience_over(call: Call) -> Call:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from time import time
 
+import orjson
+
 from proxy.config.model import Backend
 from proxy.core.errors import UpstreamError, UpstreamFailed, UpstreamOverloaded, UpstreamRefused
 
@@ -20,20 +22,29 @@ class UpstreamMisconfigured(UpstreamFailed):
 
 
 def fault_of(status: int, headers: Mapping[str, str], body: bytes, backend: Backend) -> UpstreamError:
-    """429, 503, 529: overload. 401, 403, or 404 for a model we named: our configuration. Other 4xx: the
-    caller's, relayed. 5xx: failure."""
+    """429, 503, 529: overload. 401, or 404 for the model that we named: our configuration. Other 4xx: the caller's,
+    relayed (a provider says 403 or 404 to embeddings of a chat model, too). 5xx: failure."""
     if status in OVERLOADED:
         error = UpstreamOverloaded(f"{backend.name} is busy", retry_after_s=retry_after_s(headers))
         error.status = 429 if status == 429 else 503
         if status == 429:
             error.type, error.code = "rate_limit_error", "rate_limit_exceeded"
         return error
-    if status in (401, 403) or (status == 404 and backend.model != "*"):
+    if status == 401 or (status == 404 and backend.model != "*" and _names_the_model(body)):
         return UpstreamMisconfigured(f"{backend.name} refused the gateway's request ({status})")
     if 400 <= status < 500:
         kept = {name: value for name, value in headers.items() if name in ("retry-after", "x-should-retry")}
         return UpstreamRefused(status, body, kept)
     return UpstreamFailed(f"{backend.name} answered {status}")
+
+
+def _names_the_model(body: bytes) -> bool:
+    """Whether a 404 says that there is no such model (OpenAI's code, vLLM's type), not that the path is wrong."""
+    try:
+        error = orjson.loads(body)["error"]
+        return error.get("code") == "model_not_found" or error.get("type") == "NotFoundError"
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:

@@ -160,17 +160,23 @@ class Handler:
         bare: frozenset[str] = frozenset()  # backends that refused to be asked for usage
         for attempt_no in itertools.count(1):
             attempt, relayed = await self._send(exchange, call, placement, attempt_no, bare)
-            self._judge.hear(call, placement, relayed, attempt, bare)
             again: Placement | None = None
-            if self._judge.without_usage(relayed, attempt.injection):
-                bare |= {placement.attempt.backend}
-                again = await self._again(exchange, call, tried)
-            else:
-                tried |= {key_of(placement)}
-                if self._judge.elsewhere(relayed, tried):
-                    again = await self._again(exchange, call, tried)
-            entry = self._do.settlement.entry(call, placement, attempt_no, relayed.outcome, final=again is None)
             settled = False
+            try:
+                self._judge.hear(call, placement, relayed, attempt, bare)
+                if self._judge.without_usage(relayed, attempt.injection):
+                    bare |= {placement.attempt.backend}
+                    again = await self._again(exchange, call, tried)
+                else:
+                    tried |= {key_of(placement)}
+                    if self._judge.elsewhere(relayed, tried):
+                        again = await self._again(exchange, call, tried)
+            except BaseException:  # stopped meanwhile: what was spent is booked all the same
+                entry = self._do.settlement.entry(call, placement, attempt_no, relayed.outcome, final=True)
+                self._after(self._settle(entry, relayed))
+                self._after(attempt.close())
+                raise
+            entry = self._do.settlement.entry(call, placement, attempt_no, relayed.outcome, final=again is None)
             try:
                 await self._settle(entry, relayed)
                 settled = True
@@ -210,7 +216,7 @@ class Handler:
         if exchange.gone:
             return None
         try:
-            return await self._do.dispatcher.place(call, tried, on_gone=exchange.on_gone)
+            return await self._do.dispatcher.place(call, tried, again=True, on_gone=exchange.on_gone)
         except asyncio.CancelledError:
             if not exchange.gone:
                 raise

@@ -12,20 +12,22 @@ import orjson
 
 from proxy.config.model import Backend as BackendConfig
 from proxy.config.model import Route, Settings
-from proxy.core.errors import ContextLengthExceeded
+from proxy.core.errors import ContextLengthExceeded, InvalidRequest
 from proxy.core.fleet import ApiState, Demand, Plan, Refusal, ReplicaState
-from proxy.core.learning import OutputLength, RunningMean
+from proxy.core.learning import OutputLength, Ratio
 from proxy.core.prefix import PrefixIndex
 from proxy.core.pricing import Price, PriceBook
-from proxy.core.routing import Backend, Hysteresis, Limits, Switch, decide, effective_policy, unable, work_s
+from proxy.core.routing import Backend, Hysteresis, Limits, Policy, Switch, decide, effective_policy, unable, work_s
 from proxy.core.usage import Usage
-from proxy.signals.board import Api, Board
+from proxy.signals.board import Api, Board, Pool
 from proxy.signals.replica import Replica
 from proxy.wire.endpoints import Endpoint
 from proxy.wire.openai import WireRequest
 
 BYTES_PER_TOKEN_PRIOR = 4.0
-CONTEXT_DOUBT = 1.25  # an estimate of the prompt may be this much too high before it refuses a backend
+PRIOR_TOKENS, MEMORY_TOKENS = 5_000.0, 500_000.0  # what the prior counts for, and how soon old prompts fade
+LEARN_BYTES_MIN = 1024  # of a shorter prompt the chat template is the larger part
+BYTES_PER_TOKEN_MOST = 8  # no text has more, so a prompt of n bytes has at least n/8 tokens
 ANY_MODEL = "*"
 PREFIX_BYTES_MIN = 2048  # shorter prompts are cached by nobody
 
@@ -61,14 +63,14 @@ class Planner:
         self._limits = {name: _limits(route) for name, route in settings.routes.items()}
         self._output: dict[str, OutputLength] = {
             name: OutputLength(route.output_tokens_default) for name, route in settings.routes.items()}
-        self._bytes_per_token: dict[str, RunningMean] = {
-            name: RunningMean(BYTES_PER_TOKEN_PRIOR) for name in settings.routes}
+        self._bytes_per_token = {name: Ratio(BYTES_PER_TOKEN_PRIOR, PRIOR_TOKENS, MEMORY_TOKENS)
+                                 for name in settings.routes}
 
     def call(self, wire: WireRequest, route: Route, request_id: str, arrived: float, arrived_ns: int,
              key_id: str, tags: str) -> Call:
         """The request as the decision sees it: estimated tokens, features, targets."""
         label = f"{route.name}\0{key_id}"
-        prompt = max(1.0, wire.prompt_chars / self._bytes_per_token[route.name].mean + wire.prompt_token_ids)
+        prompt = max(1.0, wire.prompt_chars / self._bytes_per_token[route.name].value + wire.prompt_token_ids)
         if wire.endpoint is Endpoint.EMBEDDINGS:
             output, sequences = 0.0, wire.prompt_count
         else:
@@ -77,7 +79,8 @@ class Planner:
             if wire.max_tokens is not None:
                 output = min(output, wire.max_tokens)
             output *= sequences
-        demand = Demand(wire.endpoint.value, wire.features & ROUTED_FEATURES, prompt, output, sequences)
+        least = (wire.prompt_chars / BYTES_PER_TOKEN_MOST + wire.prompt_token_ids) / max(1, wire.prompt_count)
+        demand = Demand(wire.endpoint.value, wire.features & ROUTED_FEATURES, prompt, output, sequences, least)
         return Call(request_id, wire.endpoint.value, arrived, arrived_ns, wire, route, self._limits[route.name],
                     key_id, tags, label, demand, self._prefixes.repeated(route.name, prompt_bytes(wire), arrived))
 
@@ -92,13 +95,13 @@ class Planner:
         if self.switch != "auto":
             limits = replace(limits, switch=self.switch)
         at_ns = time.time_ns()
+        shortest = replace(demand, prompt_tokens=demand.longest_prompt_least)
         replicas: list[ReplicaState] = []
         apis: list[ApiState] = []
         refused: list[Refusal] = []
-        doubtful = replace(demand, prompt_tokens=demand.prompt_tokens / CONTEXT_DOUBT)
         for name in route.backends:
             config = self._settings.backends[name]
-            wrong = unable(self._core_backend(config), doubtful, route.residency)
+            wrong = unable(self._core_backend(config), shortest, route.residency)
             if wrong is not None:
                 refused.append(Refusal(name, None, *wrong))
             elif name in self._board.replicas:
@@ -112,13 +115,16 @@ class Planner:
                 apis.append(self._board.apis[name].state(now, self.api_usd(config, model, demand, at_ns)))
         policy = effective_policy(limits)
         usable = (replicas if policy != "api-only" else []) or (apis if policy != "self-hosted-only" else [])
-        if not usable and any(refusal.code == "context_length" for refusal in refused):
-            raise ContextLengthExceeded(
-                f"The prompt is estimated at {demand.prompt_tokens:.0f} tokens, longer than any backend of model "
-                f"'{route.name}' takes. Please shorten it.", param="messages")
+        if not usable and refused:
+            _never(route, [refusal for refusal in refused if self._counts(refusal, policy)], demand)
         pool = self._board.pools[route.name]
         plan = decide(demand, replicas, apis, limits, pool.price(now), refused)
         return replace(plan, seen=tuple(replicas))
+
+    def _counts(self, refusal: Refusal, policy: Policy) -> bool:
+        """Whether this backend could have been taken under the policy at all."""
+        api = refusal.backend in self._board.apis
+        return not (policy == "self-hosted-only" and api) and not (policy == "api-only" and not api)
 
     def explain(self, route: Route, model: str, demand: Demand, now: float) -> dict[str, object]:
         """The plan for a request that arrived now, as JSON; for one that would wait, where it goes if no room opens."""
@@ -145,8 +151,9 @@ class Planner:
 
     def learn(self, call: Call, usage: Usage, complete: bool) -> None:
         """What the request turned out to be."""
-        if usage.input_total and not call.wire.media_count and not call.wire.prompt_token_ids:
-            self._bytes_per_token[call.route.name].add(max(0.5, call.wire.prompt_chars / usage.input_total))
+        text_only = not call.wire.media_count and not call.wire.prompt_token_ids
+        if usage.input_total and text_only and call.wire.prompt_chars >= LEARN_BYTES_MIN:
+            self._bytes_per_token[call.route.name].add(call.wire.prompt_chars, usage.input_total)
         if complete and call.endpoint != Endpoint.EMBEDDINGS.value:
             self._output[call.route.name].observe(call.label, usage.output_total // max(1, call.demand.sequences))
 
@@ -169,6 +176,9 @@ class Planner:
     def replica(self, backend: str, index: int) -> Replica:
         return self._board.replicas[backend][index]
 
+    def pool(self, call: Call) -> Pool:
+        return self._board.pools[call.route.name]
+
     def api(self, backend: str) -> Api:
         return self._board.apis[backend]
 
@@ -180,6 +190,19 @@ class Planner:
 TIERS = {"": "default", "auto": "default", "standard": "default"}
 # What of a request's features a backend must offer; the rest is the upstream's business.
 ROUTED_FEATURES = frozenset({"tools", "json_schema", "logprobs", "n", "images", "audio"})
+
+
+def _never(route: Route, refused: list[Refusal], demand: Demand) -> None:
+    """Raise what the caller must hear when no backend of the route can ever serve such a request."""
+    codes = {refusal.code for refusal in refused}
+    if codes and codes <= {"context_length", "capability", "residency"}:
+        if "context_length" in codes:
+            raise ContextLengthExceeded(
+                f"The prompt has at least {demand.longest_prompt_least:.0f} tokens, more than any backend of model "
+                f"'{route.name}' takes. Please shorten it.", param="messages")
+        details = "; ".join(sorted({refusal.detail for refusal in refused if refusal.code == "capability"}))
+        why = details or "data residency"
+        raise InvalidRequest(f"No backend of model '{route.name}' can serve this request: {why}.")
 
 
 def prompt_bytes(wire: WireRequest) -> bytes:

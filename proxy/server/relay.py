@@ -16,7 +16,7 @@ from proxy.config.model import Backend
 from proxy.core.entries import EndReason, UsageSource
 from proxy.core.errors import GatewayError, UpstreamCut, UpstreamError, UpstreamFailed, UpstreamTimeout
 from proxy.core.usage import Usage
-from proxy.server.bodies import is_stream, no_answer, renamed
+from proxy.server.bodies import is_stream, no_answer, renamed, written_bytes
 from proxy.server.dispatch import Placement
 from proxy.server.exchange import ClientGone, Exchange
 from proxy.server.faults import fault_of
@@ -28,6 +28,7 @@ from proxy.wire.openai import UsageInjection, read_usage, served_tier, upstream_
 
 ANSWER_BYTES_MAX = 64 * 2**20
 EARLY_BYTES_MAX = 4096
+BYTES_PER_TOKEN = 5  # of text, where tokens must be guessed from it
 API_TTFT_S, TOKEN_S = 0.5, 0.03  # usual, where an answer in one piece was given up and nothing can be counted
 ENDING_S = 0.5  # for the last bytes after [DONE], so that the connection can be used again
 STATUS_CLIENT_GONE, STATUS_STOPPED = 499, 503
@@ -177,6 +178,7 @@ class Attempt:
             if self._abandoned:
                 raise UpstreamTimeout(f"{self._backend.name} made no progress") from None
             raise
+        self._claim.progress(self._clock())
         if answer.status >= 400:
             raise fault_of(answer.status, answer.headers, body, self._backend)
         usage = read_usage(self._call.wire.endpoint, body)
@@ -188,7 +190,8 @@ class Attempt:
         # Our own GPUs have no tiers to bill.
         tier = None if self._placement.attempt.kind == "gpu" else served_tier(body)
         outcome = self._outcome("client_abort" if gone else "complete", answer.status, usage,
-                                "upstream_final" if usage else "estimated", tier)
+                                "upstream_final" if usage else "estimated", tier,
+                                0 if usage else written_bytes(body))
         content_type = answer.headers.get("content-type", "application/json")
         return Relayed(outcome, body, (answer.status, content_type), dict(answer.headers))
 
@@ -296,20 +299,22 @@ class Attempt:
         if self._first_at is not None:
             relayed.ttft_s = self._first_at - self._sent_at
             if meter.content_frames > 1:
-                relayed.tpot_s = (self._clock() - self._first_at) / (meter.content_frames - 1)
+                frames = max(1.0, (meter.content_frames - 1) / self._call.demand.sequences)  # of one choice
+                relayed.tpot_s = (self._clock() - self._first_at) / frames
         return relayed
 
     def _outcome(self, reason: EndReason, status: int, usage: Usage | None, source: UsageSource,
-                 tier: str | None = None) -> Outcome:
+                 tier: str | None = None, written: int = 0) -> Outcome:
         if source == "estimated":
-            usage = self._estimated()
+            usage = self._estimated(written)
         return Outcome(status, reason, usage or NO_USAGE, source, self._sent_ns, self._first_ns, time.time_ns(),
                        self._delivered, tier or self.meter.service_tier)
 
-    def _estimated(self) -> Usage:
-        """Counted where nothing was reported: a frame of text is a token; silence is judged by the clock."""
+    def _estimated(self, written: int) -> Usage:
+        """Counted where nothing was reported: a frame of text is a token, or several if it is long; what was
+        written for a client that left before it was whole is judged by the clock."""
         demand = self._call.demand
-        output = self.meter.content_frames
+        output = max(self.meter.content_frames, self.meter.content_bytes // BYTES_PER_TOKEN, written // BYTES_PER_TOKEN)
         if not output and not self._call.wire.stream:
             ttft = self._placement.attempt.ttft_s or API_TTFT_S
             elapsed = self._clock() - self._sent_at - ttft

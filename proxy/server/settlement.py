@@ -7,9 +7,7 @@ for the tables it is given.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 
 import orjson
 
@@ -47,8 +45,6 @@ class Settlement:
 
     def __init__(self, settings: Settings, planner: Planner) -> None:
         self._settings, self._planner = settings, planner
-        self._marginal: Mapping[str, Fraction] = {
-            name: marginal_usd_per_s(backend, settings) for name, backend in settings.backends.items()}
 
     def intent(self, call: Call, placement: Placement, attempt_no: int) -> Intent:
         """What recovery needs should the process die before the settlement."""
@@ -73,7 +69,7 @@ class Settlement:
             call.wire.model, backend.name, placement.attempt.kind, self._model(backend, call), outcome.status,
             outcome.end_reason, outcome.usage, outcome.usage_source, outcome.delivered, api_nano,
             price.version if price else "",
-            round_nano(self._marginal[backend.name] * work_ns * NANO_PER_USD / NS_PER_S) if on_gpu else 0, work_ns,
+            self._marginal_nano(backend, work_ns, outcome.sent_ns), work_ns,
             baseline.nano, baseline.model, baseline.version, baseline.cached, self._slo_met(call, outcome, succeeded),
             placement.attempt.reason, _decision(placement.plan, placement.waited_s))
 
@@ -91,8 +87,8 @@ class Settlement:
         if on_gpu:
             return 0, None
         price = self._planner.price_of(backend, call.wire.model, call.arrived_ns, outcome.service_tier)
-        if outcome.usage_source == "none":
-            return 0, price
+        if outcome.usage_source == "none":  # refused is free; sent and never heard of again is unknown
+            return (None if outcome.end_reason in ("timeout", "interrupted") else 0), price
         return (price.cost_nano(outcome.usage) if price else None), price
 
     def _baseline(self, call: Call, served: Backend, outcome: Outcome, api_nano: int | None) -> Baseline:
@@ -118,6 +114,11 @@ class Settlement:
         batch = capacity.batch_at(call.limits.tpot_s, max(64.0, usage.input_total + usage.output_total / 2))
         share = len(self._planner.replicas(placement.attempt.backend))  # a backend's second has all its replicas in it
         return round(capacity.work_s(usage.uncached, usage.output_total, batch) / share * NS_PER_S)
+
+    def _marginal_nano(self, backend: Backend, work_ns: int, at_ns: int) -> int:
+        """Nano-dollars that the work varied, at the rate then in force; `work_ns` is of the whole backend."""
+        usd_per_s = marginal_usd_per_s(backend, self._settings, at_ns)
+        return round_nano(usd_per_s * work_ns * NANO_PER_USD / NS_PER_S)
 
     def _slo_met(self, call: Call, outcome: Outcome, succeeded: bool) -> bool | None:
         """Whether the first token and the rest came in time; an answer in one piece is held to their sum."""

@@ -6,6 +6,7 @@ bid price per backend pool, from the demand that named it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -80,6 +81,8 @@ class Board:
                 self.replicas[backend.name] = [_replica(backend, index, url, min(targets, default=200), settings)
                                                for index, url in enumerate(backend.urls)]
         self.pools = self._pools(settings)
+        self._settings = settings
+        self.reprice(time.time_ns())
 
     def _pools(self, settings: Settings) -> dict[str, Pool]:
         """By route: routes over the same self-hosted backends share a pool."""
@@ -91,6 +94,13 @@ class Board:
                 pools[local] = Pool([replica for backend in local for replica in self.replicas[backend]])
             by_route[name] = pools[local]
         return by_route
+
+    def reprice(self, now_ns: int) -> None:
+        """Let the decision see what a replica's GPU-second costs at `now_ns` (UTC): a rate may have come into force."""
+        for name, replicas in self.replicas.items():
+            usd_per_s = marginal_usd_per_s(self._settings.backends[name], self._settings, now_ns) / len(replicas)
+            for replica in replicas:
+                replica.energy_usd_per_s = float(usd_per_s)
 
     def every_replica(self) -> Iterable[Replica]:
         for replicas in self.replicas.values():
@@ -109,20 +119,19 @@ def _replica(backend: Backend, index: int, url: str, tpot_ms: float, settings: S
         capacity = Capacity(given.prefill_tokens_per_s, alpha / 1e3, beta / 1e3, kappa_per_1k / 1e6,
                             given.kv_tokens, given.max_running)
     return Replica(backend.name, index, url, capacity, auto=given is None, scrape_s=backend.scrape_s,
-                   tpot_s=tpot_ms / 1e3, energy_usd_per_s=float(marginal_usd_per_s(backend, settings)),
-                   in_flight_max=backend.max_in_flight)
+                   tpot_s=tpot_ms / 1e3, in_flight_max=backend.max_in_flight)
 
 
-def marginal_usd_per_s(backend: Backend, settings: Settings) -> Fraction:
-    """USD that one more GPU-second of work on `backend` really costs: energy above idle, any elastic charge. Exact."""
+def marginal_usd_per_s(backend: Backend, settings: Settings, at_ns: int) -> Fraction:
+    """USD that one more second of work of the *whole backend*, all its replicas, really costs at `at_ns` (UTC):
+    energy above idle, any elastic charge. Exact. A replica's second costs its share of that (`Board.reprice`)."""
     gpu, cost = backend.gpu, Fraction(0)
     if gpu is None:
         return cost
-    replicas = len(backend.urls)
     if gpu.energy == "metered" and gpu.watts is not None and settings.electricity.usd_per_kwh is not None:
         watts = Fraction(gpu.watts) - Fraction(gpu.idle_watts or 0)
-        cost += (watts / replicas / 1000 / 3600 * Fraction(settings.electricity.usd_per_kwh)
-                 * Fraction(settings.electricity.pue))
-    if gpu.billing == "elastic" and gpu.rates:
-        cost += Fraction(gpu.rates[-1].usd_per_hour) / replicas / 3600
+        cost += watts / 1000 / 3600 * Fraction(settings.electricity.usd_per_kwh) * Fraction(settings.electricity.pue)
+    if gpu.billing == "elastic":
+        cost += sum((Fraction(rate.usd_per_hour) / 3600 for rate in gpu.rates
+                     if rate.from_ns <= at_ns and (rate.until_ns is None or at_ns < rate.until_ns)), Fraction(0))
     return cost

@@ -41,6 +41,10 @@ class Claim:
         self.prompt_done = load.prompt_done
         load.progress_at, load.answering = now, True
 
+    def progress(self, now: float) -> None:
+        """The upstream answered, in whatever way: it is alive."""
+        self._load.progress_at, self._load.answering = now, True
+
     def assume_first_token(self) -> None:
         """No first token can be seen of an answer in one piece; believe the prediction, but call it no progress."""
         if not self.decoding and not self.released:

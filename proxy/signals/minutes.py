@@ -22,6 +22,7 @@ from proxy.signals.replica import Replica
 SLACK_TOKENS = 64
 SLACK_SHARE = 0.02
 JOULES_PER_KWH = 3_600_000
+EDGE_NS = 5 * NS_PER_S  # a reading this close to a minute's end stands for it
 
 
 @dataclass(slots=True)
@@ -32,8 +33,7 @@ class _Watch:
     observed_ns: int = 0
     least_excess: dict[int, float] = field(default_factory=dict)
     booked_excess: dict[int, float] = field(default_factory=dict)
-    energy_j: float | None = None
-    energy_from_j: float | None = None
+    energy_from_j: float | None = None  # as read when the minute began; None: nobody could say
 
 
 class MinuteBook:
@@ -50,30 +50,39 @@ class MinuteBook:
         self._ticked_ns = 0
 
     def tick(self, now_ns: int, now: float) -> list[GpuMinute]:
-        """Look at every backend; call about once a second."""
+        """Look at every backend; call about once a second. What is returned is not told again."""
         elapsed = min(now_ns - self._ticked_ns, 5 * NS_PER_S) if self._ticked_ns else 0
         self._ticked_ns = now_ns
+        minute = now_ns // NS_PER_MINUTE
+        at_edge = now_ns - minute * NS_PER_MINUTE <= EDGE_NS
+        if any(watch.minute != minute for watch in self._watches.values()):
+            self._board.reprice(now_ns)
         ended = []
         for name, replicas in self._board.replicas.items():
-            watch = self._watches.setdefault(name, _Watch(now_ns // NS_PER_MINUTE))
-            if now_ns // NS_PER_MINUTE != watch.minute:
-                ended.append(self._close(name, watch, replicas))
-                watch.minute, watch.observed_ns = now_ns // NS_PER_MINUTE, 0
+            energy_j = _energy_j(replicas, now) if at_edge else None
+            watch = self._watches.get(name)
+            if watch is None:
+                watch = self._watches[name] = _Watch(minute, energy_from_j=energy_j)
+            elif minute != watch.minute:
+                ended.append(self._close(name, watch, replicas, energy_j if minute == watch.minute + 1 else None))
+                watch.minute, watch.observed_ns, watch.energy_from_j = minute, 0, energy_j
                 watch.least_excess.clear()
-                watch.energy_from_j = watch.energy_j
             if any(replica.fresh(now) for replica in replicas):
                 watch.observed_ns += elapsed
             for replica in replicas:
                 excess = max(0.0, _excess(replica))
                 watch.least_excess[replica.index] = min(excess, watch.least_excess.get(replica.index, excess))
-            readings = [replica.energy_j for replica in replicas if replica.energy_j is not None]
-            if readings:
-                watch.energy_j = readings[0]  # one exporter speaks for the backend
-                if watch.energy_from_j is None:
-                    watch.energy_from_j = readings[0]
         return ended
 
-    def _close(self, name: str, watch: _Watch, replicas: list[Replica]) -> GpuMinute:
+    def flush(self, now_ns: int, now: float) -> list[GpuMinute]:
+        """The minutes that ended and those that still run, for a last booking: what was seen of them until now.
+        A part of a minute has no measured energy."""
+        ended = self.tick(now_ns, now)
+        ended += [self._close(name, watch, self._board.replicas[name], None) for name, watch in self._watches.items()]
+        self._watches.clear()
+        return ended
+
+    def _close(self, name: str, watch: _Watch, replicas: list[Replica], energy_j: float | None) -> GpuMinute:
         foreign_s = 0.0
         for replica in replicas:
             least = watch.least_excess.get(replica.index, 0.0)
@@ -84,18 +93,25 @@ class MinuteBook:
         return GpuMinute(name, watch.minute, self._cost(name, watch.minute),
                          observed_ns=min(watch.observed_ns, NS_PER_MINUTE),
                          foreign_ns=min(int(foreign_s * NS_PER_S), NS_PER_MINUTE),
-                         energy_nano=self._energy(name, watch))
+                         energy_nano=self._energy(name, watch.energy_from_j, energy_j))
 
     def _cost(self, name: str, minute: int) -> int:
         begin, end = minute * NS_PER_MINUTE, (minute + 1) * NS_PER_MINUTE
         return sum(accrue(Fraction(rate.usd_per_hour) * NANO_PER_USD, rate.from_ns, begin,
                           end if rate.until_ns is None else min(end, rate.until_ns)) for rate in self._rates[name])
 
-    def _energy(self, name: str, watch: _Watch) -> int | None:
-        if name not in self._metered or watch.energy_j is None or watch.energy_from_j is None:
+    def _energy(self, name: str, from_j: float | None, to_j: float | None) -> int | None:
+        """What was measured from the minute's beginning to its end; None where either reading is missing or the
+        counter began anew: then the given watts say it."""
+        if name not in self._metered or from_j is None or to_j is None or to_j < from_j:
             return None
-        joules = Decimal(str(max(0.0, watch.energy_j - watch.energy_from_j)))
+        joules = Decimal(str(to_j - from_j))
         return nano(joules / JOULES_PER_KWH * (self._electricity.usd_per_kwh or 0) * self._electricity.pue)
+
+
+def _energy_j(replicas: list[Replica], now: float) -> float | None:
+    """The counter, where it was read just now; one exporter speaks for the backend."""
+    return next((one.energy_j for one in replicas if one.energy_j is not None and one.gpu_fresh(now)), None)
 
 
 def _excess(replica: Replica) -> float:

@@ -6,6 +6,7 @@ dependencies, because most gateways run on machines without a GPU.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from proxy.core.errors import Unavailable
@@ -13,12 +14,15 @@ from proxy.wire.engine_metrics import DcgmGauges
 
 MILLI = 1e-3
 MIB = 2**20
+LOOK_S = 2.0
 
 
 class Nvml:
-    """Every GPU of this machine, summed (power, energy) or averaged (utilisation). Calls take microseconds."""
+    """Every GPU of this machine, summed (power, energy) or averaged (utilisation). Calls take microseconds;
+    a driver in trouble may not answer at all."""
 
     def __init__(self) -> None:
+        self._looking: asyncio.Future[DcgmGauges] | None = None
         try:
             import pynvml
         except ImportError:
@@ -30,6 +34,16 @@ class Nvml:
             self._gpus = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
         except pynvml.NVMLError as error:
             raise Unavailable(f"gpu.nvml is set, but this machine's driver cannot be read: {error}") from None
+
+    async def look(self) -> DcgmGauges:
+        """`read` in a thread; TimeoutError after LOOK_S. However long the driver hangs, one thread waits for it."""
+        looking = self._looking = self._looking or asyncio.ensure_future(asyncio.to_thread(self.read))
+        done, _ = await asyncio.wait({looking}, timeout=LOOK_S)
+        if not done:
+            raise TimeoutError("the driver does not answer")
+        if self._looking is looking:
+            self._looking = None
+        return looking.result()
 
     def read(self) -> DcgmGauges:
         """One look. What a card does not tell is None."""

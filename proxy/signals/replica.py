@@ -13,15 +13,19 @@ from proxy.core.capacity import Capacity
 from proxy.core.fleet import Health, ReplicaState
 from proxy.core.health import Breaker
 from proxy.core.learning import Correction, Margin
-from proxy.core.liveness import STALL_S_MAX, WEDGED_AFTER, freshness, stall_budget_s
+from proxy.core.liveness import WEDGED_AFTER, freshness, stall_budget_s
 from proxy.signals.inflight import Claim, Load
 from proxy.wire.engine_metrics import EngineGauges
 
 UTILIZATION_MEMORY_S = 10.0
+GPU_FRESH_S = 5.0
 UNREACHABLE_AFTER = 2  # scrapes refused in a row
 CONGESTED_S = 2.0  # how long an engine's own word "too busy" is believed without being repeated
 LEARN_TTFT_S = 0.05  # shorter predictions are noise of the network and the scheduler
 CONTEXT_TOKENS = 1024.0
+RELAX_EVERY_S = 5.0
+TRIAL_AFTER_S = 30.0
+SILENT_S_MAX = 300.0  # for answers in one piece from an engine that shows no heartbeat
 BATCHES_SEEN = 8  # full batches looked at, to learn how large they get
 CACHED_MEMORY_TOKENS = 50_000.0
 
@@ -62,10 +66,13 @@ class Replica:
     gpu_util: float | None = None
     power_w: float | None = None
     energy_j: float | None = None
+    gpu_read_at: float | None = None  # when the GPU's exporter or driver last answered
     engine_prompt_total: float = 0.0  # uncached prompt and output tokens the engine computed since we look
     engine_output_total: float = 0.0
     state_changes: int = 0
     _health_was: Health = "ok"
+    _learned_at: float = -1e9
+    _relaxed_at: float = 0.0
     _own_at_scrape: tuple[float, float] = (0.0, 0.0)
     _excess_before: float = 0.0
     _waiting_before: bool = False
@@ -135,7 +142,7 @@ class Replica:
             self.congested_until = now + CONGESTED_S
         elif not holds:
             self.congested_until = min(self.congested_until, now)
-        if holds and gauges.running:
+        if holds and self._waiting_before and gauges.running:
             # It holds requests back at this batch, so this is its batch (or its cache is full: the same to us). The
             # largest of a few looks, because a slot may just have become free.
             self._batches.append(int(gauges.running))
@@ -143,7 +150,7 @@ class Replica:
         elif self.slots_learned is not None and not holds:
             # What filled it may have been long prompts: while it is full and holds nobody back, try one more.
             full = self.load.sequences >= self.slots_learned
-            self.slots_learned = max(self.slots_learned + full, int(gauges.running or 0))
+            self.slots_learned = min(max(self.slots_learned + full, int(gauges.running or 0)), self.base.max_running)
         self._waiting_before = holds
 
     def _rates(self, before: EngineGauges, gauges: EngineGauges, own: tuple[float, float], elapsed: float) -> None:
@@ -203,7 +210,7 @@ class Replica:
         if not heartbeat and all(claim.silent for claim in self.load.claims):
             # Nothing can be seen of answers in one piece: allow for the longest of them.
             longest = max((claim.expected / claim.sequences for claim in self.load.claims), default=0.0)
-            budget = max(budget, min(STALL_S_MAX, 3 * longest * self.capacity.step_s(self.load.sequences, 0)))
+            budget = max(budget, min(SILENT_S_MAX, 3 * longest * self.capacity.step_s(self.load.sequences, 0)))
         if silent <= budget:
             return "ok"
         if silent > budget * WEDGED_AFTER and self.load.claims:
@@ -226,6 +233,10 @@ class Replica:
     def fresh(self, now: float) -> bool:
         return freshness(self.age_s(now), self.scrape_s) == "fresh"
 
+    def gpu_fresh(self, now: float) -> bool:
+        """Whether the GPU's own readings (utilisation, power, energy) are young enough to be believed."""
+        return self.gpu_read_at is not None and now - self.gpu_read_at <= GPU_FRESH_S
+
     def age_s(self, now: float) -> float | None:
         return None if self.read_at is None else now - self.read_at
 
@@ -240,6 +251,7 @@ class Replica:
 
         The engine computes others' prompts between our tokens; that time is theirs, not the step's.
         """
+        self._learned_at = self._relaxed_at = self.load.progress_at
         if predicted_ttft_s > LEARN_TTFT_S:
             self.margin.observe(predicted_ttft_s, ttft_s)
             self.prefill.observe(predicted_ttft_s, ttft_s)
@@ -250,10 +262,20 @@ class Replica:
             batch = (claim.batch + self.load.sequences) / 2 + self.foreign
             self.step.observe(capacity.step_s(max(1.0, batch), self.load.kv_tokens), tpot_s - prefill_s / steps)
 
+    def _relax(self, now: float) -> None:
+        """What nothing confirms fades."""
+        idle = now - self._relaxed_at
+        if idle > RELAX_EVERY_S:
+            self._relaxed_at = now
+            self.prefill.relax(idle)
+            self.step.relax(idle)
+            self.margin.relax(idle)
+
     # ---- for the decision
 
     def state(self, now: float, prompt_tokens: float = 0.0, closed: str | None = None) -> ReplicaState:
         """As the decision on a prompt of `prompt_tokens` sees it; part of that is expected in the prefix cache."""
+        self._relax(now)
         capacity, load, gauges = self.capacity, self.load, self.gauges
         age = self.age_s(now)
         fresh = freshness(age, self.scrape_s)
@@ -270,9 +292,12 @@ class Replica:
             in_flight=load.in_flight, running=load.sequences + foreign,
             backlog_tokens=load.backlog_tokens, kv_tokens=kv_tokens, kv_reserved=kv_reserved,
             waiting=None if waiting is None else int(waiting), congested=now < self.congested_until,
-            kv_fraction=kv_fraction, utilization=self.utilization, gpu_util=self.gpu_util,
+            kv_fraction=kv_fraction,
+            utilization=None if fresh == "unknown" else self.utilization,
+            gpu_util=self.gpu_util if self.gpu_fresh(now) else None,
             margin=self.margin.value, energy_usd_per_s=self.energy_usd_per_s,
-            cached_tokens=prompt_tokens * self.cached_share, in_flight_max=self.in_flight_max, closed=closed)
+            cached_tokens=prompt_tokens * self.cached_share, in_flight_max=self.in_flight_max, closed=closed,
+            trial=self.auto and not load.claims and not foreign and now - self._learned_at > TRIAL_AFTER_S)
 
 
 def _delta(before: float | None, after: float | None) -> float | None:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from functools import partial
 
 import orjson
 
 from proxy.config.model import Backend
-from proxy.core.errors import GatewayError, UpstreamFailed
+from proxy.core.errors import GatewayError, UpstreamFailed, UpstreamUnreachable
+from proxy.core.liveness import freshness
 from proxy.signals.board import Board
 from proxy.signals.nvml import Nvml
 from proxy.signals.replica import Replica
@@ -28,6 +30,7 @@ PAGE_BYTES_MAX = 4 * 2**20
 DEADLINE_S = 1.0
 SLEEP_EVERY = 5  # scrapes between looks at /is_sleeping and /is_paused
 PROBE_EVERY_S = 2.0
+GPU_EVERY_S = 1.0
 PROBE_S = 5.0
 
 
@@ -51,9 +54,11 @@ class Scraper:
         local = [name for name, backend in self._backends.items() if backend.gpu is not None and backend.gpu.nvml]
         if local:
             nvml = Nvml()
-            self._tasks += [asyncio.create_task(self._watch_nvml(name, nvml), name=f"nvml {name}") for name in local]
+            self._tasks += [asyncio.create_task(self._watch_gpu(name, nvml.look), name=f"nvml {name}")
+                            for name in local]
         for backend, exporter in self._exporters.items():
-            self._tasks.append(asyncio.create_task(self._watch_gpu(backend, exporter), name=f"dcgm {backend}"))
+            self._tasks.append(asyncio.create_task(self._watch_gpu(backend, partial(_exported, backend, exporter)),
+                                                   name=f"dcgm {backend}"))
 
     async def stop(self) -> None:
         tasks = [*self._tasks, *self._probes.values()]
@@ -68,6 +73,8 @@ class Scraper:
         while True:
             try:
                 await self.scrape(replica, upstream, kind)
+                if freshness(replica.age_s(self._board.clock()), replica.scrape_s) == "unknown":
+                    replica.utilization = None  # of half a minute ago: neither a reason to send nor to refuse
                 if kind == "vllm" and count % SLEEP_EVERY == 0:
                     await self._ask_asleep(replica, upstream)
                 if replica.backend not in self._context_tokens and count % SLEEP_EVERY == 0:
@@ -85,12 +92,13 @@ class Scraper:
             await asyncio.sleep(replica.scrape_s * random.uniform(0.9, 1.1))  # noqa: S311  # jitter, not a secret
 
     async def scrape(self, replica: Replica, upstream: Upstream, kind: str) -> None:
-        """One look at the metrics page; the outcome is written to the replica."""
+        """One look at the metrics page; the outcome is written to the replica. Only a connection that does not come
+        about says that the engine is gone; any other failure leaves the reading to grow old."""
         try:
             status, page = await upstream.get("/metrics", DEADLINE_S, PAGE_BYTES_MAX)
         except GatewayError as error:
             self.failures += 1
-            replica.scrape_failed(refused=isinstance(error, UpstreamFailed))
+            replica.scrape_failed(refused=isinstance(error, UpstreamUnreachable))
             return
         if status != 200:
             self.failures += 1
@@ -100,7 +108,8 @@ class Scraper:
         replica.take(read_metrics(page, kind), self._board.clock())
 
     async def _ask_asleep(self, replica: Replica, upstream: Upstream) -> None:
-        """vLLM's own word, where its development endpoints are on; a 404 is remembered and not repeated."""
+        """vLLM's own word, where its development endpoints are on. A 404 is remembered and not repeated;
+        what was said before, by an engine that has been restarted since, no longer holds."""
         quiet = self._quiet.setdefault((replica.backend, replica.index), set())
         for path, field in (("/is_sleeping", "asleep"), ("/is_paused", "paused")):
             if path in quiet:
@@ -112,6 +121,8 @@ class Scraper:
                     setattr(replica, field, answer.get("is_sleeping" if field == "asleep" else "is_paused") is True)
                 elif status in (404, 405):
                     quiet.add(path)
+                    page_says = replica.gauges is not None and bool(replica.gauges.sleeping)
+                    setattr(replica, field, field == "asleep" and page_says)
             except (GatewayError, orjson.JSONDecodeError):
                 continue
 
@@ -134,40 +145,64 @@ class Scraper:
             self._probes[replica.backend, replica.index] = asyncio.create_task(self._probe(replica, upstream))
 
     async def _probe(self, replica: Replica, upstream: Upstream) -> None:
-        """One token from an engine that fell silent; an answer brings it back."""
-        backend = self._backends[replica.backend]
-        path, question = "/v1/completions", {"model": backend.model, "prompt": "ping", "max_tokens": 1}
-        if "completions" not in backend.capabilities and "embeddings" in backend.capabilities:
-            path, question = "/v1/embeddings", {"model": backend.model, "input": "ping"}
+        """One token from an engine that fell silent; an answer brings it back. Where nothing can be asked, its list of
+        models is sign of life enough, unless it holds requests of ours: a list is no proof that those move."""
         try:
             async with asyncio.timeout(PROBE_S):
-                answer = await upstream.open(Outgoing(path, orjson.dumps(question), (), "breakeven-probe", False))
-                try:
-                    await answer.read(PAGE_BYTES_MAX)
-                    if answer.status == 200:
-                        replica.revive(self._board.clock())
-                finally:
-                    answer.abort()
+                status, model = await self._model_of(replica, upstream)
+                answered = None if model is None else await self._one_token(replica, upstream, model)
         except (TimeoutError, GatewayError):
             return
+        if answered == 200 or (answered in (None, 404, 405) and status == 200 and not replica.load.claims):
+            replica.revive(self._board.clock())
 
-    async def _watch_nvml(self, backend: str, nvml: Nvml) -> None:
-        while True:
-            self._note(backend, nvml.read())
-            await asyncio.sleep(random.uniform(0.9, 1.1))  # noqa: S311
+    async def _model_of(self, replica: Replica, upstream: Upstream) -> tuple[int | None, str | None]:
+        """(what /v1/models answered, None where it was not asked; a model the engine answers to)."""
+        backend = self._backends[replica.backend]
+        if backend.model != "*":
+            return None, backend.model
+        status, body = await upstream.get("/v1/models", PROBE_S, PAGE_BYTES_MAX)
+        try:
+            listed = orjson.loads(body)["data"] if status == 200 else []
+            return status, next((one["id"] for one in listed if isinstance(one["id"], str)), None)
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            return status, None
 
-    def _note(self, backend: str, reading: DcgmGauges) -> None:
-        for replica in self._board.replicas[backend]:
-            replica.gpu_util, replica.power_w, replica.energy_j = reading.gpu_util, reading.power_w, reading.energy_j
+    async def _one_token(self, replica: Replica, upstream: Upstream, model: str) -> int:
+        """The status of the smallest request there is, once its answer has come whole."""
+        capabilities = self._backends[replica.backend].capabilities
+        path, question = "/v1/completions", {"model": model, "prompt": "ping", "max_tokens": 1}
+        if "completions" not in capabilities and "embeddings" in capabilities:
+            path, question = "/v1/embeddings", {"model": model, "input": "ping"}
+        answer = await upstream.open(Outgoing(path, orjson.dumps(question), (), "breakeven-probe", False))
+        try:
+            await answer.read(PAGE_BYTES_MAX)
+            return answer.status
+        finally:
+            answer.abort()
 
-    async def _watch_gpu(self, backend: str, exporter: Upstream) -> None:
+    async def _watch_gpu(self, backend: str, look: Callable[[], Awaitable[DcgmGauges]]) -> None:
+        """Exporter or driver, each second; a failure leaves the reading to grow old."""
         while True:
             try:
-                status, page = await exporter.get("/metrics", DEADLINE_S, PAGE_BYTES_MAX)
-                if status == 200:
-                    self._note(backend, read_dcgm(page))
-            except GatewayError:
+                self._note(backend, await look())
+            except (GatewayError, TimeoutError):
                 self.failures += 1
             except Exception as error:  # the root of a task: count, log, go on
-                log.error("reading the GPU exporter of %s failed: %r", backend, error)
-            await asyncio.sleep(random.uniform(0.9, 1.1))  # noqa: S311
+                self.failures += 1
+                log.error("reading the GPUs of %s failed: %r", backend, error)
+            await asyncio.sleep(GPU_EVERY_S * random.uniform(0.9, 1.1))  # noqa: S311
+
+    def _note(self, backend: str, reading: DcgmGauges) -> None:
+        now = self._board.clock()
+        for replica in self._board.replicas[backend]:
+            replica.gpu_util, replica.power_w, replica.energy_j = reading.gpu_util, reading.power_w, reading.energy_j
+            replica.gpu_read_at = now
+
+
+async def _exported(backend: str, exporter: Upstream) -> DcgmGauges:
+    """A look at a DCGM exporter's page."""
+    status, page = await exporter.get("/metrics", DEADLINE_S, PAGE_BYTES_MAX)
+    if status != 200:
+        raise UpstreamFailed(f"the GPU exporter of {backend} answered {status}")
+    return read_dcgm(page)

@@ -9,7 +9,7 @@ import errno
 
 import aiohttp
 
-from proxy.core.errors import UpstreamCut, UpstreamError, UpstreamFailed, UpstreamTimeout
+from proxy.core.errors import UpstreamCut, UpstreamError, UpstreamFailed, UpstreamTimeout, UpstreamUnreachable
 
 _ERRNO = {
     errno.ECONNREFUSED: "connection refused",
@@ -20,6 +20,7 @@ _ERRNO = {
     errno.EMFILE: "too many open files here",
     errno.ENFILE: "too many open files here",
 }
+_OUR_LIMIT = (errno.EMFILE, errno.ENFILE)  # says nothing about the upstream
 
 
 def no_head(name: str, exc: TimeoutError) -> UpstreamTimeout:
@@ -31,6 +32,8 @@ def no_head(name: str, exc: TimeoutError) -> UpstreamTimeout:
 
 def connecting(name: str, exc: BaseException) -> UpstreamError:
     """No response head, and it was not a matter of time."""
+    if isinstance(exc, aiohttp.ClientConnectorError) and exc.errno not in _OUR_LIMIT:
+        return UpstreamUnreachable(f"{name}: {_reason(exc)}")
     return UpstreamFailed(f"{name}: {_reason(exc)}")
 
 

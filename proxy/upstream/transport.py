@@ -3,9 +3,9 @@
 What every upstream promises:
 
 - `open` returns once the response head is there, whatever its status below 300 or from 400 on. It
-  raises `UpstreamFailed` (refused, reset, TLS, DNS, a redirect, not HTTP) or `UpstreamTimeout`
-  (no connection, or no head, in time). An upstream that must translate raises `UpstreamOverloaded`
-  and `UpstreamFailed` for 429 and 5xx itself; one that relays returns them as answers.
+  raises `UpstreamFailed` (reset, a redirect, not HTTP; its kind `UpstreamUnreachable`: refused, TLS,
+  DNS) or `UpstreamTimeout` (no connection, or no head, in time). An upstream that must translate
+  raises `UpstreamOverloaded` and `UpstreamFailed` for 429 and 5xx itself; one that relays returns them as answers.
 - An answer is ended exactly once: read to its clean end and `release()`d, or `abort()`ed. Both are
   synchronous, idempotent and never raise, so they fit in any `finally`.
 - An answer that ends before its declared end raises `UpstreamCut`, after every byte that did arrive

@@ -19,9 +19,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from proxy.core.money import NS_PER_S
 from proxy.demo.config import API
 from proxy.demo.run import DemoOptions, World, running
 from tests.acceptance import checks
@@ -56,6 +58,7 @@ async def accept(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         bill = await fetch(world, f"{world.api_url}/sim/bill")
         rows = checks.rows_of(world.ledger)
         report = checks.report_of(world.ledger, began.isoformat(), "route")
+        gpu_error = await gpu_error_nano(world, began)
         capacity = await measure(world, options.seed, options.overload_seconds / 2)
         console.print(f"capacity: {capacity}")
         overload = await overload_phase(world, options, capacity)
@@ -65,6 +68,10 @@ async def accept(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     mixed = [row for row in rows if row["tags"]]
     checks.exactly_once(mixed, options.requests, verdict)
     checks.against_upstreams(mixed, books, verdict)
+    checks.nothing_unbooked(rows, books, verdict)
+    api_rows = [row for row in rows if row["backend"] == API]
+    reported = checks.nano_of(report["api"])
+    unreported = checks.unreported_nano(api_rows, books[API], bill["billed_nano_usd"], reported)
     for note in verdict.notes[:20]:
         console.print(f"[red]{note}[/red]")
     console.print(Counter((row["backend"], row["end_reason"], row["usage_source"]) for row in mixed))
@@ -77,15 +84,28 @@ async def accept(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "estimated_error_percent": verdict.estimated_error_percent,
         "running_mismatches": verdict.running_mismatches,
         "api_reported_nano_usd": verdict.api_reported_nano, "api_report_usd": report["api"],
-        "api_billed_nano_usd": bill["billed_nano_usd"], **idle, **overload,
+        "api_billed_nano_usd": bill["billed_nano_usd"], "api_report_nano_usd": reported,
+        "api_unreported_difference_nano_usd": unreported, "orphans": verdict.orphans,
+        "gpu_error_nano_usd": gpu_error, **idle, **overload,
     }
 
 
 def good(figures: dict[str, Any]) -> bool:
-    exact = ("missing", "duplicated", "token_mismatches", "identity_error_nano_usd", "api_error_nano_usd")
+    exact = ("missing", "duplicated", "token_mismatches", "identity_error_nano_usd", "api_error_nano_usd", "orphans",
+             "gpu_error_nano_usd", "api_unreported_difference_nano_usd")
     return (all(figures[name] == 0 for name in exact) and figures["ttft_ok_percent"] >= 99
             and figures["local_share_of_capacity"] >= 0.85 and figures["idle_local_percent"] == 100
             and figures["calm_local_percent"] >= 99)
+
+
+async def gpu_error_nano(world: World, began: dt.datetime) -> int:
+    """By how much the report's GPU total misses the demo's rate card, over the whole minutes since `began`."""
+    while (end := dt.datetime.now(dt.UTC).replace(second=0, microsecond=0)) <= began:
+        await asyncio.sleep(1)
+    backends = yaml.safe_load(world.config.read_text(encoding="utf-8"))["backends"]
+    report = checks.report_of(world.ledger, began.isoformat(), "backend", end.isoformat())
+    due = checks.gpu_nano(backends, int(began.timestamp()) * NS_PER_S, int(end.timestamp()) * NS_PER_S)
+    return abs(checks.nano_of(report["gpu"]) - due)
 
 
 async def switch(world: World, to: str) -> None:

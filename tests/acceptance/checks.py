@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import subprocess
 import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import orjson
 from sqlalchemy import select
 
+from proxy.core.money import NANO_PER_USD, NS_PER_S, accrue
 from proxy.ledger import store
 from proxy.ledger.schema import requests
 
-NANO = Decimal(10) ** 9
+PROBE = "breakeven-probe"  # the gateway's own question to an engine that fell silent: nobody's request
 
 
 @dataclass
@@ -32,6 +35,7 @@ class Verdict:
     estimated_tokens: int = 0
     estimated_true_tokens: int = 0
     estimated_off: int = 0
+    orphans: int = 0
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -94,21 +98,57 @@ def against_upstreams(rows: list[dict[str, Any]], books: dict[str, list[dict[str
             verdict.estimated_off += abs(true - estimate)
 
 
-def report_of(ledger: str, begin: str, by: str) -> dict[str, Any]:
-    """`breakeven report`, as finance runs it."""
+def nothing_unbooked(rows: list[dict[str, Any]], books: dict[str, list[dict[str, Any]]], verdict: Verdict) -> None:
+    """Every entry of the upstreams' books has a ledger row of its own. `rows`: all of them, tagged or not."""
+    ours = Counter((row["backend"], row["request_id"]) for row in rows)
+    theirs = Counter((backend, entry["request_id"]) for backend, entries in books.items() for entry in entries
+                     if entry["request_id"] != PROBE)
+    for key, entries in theirs.items():
+        if entries > ours[key]:
+            verdict.orphans += entries - ours[key]
+            verdict.notes.append(f"{key[1]} {key[0]}: {entries} entries upstream, {ours[key]} rows")
+
+
+def unreported_nano(rows: list[dict[str, Any]], entries: list[dict[str, Any]], billed_nano: int,
+                    reported_nano: int) -> int:
+    """How far the API's bill and the report's API line are apart, beyond what requests without a final count explain:
+    those whose client left or whose stream broke, and that we had to estimate. `rows`: of the API alone."""
+    uncertain = {row["request_id"] for row in rows if row["usage_source"] != "upstream_final"}
+    explained = (sum(entry["billed_nano_usd"] for entry in entries if entry["request_id"] in uncertain)
+                 - sum(row["api_nano"] or 0 for row in rows if row["request_id"] in uncertain))
+    return abs(billed_nano - reported_nano - explained)
+
+
+def gpu_nano(backends: dict[str, Any], from_ns: int, to_ns: int) -> int:
+    """What the configuration's GPUs cost in a period. `backends`: as the demo's file has them."""
+    total = 0
+    for backend in backends.values():
+        if gpu := backend.get("gpu"):
+            paid_from_ns = int(dt.datetime.fromisoformat(str(gpu["from"])).timestamp()) * NS_PER_S
+            total += accrue(Fraction(str(gpu["usd_per_hour"])) * NANO_PER_USD, paid_from_ns, from_ns, to_ns)
+    return total
+
+
+def nano_of(amount: str) -> int:
+    """A report's decimal string in nano-dollars."""
+    return int(Decimal(amount) * NANO_PER_USD)
+
+
+def report_of(ledger: str, begin: str, by: str, end: str | None = None) -> dict[str, Any]:
+    """`breakeven report`, as finance runs it; up to now, or to the whole minute `end`."""
     done = subprocess.run([sys.executable, "-m", "proxy.cli", "report", "--ledger", ledger, "--from", begin, "--by", by,
-                           "--format", "json"], capture_output=True, check=True)
+                           "--format", "json", *(["--to", end] if end else [])], capture_output=True, check=True)
     return orjson.loads(done.stdout)
 
 
 def identity_error_nano(report: dict[str, Any]) -> int:
     """By how much the report's identities fail, summed."""
     def nano(name: str, source: dict[str, Any] = report) -> int:
-        return int(Decimal(source[name]) * NANO)
+        return nano_of(source[name])
 
     error = abs(nano("gpu") - sum(nano("gpu_" + part) for part in ("serving", "failed", "foreign", "startup", "idle")))
     error += abs(nano("actual") - nano("api") - nano("gpu") - nano("energy") - nano("overhead"))
     error += abs(nano("savings") - nano("baseline") + nano("actual"))
     for name in ("baseline", "api", "gpu", "energy", "overhead", "savings"):
-        error += abs(nano(name) - sum(int(Decimal(row[name]) * NANO) for row in report["rows"]))
+        error += abs(nano(name) - sum(nano_of(row[name]) for row in report["rows"]))
     return error

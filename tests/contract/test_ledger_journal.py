@@ -149,6 +149,15 @@ async def test_a_price_is_kept_once_and_its_version_means_one_price(journal):
     assert journal.healthy
 
 
+async def test_a_price_said_by_somebody_else_is_the_same_price_and_the_first_word_stays(journal):
+    price = versioned(Price("openai", "gpt-4o", (Tier({"input_text": Decimal("2.50")}),), source="prices.yaml:4"))
+    moved = versioned(replace(price, source="genai-prices 9.9", tiers=(Tier({"input_text": Decimal("2.5")}),)))
+    assert moved.version == price.version
+    assert await journal.record_price(price) is True
+    assert await journal.record_price(moved) is False
+    assert ask(journal, "SELECT source FROM prices") == [("prices.yaml:4",)]
+
+
 async def test_a_wrong_entry_is_refused_to_its_caller_alone(journal, url):
     results = await asyncio.gather(journal.settle(entry(api_nano=-5)), journal.settle(entry()), return_exceptions=True)
     assert isinstance(results[0], ValueError) and results[1] is None

@@ -263,7 +263,7 @@ async def test_a_refused_connection_is_a_failure():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         upstream = HttpUpstream(Target("fast-one", f"http://127.0.0.1:{port}", Key()))
-        with pytest.raises(UpstreamFailed, match="refused") as caught:
+        with pytest.raises(UpstreamUnreachable, match="refused") as caught:
             await upstream.open(asked())
         await upstream.close()
     assert_tells_nothing(caught.value, port)
@@ -365,6 +365,7 @@ async def test_a_redirect_is_not_followed_and_the_key_stays_here(status):
         async with raw(answering(to)) as server:
             with pytest.raises(UpstreamFailed, match=str(status)) as caught:
                 await server.upstream.open(asked())
+            assert not isinstance(caught.value, UpstreamUnreachable)
         assert not elsewhere.requests
     assert str(elsewhere.port) not in str(caught.value)
     assert_tells_nothing(caught.value, server.port)

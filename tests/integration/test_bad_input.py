@@ -392,7 +392,7 @@ async def test_a_client_that_does_not_read_is_hung_up_on(tmp_path, monkeypatch):
 async def test_wrong_endpoints_for_a_backend_are_refused_with_a_reason(tmp_path, monkeypatch):
     async with world(tmp_path, monkeypatch, engines=0, api={"capabilities": ["chat"]}) as there:
         status, _, body = await there.post({"model": "gpt-4o", "input": "x"}, "/v1/embeddings")
-        assert status == 503 and "capability" in envelope(body)["message"]
+        assert status == 400 and "does not offer embeddings" in envelope(body)["message"]
 
 
 

@@ -10,7 +10,7 @@ from proxy.core.bidprice import DemandHistogram
 from proxy.core.capacity import DEFAULT, Capacity, prior
 from proxy.core.entries import work_by_minute
 from proxy.core.health import EJECT_S, FAILURES_MAX, Breaker
-from proxy.core.learning import Correction, Margin, OutputLength
+from proxy.core.learning import Correction, Margin, OutputLength, Ratio
 from proxy.core.liveness import freshness, stall_budget_s
 
 SEVENTY_B = Capacity(7100.0, 0.0242, 0.000355, 0.0, 342_000, 256)
@@ -108,6 +108,27 @@ def test_a_correction_settles_where_prediction_and_observation_agree():
     for _ in range(200):
         correction.observe(1.0 * correction.factor, 2.0)
     assert correction.factor == pytest.approx(2.0, rel=0.02)
+
+
+def test_what_was_learned_fades_when_nothing_confirms_it():
+    correction, margin = Correction(), Margin()
+    for _ in range(100):
+        correction.observe(1.0 * correction.factor, 8.0)
+        margin.observe(1.0, 9.0)
+    assert correction.factor > 7 and margin.value == Margin.HIGHEST
+    correction.relax(1800.0)
+    margin.relax(1800.0)
+    assert correction.factor < 1.01 and margin.value < 0.16
+
+
+def test_a_ratio_of_sums_is_not_dragged_by_many_small_ones():
+    ratio = Ratio(4.0, 5000.0, 500_000.0)
+    for _ in range(300):
+        ratio.add(2, 3)  # "hi", with a chat template around it
+    assert ratio.value > 3.3
+    for _ in range(2000):
+        ratio.add(4500, 1000)
+    assert 4.3 < ratio.value < 4.5
 
 
 def test_the_margin_covers_about_nineteen_of_twenty():

@@ -107,6 +107,38 @@ def test_an_api_that_asked_for_a_pause_is_the_last_resort_and_an_ejected_one_is_
     assert decide(patient, [full], [replace(API, health="ejected")], LIMITS, 0.0).attempts == ()
 
 
+def test_a_failover_starts_its_time_anew_and_an_empty_replica_takes_any_batch():
+    late = replace(CHAT, waited_s=4.8, tried=frozenset({"gpu/1"}))
+    assert decide(late, [IDLE], [], LIMITS, 0.0).attempts[0].backend == "gpu"
+    batch = replace(CHAT, endpoint="embeddings", output_tokens=0.0, sequences=64)
+    assert decide(batch, [IDLE], [], LIMITS, 0.0).attempts[0].backend == "gpu"
+
+
+def test_observe_never_sends_to_the_gpus_whatever_the_api_says():
+    limits = replace(LIMITS, policy="observe")
+    assert decide(CHAT, [IDLE], [replace(API, health="suspect")], limits, 0.0).attempts[0].backend == "api"
+    assert decide(CHAT, [IDLE], [replace(API, health="ejected")], limits, 0.0).attempts == ()
+    assert decide(CHAT, [IDLE], [], limits, 0.0).attempts == ()
+
+
+def test_a_guessed_capacity_that_nobody_checked_lately_gets_one_request_to_find_out():
+    slow = replace(IDLE, capacity=replace(CAPACITY, alpha_s=0.3))
+    assert ("gpu", "tpot") in codes(decide(CHAT, [slow], [API], LIMITS, 0.0))
+    assert decide(CHAT, [replace(slow, trial=True)], [API], LIMITS, 0.0).attempts[0].backend == "gpu"
+
+
+def test_two_routes_with_different_marks_do_not_close_a_replica_for_each_other():
+    high, low = replace(LIMITS, utilization_max=0.9, utilization_resume=0.7), replace(
+        LIMITS, utilization_max=0.5, utilization_resume=0.4)
+    hysteresis = Hysteresis()
+    assert hysteresis.closed("gpu", 0, 0.75, low) is not None
+    assert hysteresis.closed("gpu", 0, 0.75, high) is None
+    for _ in range(100):
+        hysteresis.closed("gpu", 0, 0.6, low)
+        hysteresis.closed("gpu", 0, 0.6, high)
+    assert hysteresis.changes == 1
+
+
 def test_the_switch_outranks_the_policy_both_ways():
     assert decide(CHAT, [IDLE], [API], replace(LIMITS, switch="all-api"), 0.0).attempts[0].backend == "api"
     forced = decide(CHAT, [IDLE], [API], replace(LIMITS, switch="all-local", policy="api-only"), 99.0)
@@ -131,7 +163,7 @@ def test_what_was_tried_is_not_tried_again():
 @pytest.mark.parametrize(("limits", "state", "code"), [
     (replace(LIMITS, queue_max=3), replace(IDLE, waiting=4), "queue_max"),
     (replace(LIMITS, gpu_util_max=0.9), replace(IDLE, gpu_util=0.99), "gpu_util_max"),
-    (LIMITS, replace(IDLE, kv_fraction=0.96), "kv_cache"),
+    (LIMITS, replace(IDLE, kv_fraction=0.96, running=1), "kv_cache"),
     (LIMITS, replace(IDLE, congested=True), "congested"),
     (LIMITS, replace(IDLE, closed="utilization 0.95"), "utilization_max"),
 ])

@@ -44,6 +44,15 @@ def test_silence_with_our_work_makes_it_suspect_then_wedged_within_five_seconds(
     assert one.health(6.0) == "wedged"
 
 
+def test_readings_that_grew_old_gate_nothing():
+    one = replica()
+    beat(one, 0.0, 5)
+    one.utilization, one.gpu_util, one.gpu_read_at = 0.9, 0.99, 0.0
+    assert (one.state(4.0).gpu_util, one.state(4.0).utilization) == (0.99, 0.9)
+    assert (one.state(6.0).gpu_util, one.state(29.0).utilization) == (None, 0.9)
+    assert one.state(31.0).utilization is None
+
+
 def test_a_moving_heartbeat_keeps_long_prompts_alive_and_brings_a_wedged_engine_back():
     one = replica(prefill_tokens_per_s=2000.0)
     for _ in range(4):
@@ -99,6 +108,18 @@ def test_a_missing_metric_is_unknown_and_never_zero():
     assert state.kv_fraction is None and state.waiting is None and state.utilization is None
 
 
+def test_answers_in_one_piece_leave_an_idle_engine_in_good_health():
+    one = replica()
+    beat(one, 0.0, 5)
+    claim = one.load.claim(500, 500, 100, 1, 1.0)
+    claim.silent = True
+    claim.assume_first_token()
+    claim.progress(2.0)
+    claim.release(2.0)
+    beat(one, 3.0, 6)
+    assert [one.health(second) for second in (5.5, 60.0, 3600.0)] == ["ok"] * 3
+
+
 def test_foreign_requests_are_counted_when_two_scrapes_agree():
     one = replica()
     beat(one, 0.0, 1, running=3)
@@ -131,10 +152,10 @@ def test_the_batch_of_an_unmeasured_engine_is_learned_from_its_queue():
 
 def test_a_batch_learned_from_long_prompts_grows_again_while_nobody_is_held_back():
     one = Replica("llama", 0, "http://x", CAPACITY, auto=True)
-    for second in range(4):
+    for second in range(5):
         beat(one, float(second), second, running=2, waiting_capacity=3)
     assert one.capacity.max_running == 2
-    for second in range(4, 10):
+    for second in range(5, 11):
         while one.load.sequences < one.capacity.max_running:
             one.load.claim(100, 100, 100, 1, float(second))
         beat(one, float(second), second, running=one.load.sequences)

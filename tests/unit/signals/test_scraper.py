@@ -1,0 +1,143 @@
+"""The scraper: which failure says that an engine is gone, what revives it, and readings that die with their source."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from types import SimpleNamespace
+
+import orjson
+import pytest
+
+from proxy.core.errors import UpstreamFailed, UpstreamTimeout, UpstreamUnreachable
+from proxy.signals import nvml as nvml_module
+from proxy.signals import scraper as scraper_module
+from proxy.signals.nvml import Nvml
+from proxy.signals.scraper import Scraper
+from proxy.wire.engine_metrics import DcgmGauges
+from tests.unit.signals.test_replica import replica
+
+CAPABLE = SimpleNamespace(model="*", kind="vllm", capabilities={"chat", "completions"}, gpu=None)
+MODELS = orjson.dumps({"data": [{"id": "llama-70b"}]})
+
+
+class Engine:
+    """Answers what the test says; an exception is raised. Remembers what it was asked."""
+
+    def __init__(self, probe=200, **pages):
+        self.pages = {"/" + path.replace("__", "/"): answer for path, answer in pages.items()}
+        self.probe, self.asked = probe, []
+
+    async def get(self, path, timeout_s, bytes_max):
+        answer = self.pages.get(path, (404, b""))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def open(self, outgoing):
+        self.asked.append((outgoing.path, orjson.loads(outgoing.body)["model"]))
+
+        async def read(bytes_max):
+            return b"{}"
+
+        return SimpleNamespace(status=self.probe, read=read, abort=lambda: None)
+
+
+def watching(one, backend=CAPABLE):
+    board = SimpleNamespace(clock=time.monotonic, replicas={"llama": [one]}, every_replica=lambda: [one])
+    return Scraper(board, {"llama": backend}, {}, {}, {})
+
+
+@pytest.mark.parametrize(("answer", "health"), [
+    (UpstreamUnreachable("connection refused"), "unreachable"), (UpstreamFailed("answered 302"), "ok"),
+    (UpstreamFailed("the answer is over 4194304 bytes"), "ok"), (UpstreamTimeout("no answer in time"), "ok"),
+    ((500, b""), "ok")], ids=str)
+async def test_only_a_connection_that_does_not_come_about_makes_it_unreachable(answer, health):
+    one = replica()
+    for _ in range(3):
+        await watching(one).scrape(one, Engine(metrics=answer), "vllm")
+    assert one.scrapes_failed == 3 and one.health(100.0) == health
+
+
+async def test_an_engine_that_no_longer_says_whether_it_sleeps_is_awake():
+    one, scraper = replica(), None
+    scraper = watching(one)
+    await scraper._ask_asleep(one, Engine(is_sleeping=(200, b'{"is_sleeping":true}'),
+                                          is_paused=(200, b'{"is_paused":true}')))
+    assert (one.asleep, one.paused) == (True, True)
+    await scraper._ask_asleep(one, Engine())  # restarted without its development endpoints
+    assert (one.asleep, one.paused) == (False, False)
+
+
+async def test_a_backend_of_any_model_is_probed_with_one_it_lists():
+    one, engine = replica(), Engine(v1__models=(200, MODELS))
+    one.wedged = True
+    await watching(one)._probe(one, engine)
+    assert engine.asked == [("/v1/completions", "llama-70b")] and not one.wedged
+
+
+@pytest.mark.parametrize(("engine", "holds_ours", "revived"), [
+    (Engine(v1__models=(200, b'{"data":[]}')), False, True),
+    (Engine(v1__models=(200, b'{"data":[]}')), True, False),
+    (Engine(v1__models=(200, MODELS), probe=404), False, True),
+    (Engine(v1__models=(200, MODELS), probe=500), False, False),
+    (Engine(v1__models=(503, b"")), False, False),
+    (Engine(v1__models=UpstreamTimeout("no answer")), False, False)])
+async def test_where_nothing_can_be_probed_the_list_of_models_is_sign_of_life(engine, holds_ours, revived):
+    one = replica()
+    one.wedged = True
+    if holds_ours:
+        one.load.claim(100, 100, 10, 1, 0.0)
+    await watching(one)._probe(one, engine)
+    assert one.wedged is not revived
+
+
+async def test_watching_a_gpu_goes_on_after_any_error(monkeypatch):
+    monkeypatch.setattr(scraper_module, "GPU_EVERY_S", 0.001)
+    one, answers = replica(), [OSError("driver"), TimeoutError(), DcgmGauges(gpu_util=0.5, energy_j=7.0)]
+
+    async def look():
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    scraper = watching(one)
+    task = asyncio.create_task(scraper._watch_gpu("llama", look))
+    async with asyncio.timeout(5):
+        while one.gpu_util is None:
+            await asyncio.sleep(0.001)
+    task.cancel()
+    assert scraper.failures == 2 and one.gpu_fresh(time.monotonic())
+
+
+async def test_a_driver_that_hangs_stops_neither_the_loop_nor_more_than_one_thread(monkeypatch):
+    monkeypatch.setattr(nvml_module, "LOOK_S", 0.02)
+    nvml, hangs, reads = Nvml.__new__(Nvml), threading.Event(), []
+    nvml._looking = None
+
+    def read():
+        reads.append(1)
+        hangs.wait(5)
+        return DcgmGauges(power_w=100.0)
+
+    monkeypatch.setattr(Nvml, "read", lambda self: read())
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            await nvml.look()
+    hangs.set()
+    monkeypatch.setattr(nvml_module, "LOOK_S", 5.0)
+    assert (await nvml.look()).power_w == 100.0 and len(reads) == 1
+
+
+async def test_an_old_utilisation_is_forgotten_when_pages_stay_away():
+    one = replica()
+    one.utilization, one.read_at = 0.9, time.monotonic() - 31.0
+    scraper = watching(one)
+    scraper._upstreams = {("llama", 0): Engine(metrics=UpstreamTimeout("no answer"))}
+    task = asyncio.create_task(scraper._watch(one))
+    async with asyncio.timeout(5):
+        while one.utilization is not None:
+            await asyncio.sleep(0.005)
+    task.cancel()

@@ -21,7 +21,7 @@ from proxy.config.model import Settings
 from proxy.config.prices import load_price_book
 from proxy.config.replicas import with_replicas
 from proxy.core.entries import RequestEntry
-from proxy.core.errors import GatewayError, InvalidRequest, ModelNotFound, NotFound
+from proxy.core.errors import InvalidRequest, ModelNotFound, NotFound
 from proxy.core.fleet import Demand, Plan
 from proxy.core.pricing import PriceBook
 from proxy.core.routing import Switch
@@ -115,7 +115,8 @@ class Gateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for upstream in (*self.upstreams.values(), *self._exporters.values()):
             await upstream.close()
-        (error,) = await asyncio.gather(self._book_last(), return_exceptions=True)  # whatever it is, the rest must close
+        # Whatever the outcome, the ledger must still be closed.
+        (error,) = await asyncio.gather(self._book_last(), return_exceptions=True)
         if error is not None:
             log.error("%d GPU minutes could not be booked: %r", len(self._unbooked), error)
         lost = await self.journal.close()

@@ -4,11 +4,13 @@ import asyncio
 import os
 import random
 import sqlite3
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
 from test_ledger_rows import T0, entry, intent, on_api, some_entries
 
+from proxy.config.versions import versioned
 from proxy.core.money import NS_PER_MINUTE
 from proxy.core.pricing import Price, Tier
 from proxy.core.savings import GpuMinute, RateLine

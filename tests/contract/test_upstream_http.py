@@ -12,7 +12,7 @@ import tracemalloc
 
 import pytest
 
-from proxy.core.errors import UpstreamCut, UpstreamError, UpstreamFailed, UpstreamTimeout
+from proxy.core.errors import UpstreamCut, UpstreamError, UpstreamFailed, UpstreamTimeout, UpstreamUnreachable
 from proxy.upstream.engine import HttpUpstream
 from proxy.upstream.transport import Outgoing, Target
 

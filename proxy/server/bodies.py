@@ -8,14 +8,16 @@ from proxy.upstream.transport import Answer
 
 
 def no_answer(body: bytes) -> str | None:
-    """Why a whole answer without usage is none at all; None when it may be one."""
+    """Why a 200 holds no answer at all; None when it may be one."""
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:
         return "sent something that is not JSON"
     if not isinstance(answer, dict):
         return "sent something that is not an answer"
-    return "reported an error in its answer" if answer.get("error") or answer.get("object") == "error" else None
+    if answer.get("error") or answer.get("object") == "error":
+        return "reported an error in its answer"
+    return None if "choices" in answer or "data" in answer else "sent something that is not an answer"
 
 
 def renamed(out: bytes, served: str, name: str) -> bytes:

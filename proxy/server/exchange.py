@@ -106,6 +106,8 @@ class AsgiExchange:
 
     async def start(self, status: int, headers: Headers) -> None:
         self.started = True
+        if self._watcher is None:  # refused before its body was read: nothing more is wanted on this connection
+            headers = [*headers, (b"connection", b"close")]
         head = [*headers, (b"connection", b"close")] if self._late else list(headers)
         await self._within_patience({"type": "http.response.start", "status": status, "headers": head})
 

@@ -182,7 +182,8 @@ class Attempt:
         if answer.status >= 400:
             raise fault_of(answer.status, answer.headers, body, self._backend)
         usage = read_usage(self._call.wire.endpoint, body)
-        if usage is None and (wrong := no_answer(body)) is not None:
+        doubtful = usage is None or b'"error"' in body
+        if doubtful and (wrong := no_answer(body)) is not None:
             raise UpstreamFailed(f"{self._backend.name} {wrong}")
         gone = self._exchange.gone
         if usage is not None and not gone:

@@ -405,3 +405,15 @@ async def test_a_client_that_never_ends_its_head_is_cut_off(tmp_path, monkeypatc
             async with asyncio.timeout(10):
                 assert await reader.read() == b""
             writer.close()
+
+
+async def test_a_refused_caller_cannot_hold_the_connection_with_its_body(tmp_path, monkeypatch):
+    async with world(tmp_path, monkeypatch, engines=0, keys={"required": True}) as there:
+        host, port = there.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                     b"Content-Length: 1000\r\n\r\n{")
+        async with asyncio.timeout(10):
+            answer = await reader.read()  # to the end: the gateway closes
+        assert b" 401 " in answer.split(b"\r\n")[0] and b"connection: close" in answer.lower()
+        writer.close()

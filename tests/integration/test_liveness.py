@@ -209,14 +209,14 @@ async def test_a_restarted_engine_is_used_again_and_nothing_is_counted_backwards
 
 
 async def test_an_engine_that_cannot_be_reached_is_left_and_found_again(tmp_path, monkeypatch):
-    from proxy.core.errors import UpstreamFailed
+    from proxy.core.errors import UpstreamUnreachable
 
     async with world(tmp_path, monkeypatch) as there:
         replica, upstream = there.gateway.board.replicas["llama"][0], there.gateway.upstreams["llama", 0]
         await there.post(SHORT)
 
         async def refused(self, *_):
-            raise UpstreamFailed("llama: connection refused")
+            raise UpstreamUnreachable("llama: connection refused")
 
         with monkeypatch.context() as down:
             down.setattr(type(upstream), "get", refused)

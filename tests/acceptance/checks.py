@@ -99,14 +99,23 @@ def against_upstreams(rows: list[dict[str, Any]], books: dict[str, list[dict[str
 
 
 def nothing_unbooked(rows: list[dict[str, Any]], books: dict[str, list[dict[str, Any]]], verdict: Verdict) -> None:
-    """Every entry of the upstreams' books has a ledger row of its own. `rows`: all of them, tagged or not."""
+    """Every entry of the upstreams' books that made or billed a token has a ledger row of its own. `rows`: all of them.
+
+    A connection that is reset before any byte of an answer may be tried once more within one attempt (RFC 9112, 9.3.1);
+    what it leaves upstream made nothing.
+    """
     ours = Counter((row["backend"], row["request_id"]) for row in rows)
     theirs = Counter((backend, entry["request_id"]) for backend, entries in books.items() for entry in entries
-                     if entry["request_id"] != PROBE)
+                     if entry["request_id"] != PROBE and spent(entry))
     for key, entries in theirs.items():
         if entries > ours[key]:
             verdict.orphans += entries - ours[key]
             verdict.notes.append(f"{key[1]} {key[0]}: {entries} entries upstream, {ours[key]} rows")
+
+
+def spent(entry: dict[str, Any]) -> bool:
+    """Whether an upstream did or billed anything for this request."""
+    return bool(entry.get("billed_nano_usd") or entry.get("completion_tokens") or entry.get("prompt_tokens"))
 
 
 def unreported_nano(rows: list[dict[str, Any]], entries: list[dict[str, Any]], billed_nano: int,

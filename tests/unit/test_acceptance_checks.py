@@ -17,7 +17,8 @@ def entry(request_id, billed=10):
 
 def test_an_upstream_entry_without_a_row_of_its_own_is_an_orphan():
     verdict = checks.Verdict()
-    books = {"openai": [entry("a"), entry("a"), entry("b"), entry("c")], "llama": [entry(checks.PROBE), entry("c")]}
+    books = {"openai": [entry("a", 5), entry("a", 5), entry("b", 5), entry("c", 5), entry("a", 0)],
+             "llama": [entry(checks.PROBE, 5), entry("c", 5)]}
     checks.nothing_unbooked([row("a"), row("b"), row("c", backend="llama")], books, verdict)
     assert verdict.orphans == 2 and len(verdict.notes) == 2
 

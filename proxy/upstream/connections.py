@@ -29,7 +29,9 @@ USER_AGENT = "breakeven/0.1"
 READ_BUFFER_BYTES = 64 * 1024  # aiohttp stops reading the socket at twice this
 HEAD_LINE_BYTES_MAX = 16 * 1024
 HEAD_FIELDS_MAX = 128
-STALE_S_MAX = 1.0  # a connection that dies later than this did not die of old age
+# A connection that dies later than this did not die of old age. Short of any first token, too: an upstream that had
+# begun to generate may bill it, and would bill the second try again.
+STALE_S_MAX = 0.1
 # uvicorn, hence vLLM and SGLang, closes idle connections after 5 s; leave before it does.
 KEEPALIVE_S = {"http": 4.0, "https": 30.0}
 DNS_TTL_S = 30

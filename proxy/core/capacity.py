@@ -1,8 +1,9 @@
 """What a backend can do, and what a request takes of it.
 
-Three numbers and two bounds describe an engine (design, seven lines, no. 6): prefill rate `P`
-(uncached prompt tokens per second), decode step time `alpha + beta*batch + kappa*KV tokens`, KV
-capacity, and the largest batch. Work is measured in GPU-seconds of the whole backend:
+Three numbers and three bounds describe an engine (design, seven lines, no. 6): prefill rate `P`
+(uncached prompt tokens per second, as a benchmark of long prompts gives it: the steps that carry them
+included), decode step time `alpha + beta*batch + kappa*KV tokens`, tokens per iteration, KV capacity,
+and the largest batch. Work is measured in GPU-seconds of the whole backend:
 
     w = p/P + o*(alpha/B + beta) + kappa*(p*o + o^2/2)
 
@@ -17,7 +18,7 @@ import math
 import re
 from dataclasses import dataclass, replace
 
-CHUNK_TOKENS = 2048  # prefill tokens an engine puts into one iteration (vLLM: max_num_batched_tokens)
+CHUNK_TOKENS = 2048  # tokens an engine puts into one iteration (vLLM: max_num_batched_tokens)
 MEAN_CONTEXT = 1024  # tokens a resident sequence holds, where nothing is known of the traffic
 
 
@@ -32,6 +33,12 @@ class Capacity:
     kv_tokens: int
     max_running: int
     source: str = "operator"
+    chunk_tokens: int = CHUNK_TOKENS  # prefill and decode tokens of one iteration
+
+    @property
+    def prefill_token_s(self) -> float:
+        """What one prefill token adds to an iteration that runs anyway: a full chunk then takes `chunk/P`."""
+        return max(0.0, 1 / self.prefill_tokens_per_s - self.alpha_s / self.chunk_tokens)
 
     def step_s(self, batch: float, kv_tokens: float) -> float:
         """One decode step with `batch` sequences holding `kv_tokens`."""
@@ -56,8 +63,8 @@ class Capacity:
         one waits for the step that is running.
         """
         tokens = backlog + prompt
-        iterations = math.ceil(tokens / CHUNK_TOKENS) + 0.5
-        return tokens / self.prefill_tokens_per_s + iterations * self.step_s(batch, kv_tokens)
+        iterations = math.ceil(tokens / max(1.0, self.chunk_tokens - batch)) + 0.5
+        return tokens * self.prefill_token_s + iterations * self.step_s(batch, kv_tokens)
 
     def scaled(self, prefill: float, step: float) -> Capacity:
         """The same engine, found to be slower by these factors (observed over predicted)."""

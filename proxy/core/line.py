@@ -1,0 +1,211 @@
+"""The waiting line of one pool: requests wait here, not in an engine, and replicas pull from it.
+
+Late binding in four rules (each with what it is worth in docs/policy.md):
+
+- *Pull*: a replica with room takes, of the requests whose surplus `d - y` over its bid price
+  `y = lambda x occupancy` is at least `BAND` of the best one's, the one that can wait least.
+- *In time*: only a request whose first token will come before its deadline is started.
+- *Leave early*: a request that no replica would take at its price, or that has too much more valuable
+  work ahead of it, goes to the API at once instead of waiting in vain.
+- *Moment passed*: past its latest start it leaves, while the API can still answer in time.
+
+Requests are kept in bins by value density, each bin ordered by latest start, so that adding and pulling
+cost microseconds with ten thousand waiting. Invariants: a job is in the line at most once; what leaves
+the line leaves it for good; equal jobs leave in the order of their latest start, then of arrival.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+from proxy.core.bidprice import BINS, HIGHEST, bin_of
+from proxy.core.room import NEVER, Room
+
+BAND = 0.5  # of the best surplus: 0.3 to 0.7 earn the same
+PATIENCE = 2.0  # times the time that is left, the work ahead may take
+LOOKS_MAX = 64  # at requests, per pull: bounds its cost
+NEARLY = 0.05  # of a request's density: rooms whose surplus differs by less are equal, and the sooner answer wins
+
+Left = Literal["moment_passed", "outbid", "hopeless"]
+
+
+class Job:
+    """A request as the line sees it. Monotonic seconds, tokens, USD."""
+
+    __slots__ = ("barred", "bin", "cached", "deadline", "density", "forced", "latest", "need", "order", "output",
+                 "owner", "prefill_s", "prompt", "sequences", "tpot_s", "value", "waiting", "work")
+
+    def __init__(self, reference: Room, prompt: float, output: float, value: float | None, latest: float,
+                 deadline: float, tpot_s: float, sequences: float = 1.0, owner: object = None,
+                 barred: frozenset[str] = frozenset(), cached: dict[str, float] | None = None) -> None:
+        self.prompt, self.output, self.sequences = prompt, output, sequences
+        self.need = prompt + output  # cache tokens in the end
+        self.forced = value is None  # no API could serve it
+        self.value = value or 0.0  # a: what the API would charge
+        self.latest, self.deadline, self.tpot_s = latest, deadline, tpot_s
+        self.work = work = reference.work_s(prompt, output)  # w there, nothing cached
+        self.prefill_s = prompt * reference.prefill_s
+        self.density = HIGHEST if value is None else (value - work * reference.usd_per_s) / work  # d there
+        self.bin = bin_of(self.density)
+        self.barred = barred  # replicas that may not serve it
+        self.cached = cached  # prompt tokens expected in a replica's prefix cache, by its key
+        self.owner = owner
+        self.waiting, self.order = False, 0
+
+    def uncached(self, room: Room) -> float:
+        """Prompt tokens that this replica would have to compute."""
+        return self.prompt if self.cached is None else max(1.0, self.prompt - self.cached.get(room.key, 0.0))
+
+
+def surplus(room: Room, job: Job, now: float, price: float) -> float | None:
+    """USD per reference GPU-second that `job` is worth here above the bid price; None when it may not start here.
+
+    The one predicate of a placement: room in cache and batch, first token and pace within target, worth its price.
+    """
+    if job.need > room.kv_left or job.sequences > room.slots_left or room.tpot_s > job.tpot_s:
+        return None
+    prompt, density = job.prompt if job.cached is None else job.uncached(room), job.density
+    # Room.first_token_s, written out: this is the innermost line.
+    if now + room.lag_s - (-(room.backlog + prompt) // room.budget) * room.full_s > job.deadline:
+        return None
+    if not room.kin or job.cached is not None:
+        density = worth(room, job, prompt)
+    over = density - price * room.occupancy
+    if over < 0 or density <= 0 or not room.open or room.key in job.barred:
+        return None
+    return over
+
+
+def worth(room: Room, job: Job, prompt: float) -> float:
+    """Value density of `job` on this replica, in USD per GPU-second of the reference; `prompt` uncached tokens."""
+    if job.forced:
+        return HIGHEST
+    work = room.work_s(prompt, job.output)
+    return (job.value - work * room.usd_per_s) / (work * room.speed)
+
+
+def best_room(rooms: Iterable[Room], job: Job, now: float, price: float) -> Room | None:
+    """Where `job` is worth most if it starts now; among those nearly as good, where it answers soonest."""
+    best: Room | None = None
+    best_over, best_first_s = 0.0, NEVER
+    for room in rooms:
+        over = surplus(room, job, now, price)
+        if over is None:
+            continue
+        first_s = room.first_token_s(job.uncached(room))
+        nearly = NEARLY * job.density
+        if best is None or over > best_over + nearly or (over >= best_over - nearly and first_s < best_first_s):
+            best, best_over, best_first_s = room, over, first_s
+    return best
+
+
+class Line:
+    """Requests that wait for one pool of replicas. Not thread-safe; time comes in as an argument."""
+
+    __slots__ = ("_bins", "_count", "_mask", "_prefill_s", "_sequence")
+
+    def __init__(self) -> None:
+        self._bins: list[list[tuple[float, int, Job]]] = [[] for _ in range(BINS)]
+        self._prefill_s = [0.0] * BINS  # prefill work that waits, on the reference
+        self._mask = 0  # bit b: bin b holds somebody
+        self._count = self._sequence = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Job]:
+        """Most valuable first."""
+        for index in self._occupied():
+            yield from (job for _, _, job in self._bins[index])
+
+    def add(self, job: Job) -> None:
+        """Queue up. A job that waits already stays where it is."""
+        if job.waiting:
+            return
+        self._sequence += 1
+        job.waiting, job.order = True, self._sequence
+        insort(self._bins[job.bin], (job.latest, job.order, job))
+        self._mask |= 1 << job.bin
+        self._prefill_s[job.bin] += job.prefill_s
+        self._count += 1
+
+    def remove(self, job: Job) -> None:
+        """Leave, for whatever reason. Idempotent."""
+        if not job.waiting:
+            return
+        bin_ = self._bins[job.bin]
+        del bin_[bisect_left(bin_, (job.latest, job.order))]
+        self._forget(job, bin_)
+
+    def _forget(self, job: Job, bin_: list[tuple[float, int, Job]]) -> None:
+        job.waiting = False
+        self._count -= 1
+        self._prefill_s[job.bin] -= job.prefill_s
+        if not bin_:
+            self._mask &= ~(1 << job.bin)
+            self._prefill_s[job.bin] = 0.0  # what rounding left
+
+    def _occupied(self, floor: int = 0) -> Iterator[int]:
+        """Bins that hold somebody, dearest first, down to `floor`."""
+        mask = self._mask >> floor << floor
+        while mask:
+            index = mask.bit_length() - 1
+            yield index
+            mask ^= 1 << index
+
+    def pull(self, room: Room, now: float, price: float) -> Job | None:
+        """The request this replica should start now, taken out of the line; None when none suits it."""
+        chosen: Job | None = None
+        asked = price * room.occupancy
+        cut, lowest, looks = 0.0, bin_of(asked) if room.kin else 0, LOOKS_MAX
+        for index in self._occupied(lowest):
+            if index < lowest:
+                break
+            for latest, _, job in self._bins[index]:
+                if looks <= 0 or (chosen is not None and latest >= chosen.latest):
+                    break
+                looks -= 1
+                over = surplus(room, job, now, price)
+                if over is None:
+                    continue
+                if chosen is None:  # the most valuable that may start: the band hangs from it
+                    cut = BAND * over
+                    lowest = bin_of(asked + cut) if room.kin else 0
+                if over >= cut:
+                    chosen = job
+                    break
+        if chosen is not None:
+            self.remove(chosen)
+        return chosen
+
+    def leaving(self, now: float, price: float, rooms: Iterable[Room]) -> list[tuple[Job, Left]]:
+        """Who should go to the API now, taken out of the line, and why.
+
+        Ahead of a request is the prefill of all that is worth more; the pool's rate is what its iterations have free
+        for prefill.
+        """
+        least, rate = 1.0, 0.0
+        for room in rooms:
+            if room.open:
+                least = min(least, room.occupancy)
+                rate += room.speed * room.free_share
+        outbid, ahead_s = bin_of(price * least), 0.0
+        left: list[tuple[Job, Left]] = []
+        for index in self._occupied():
+            bin_ = self._bins[index]
+            hopeless = now + ahead_s / (PATIENCE * rate) if rate > 0 else NEVER
+            gone = len(bin_) if index < outbid else bisect_left(bin_, (max(now, hopeless),))
+            for latest, _, job in bin_[:gone]:
+                left.append((job, "outbid" if index < outbid else "moment_passed" if latest < now else "hopeless"))
+            if gone:
+                self._drop(index, gone)
+            ahead_s += self._prefill_s[index]
+        return left
+
+    def _drop(self, index: int, count: int) -> None:
+        bin_ = self._bins[index]
+        gone, bin_[:count] = bin_[:count], []
+        for _, _, job in gone:
+            self._forget(job, bin_)

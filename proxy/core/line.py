@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
+from math import exp
 from typing import Literal
 
 from proxy.core.bidprice import BINS, HIGHEST, bin_of
@@ -25,6 +26,7 @@ from proxy.core.room import NEVER, Room
 
 BAND = 0.5  # of the best surplus: 0.3 to 0.7 earn the same
 PATIENCE = 2.0  # times the time that is left, the work ahead may take
+RATE_MEMORY_S = 5.0  # over which the rate of starts is measured
 LOOKS_MAX = 64  # at requests, per pull: bounds its cost
 NEARLY = 0.05  # of a request's density: rooms whose surplus differs by less are equal, and the sooner answer wins
 
@@ -104,9 +106,10 @@ def best_room(rooms: Iterable[Room], job: Job, now: float, price: float) -> Room
 class Line:
     """Requests that wait for one pool of replicas. Not thread-safe; time comes in as an argument."""
 
-    __slots__ = ("_bins", "_count", "_mask", "_prefill_s", "_sequence")
+    __slots__ = ("_bins", "_count", "_mask", "_prefill_s", "_pulled_at", "_pulls", "_sequence")
 
     def __init__(self) -> None:
+        self._pulls, self._pulled_at = 0.0, 0.0  # requests pulled, decaying, and when that was counted
         self._bins: list[list[tuple[float, int, Job]]] = [[] for _ in range(BINS)]
         self._prefill_s = [0.0] * BINS  # prefill work that waits, on the reference
         self._mask = 0  # bit b: bin b holds somebody
@@ -178,13 +181,18 @@ class Line:
                     break
         if chosen is not None:
             self.remove(chosen)
+            self._pulls, self._pulled_at = self.pulls(now) + 1, now
         return chosen
+
+    def pulls(self, now: float) -> float:
+        """Requests pulled in the last seconds, older ones counting less: over RATE_MEMORY_S it is a rate."""
+        return self._pulls * exp((self._pulled_at - now) / RATE_MEMORY_S)
 
     def leaving(self, now: float, price: float, rooms: Iterable[Room]) -> list[tuple[Job, Left]]:
         """Who should go to the API now, taken out of the line, and why.
 
-        Ahead of a request is the prefill of all that is worth more; the pool's rate is what its iterations have free
-        for prefill.
+        Ahead of a request is the prefill of all that is worth more, at the rate that the pool's iterations have free
+        for prefill; and, one by one, its equals in value that can wait less, at the rate at which requests start.
         """
         least, rate = 1.0, 0.0
         for room in rooms:
@@ -192,20 +200,39 @@ class Line:
                 least = min(least, room.occupancy)
                 rate += room.speed * room.free_share
         outbid, ahead_s = bin_of(price * least), 0.0
+        starts_per_s = max(1.0, self.pulls(now)) / RATE_MEMORY_S
         left: list[tuple[Job, Left]] = []
         for index in self._occupied():
-            bin_ = self._bins[index]
-            hopeless = now + ahead_s / (PATIENCE * rate) if rate > 0 else NEVER
-            gone = len(bin_) if index < outbid else bisect_left(bin_, (max(now, hopeless),))
-            for latest, _, job in bin_[:gone]:
-                left.append((job, "outbid" if index < outbid else "moment_passed" if latest < now else "hopeless"))
-            if gone:
-                self._drop(index, gone)
+            if index < outbid:
+                left += self._drop(index, len(self._bins[index]), "outbid")
+                continue
+            left += self._drop(index, bisect_left(self._bins[index], (now,)), "moment_passed")
+            in_vain = now + ahead_s / (PATIENCE * rate) if rate > 0 else NEVER
+            left += self._drop(index, bisect_left(self._bins[index], (in_vain,)), "hopeless")
+            if len(self._bins[index]) > 1:
+                left += self._crowd(index, now, starts_per_s)
             ahead_s += self._prefill_s[index]
         return left
 
-    def _drop(self, index: int, count: int) -> None:
+    def _crowd(self, index: int, now: float, starts_per_s: float) -> list[tuple[Job, Left]]:
+        """Of equals in value: those with more of them ahead than will have started in time."""
+        bin_, ahead, left = self._bins[index], 0, []
+        if len(bin_) <= 1 + starts_per_s * (bin_[0][0] - now):
+            return []
+        for latest, _, job in bin_[:]:
+            if ahead > starts_per_s * (latest - now):
+                self.remove(job)
+                left.append((job, "hopeless"))
+            else:
+                ahead += 1
+        return left
+
+    def _drop(self, index: int, count: int, why: Left) -> list[tuple[Job, Left]]:
+        """The first `count` of a bin, taken out of the line."""
+        if not count:
+            return []
         bin_ = self._bins[index]
         gone, bin_[:count] = bin_[:count], []
         for _, _, job in gone:
             self._forget(job, bin_)
+        return [(job, why) for _, _, job in gone]

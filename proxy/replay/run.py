@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from proxy.core.capacity import Capacity
-from proxy.core.room import Room
 from proxy.replay.engine import Engine
 
 NONE = -1.0

@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "serve": ("proxy.cli.serve", "serve", "Run the gateway."),
     "demo": ("proxy.cli.demo", "demo", "Gateway, simulated engines, simulated API and traffic, to look at."),
     "check": ("proxy.cli.check", "check", "Validate a configuration; --live also calls every backend."),
+    "calibrate": ("proxy.cli.calibrate", "calibrate", "Measure an engine of your own, for its `capacity`."),
     "explain": ("proxy.cli.explain", "explain", "Where a request of a given size would go now, and why."),
     "status": ("proxy.cli.status", "status", "A running gateway at a glance."),
     "report": ("proxy.cli.report", "report", "The savings report from the ledger."),

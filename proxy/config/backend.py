@@ -145,6 +145,7 @@ class Capacity(BaseModel):
         "kappa x thousand tokens in the KV cache.", unit="milliseconds: [alpha, beta, kappa_per_1k]")
     kv_tokens: Int = setting(..., "KV cache", "The engine prints it when it starts.", unit="tokens", ge=1)
     max_running: Int = setting(..., "Largest batch", "vLLM: --max-num-seqs.", unit="sequences", ge=1)
+    chunk_tokens: Int = setting(2048, "Largest iteration", "vLLM: --max-num-batched-tokens.", unit="tokens", ge=1)
 
 
 def _secret(value: object, info: ValidationInfo) -> Secret | None:

@@ -117,7 +117,7 @@ def _replica(backend: Backend, index: int, url: str, tpot_ms: float, settings: S
     else:
         alpha, beta, kappa_per_1k = given.step_ms
         capacity = Capacity(given.prefill_tokens_per_s, alpha / 1e3, beta / 1e3, kappa_per_1k / 1e6,
-                            given.kv_tokens, given.max_running)
+                            given.kv_tokens, given.max_running, chunk_tokens=given.chunk_tokens)
     return Replica(backend.name, index, url, capacity, auto=given is None, scrape_s=backend.scrape_s,
                    tpot_s=tpot_ms / 1e3, in_flight_max=backend.max_in_flight)
 

@@ -25,7 +25,7 @@ Told = Callable[[int, float], None]  # index of the request, time
 class Engine:
     """One replica. `at` is the end of the iteration that ran last: the next decision's moment. Seconds, tokens."""
 
-    __slots__ = ("_admitted", "_finish", "_first", "_outside", "_queue", "_reads", "_token_s", "at", "backlog", "busy_s",
+    __slots__ = ("_finish", "_first", "_outside", "_queue", "_reads", "_token_s", "at", "backlog", "busy_s",
                  "cached", "capacity", "decoding", "reserved", "running", "steps")
 
     def __init__(self, capacity: Capacity, first: Told, finish: Told) -> None:
@@ -41,6 +41,11 @@ class Engine:
     @property
     def idle(self) -> bool:
         return not self.running and not self._outside
+
+    @property
+    def waiting(self) -> int:
+        """Requests that the engine holds back: no slot, or no cache."""
+        return len(self._outside)
 
     def submit(self, index: int, prompt: int, output: int, now: float) -> None:
         """A request arrives at the engine; it is looked at when the next iteration begins."""

@@ -14,6 +14,7 @@ from heapq import heappop, heappush
 
 from proxy.core.capacity import Capacity
 from proxy.replay.engine import Engine
+from proxy.replay.prefixes import PrefixCaches
 
 NONE = -1.0
 
@@ -72,19 +73,35 @@ class Record:
 class Simulation:
     """The clock, the engines and the records of one run; a policy drives it."""
 
-    def __init__(self, fleet: Fleet, work: Workload, target: Target) -> None:
+    def __init__(self, fleet: Fleet, work: Workload, target: Target, prefixes: PrefixCaches | None = None) -> None:
         self.fleet, self.work, self.target = fleet, work, target
+        self.prefixes = prefixes
         self.record = Record.of(len(work))
+        self.computed = work.prompt if prefixes is None else list(work.prompt)  # tokens, once sent to a replica
+        self.sent_tokens = [0] * len(fleet.true)  # to be computed, by replica, since the start
+        self.hit_tokens = [0] * len(fleet.true)  # of its prefix cache in what it holds now
         self.engines = [Engine(true, self._first, self._finish) for true in fleet.true]
         self.heard: list[tuple[float, int]] = []  # heap: when an API's answer ends, whose it is
         self.on_first: Callable[[int, float], None] = lambda index, now: None
         self.on_finish: Callable[[int, float], None] = lambda index, now: None
+        self.on_sent: Callable[[float], None] = lambda now: None  # a request left the gateway
 
     def start(self, index: int, replica: int, now: float, reason: str) -> None:
         """Send a request to a replica."""
         record, work = self.record, self.work
         record.backend[index], record.left_s[index], record.reason[index] = replica, now, reason
-        self.engines[replica].submit(index, work.prompt[index], work.output[index], now)
+        if self.prefixes is not None:
+            hit = self.prefixes.take(index, replica, work.prompt[index])
+            self.computed[index] -= hit
+            self.hit_tokens[replica] += hit
+            self.engines[replica].cached += hit
+        self.sent_tokens[replica] += self.computed[index]
+        self.engines[replica].submit(index, self.computed[index], work.output[index], now)
+        self.on_sent(now)
+
+    def warm(self, index: int) -> dict[str, float] | None:
+        """Tokens of a prompt that are in a replica's prefix cache, by the replica's number; None: no such caches."""
+        return None if self.prefixes is None else self.prefixes.warm(index, self.work.prompt[index])
 
     def to_api(self, index: int, now: float, reason: str) -> None:
         record, target = self.record, self.target
@@ -93,6 +110,7 @@ class Simulation:
         ends = now + target.api_ttft_s + API_TPOT_S * self.work.output[index]
         record.finish_s[index] = ends
         heappush(self.heard, (ends, index))
+        self.on_sent(now)
 
     def hear(self, now: float) -> None:
         """Tell the policy of the API's answers that have ended."""
@@ -106,6 +124,10 @@ class Simulation:
 
     def _finish(self, index: int, now: float) -> None:
         self.record.finish_s[index] = now
+        if self.prefixes is not None:
+            replica, hit = self.record.backend[index], self.work.prompt[index] - self.computed[index]
+            self.hit_tokens[replica] -= hit
+            self.engines[replica].cached -= hit
         self.on_finish(index, now)
 
     def drain(self) -> None:

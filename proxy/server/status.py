@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from proxy.config.model import Settings
 from proxy.core.entries import RequestEntry
+from proxy.core.learning import Estimate
 from proxy.core.money import NANO_PER_USD, NS_PER_HOUR, usd_string
 from proxy.ledger.journal import Journal
 from proxy.server.dispatch import Dispatcher
@@ -110,7 +111,14 @@ def _replica(replica: Replica, now: float) -> dict[str, Any]:
         "max_running": state.capacity.max_running, "capacity": state.capacity.source,
         "prefill_factor": round(replica.prefill.factor, 3), "step_factor": round(replica.step.factor, 3),
         "margin": round(replica.margin.value, 3), "state_changes": replica.state_changes,
+        "estimates": {name: _estimate(estimate) for name, estimate in replica.estimates(now).items()},
     }
+
+
+def _estimate(one: Estimate) -> dict[str, float | None]:
+    """Five significant digits, and how much they are worth."""
+    return {"value": float(f"{one.value:.5g}"), "observations": one.observations,
+            "age_s": None if one.age_s is None else round(one.age_s, 1), "confidence": one.confidence}
 
 
 def _gpu_nano(gateway: Parts) -> int:

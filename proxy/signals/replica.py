@@ -12,22 +12,22 @@ from dataclasses import dataclass, field, replace
 from proxy.core.capacity import Capacity
 from proxy.core.fleet import Health, ReplicaState
 from proxy.core.health import Breaker
-from proxy.core.learning import Correction, Margin
+from proxy.core.learning import Correction, Estimate, Margin
 from proxy.core.liveness import WEDGED_AFTER, freshness, stall_budget_s
 from proxy.signals.inflight import Claim, Load
+from proxy.signals.speed import LEARN_TOKENS_MIN, Speed
 from proxy.wire.engine_metrics import EngineGauges
 
 UTILIZATION_MEMORY_S = 10.0
 GPU_FRESH_S = 5.0
 UNREACHABLE_AFTER = 2  # scrapes refused in a row
 CONGESTED_S = 2.0  # how long an engine's own word "too busy" is believed without being repeated
-LEARN_TTFT_S = 0.05  # shorter predictions are noise of the network and the scheduler
 CONTEXT_TOKENS = 1024.0
-RELAX_EVERY_S = 5.0
 TRIAL_AFTER_S = 30.0
 SILENT_S_MAX = 300.0  # for answers in one piece from an engine that shows no heartbeat
 BATCHES_SEEN = 8  # full batches looked at, to learn how large they get
 CACHED_MEMORY_TOKENS = 50_000.0
+SURE_OF_ENGINE, SURE_OF_QUEUE = 0.95, 0.7  # of its cache by its own word; of its batch by the requests it holds back
 
 
 @dataclass(slots=True)
@@ -45,9 +45,10 @@ class Replica:
     in_flight_max: int | None = None
     load: Load = field(default_factory=Load)
     breaker: Breaker = field(default_factory=Breaker)
-    prefill: Correction = field(default_factory=Correction)
-    step: Correction = field(default_factory=Correction)
-    margin: Margin = field(default_factory=Margin)
+    speed: Speed = field(init=False)
+    prefill: Correction = field(init=False)  # of `speed`, as the next two
+    step: Correction = field(init=False)
+    margin: Margin = field(init=False)
     gauges: EngineGauges | None = None
     read_at: float | None = None
     scrapes_refused: int = 0
@@ -71,8 +72,6 @@ class Replica:
     engine_output_total: float = 0.0
     state_changes: int = 0
     _health_was: Health = "ok"
-    _learned_at: float = -1e9
-    _relaxed_at: float = 0.0
     _own_at_scrape: tuple[float, float] = (0.0, 0.0)
     _excess_before: float = 0.0
     _waiting_before: bool = False
@@ -80,19 +79,23 @@ class Replica:
     _rate_at: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.auto:  # an operator who measured is believed within a factor of three
-            self.prefill, self.step = Correction(0.7, 3.0), Correction(0.7, 3.0)
+        self.speed = Speed(self.base, self.auto, self.tpot_s)
+        self.prefill, self.step, self.margin = self.speed.prefill, self.speed.step, self.speed.margin
 
     # ---- what it can do
 
     @property
     def capacity(self) -> Capacity:
-        capacity = self.base.scaled(self.prefill.factor, self.step.factor)
+        """As corrected for the load it has now."""
+        capacity = self.speed.capacity(self._share(self.load.sequences + self.foreign))
         if self.auto and self.gauges is not None and self.gauges.kv_tokens_capacity:
             capacity = replace(capacity, kv_tokens=int(self.gauges.kv_tokens_capacity))
         if self.slots_learned is not None and self.auto:
             capacity = replace(capacity, max_running=self.slots_learned)
         return capacity
+
+    def _share(self, batch: float) -> float:
+        return self.speed.share(batch, self.slots_learned)
 
     # ---- readings
 
@@ -110,7 +113,11 @@ class Replica:
         self.foreign = min(excess, self._excess_before)  # one scrape alone may only be late news of our own
         self._excess_before = excess
         if before is not None and elapsed:
-            self._rates(before, gauges, own, elapsed)
+            prompt = self._rates(before, gauges, own, elapsed)
+            if self.heartbeat_trusted:
+                used = self.load.kv_tokens if gauges.kv_fraction is None else (
+                    gauges.kv_fraction * self.capacity.kv_tokens)
+                self.speed.between(before, gauges, prompt, used, self.slots_learned, elapsed, now)
         self._own_at_scrape = own
 
     def scrape_failed(self, refused: bool) -> None:
@@ -153,7 +160,8 @@ class Replica:
             self.slots_learned = min(max(self.slots_learned + full, int(gauges.running or 0)), self.base.max_running)
         self._waiting_before = holds
 
-    def _rates(self, before: EngineGauges, gauges: EngineGauges, own: tuple[float, float], elapsed: float) -> None:
+    def _rates(self, before: EngineGauges, gauges: EngineGauges, own: tuple[float, float], elapsed: float) -> float:
+        """Work between two readings; returns the uncached prompt tokens computed."""
         prompt = _delta(before.prompt_tokens, gauges.prompt_tokens)
         output = _delta(before.generation_tokens, gauges.generation_tokens)
         if prompt is not None and output is not None:
@@ -168,6 +176,7 @@ class Replica:
         busy = min(1.0, self.work_s(prompt, output) / elapsed)
         weight = min(1.0, elapsed / UTILIZATION_MEMORY_S)
         self.utilization = busy if self.utilization is None else self.utilization + (busy - self.utilization) * weight
+        return prompt
 
     def work_s(self, prompt: float, output: float) -> float:
         """GPU-seconds of so many uncached prompt and output tokens, at the batch of the latency target."""
@@ -251,32 +260,33 @@ class Replica:
 
         The engine computes others' prompts between our tokens; that time is theirs, not the step's.
         """
-        self._learned_at = self._relaxed_at = self.load.progress_at
-        if predicted_ttft_s > LEARN_TTFT_S:
-            self.margin.observe(predicted_ttft_s, ttft_s)
-            self.prefill.observe(predicted_ttft_s, ttft_s)
-        if tpot_s is not None and claim.delivered >= 8:
-            capacity = self.capacity
-            prefill_s = (self.load.prompt_done - claim.prompt_done) / capacity.prefill_tokens_per_s
+        now, load = self.load.progress_at, self.load
+        share = self._share((claim.batch or load.sequences) + self.foreign)
+        self.speed.first_token(predicted_ttft_s, ttft_s, share, claim.sent_at, now)
+        if tpot_s is not None and claim.delivered >= LEARN_TOKENS_MIN:
+            prefill_s = (load.prompt_done - claim.prompt_done) * self.capacity.prefill_token_s
             steps = max(1, claim.delivered // claim.sequences)
-            batch = (claim.batch + self.load.sequences) / 2 + self.foreign
-            self.step.observe(capacity.step_s(max(1.0, batch), self.load.kv_tokens), tpot_s - prefill_s / steps)
+            batch = max(1.0, (claim.batch + load.sequences) / 2 + self.foreign)
+            self.speed.answer(claim.delivered, tpot_s - prefill_s / steps, batch, load.kv_tokens,
+                              self._share(batch), now)
 
-    def _relax(self, now: float) -> None:
-        """What nothing confirms fades."""
-        idle = now - self._relaxed_at
-        if idle > RELAX_EVERY_S:
-            self._relaxed_at = now
-            self.prefill.relax(idle)
-            self.step.relax(idle)
-            self.margin.relax(idle)
+    def estimates(self, now: float) -> dict[str, Estimate]:
+        """Every figure of its capacity: what it was learned from, how old that is, and how sure it is."""
+        capacity = self.capacity
+        found = self.speed.estimates(capacity, now)
+        if self.auto and self.gauges is not None and self.gauges.kv_tokens_capacity:
+            found["kv_tokens"] = Estimate(capacity.kv_tokens, 1, self.age_s(now), SURE_OF_ENGINE)
+        if self.auto and self.slots_learned is not None:
+            found["max_running"] = Estimate(capacity.max_running, len(self._batches), self.age_s(now), SURE_OF_QUEUE)
+        return found
 
     # ---- for the decision
 
     def state(self, now: float, prompt_tokens: float = 0.0, closed: str | None = None) -> ReplicaState:
         """As the decision on a prompt of `prompt_tokens` sees it; part of that is expected in the prefix cache."""
-        self._relax(now)
+        self.speed.relax(now)
         capacity, load, gauges = self.capacity, self.load, self.gauges
+        self.speed.predicts(self._share(load.sequences + self.foreign), now)
         age = self.age_s(now)
         fresh = freshness(age, self.scrape_s)
         kv_fraction = waiting = None
@@ -297,7 +307,7 @@ class Replica:
             gpu_util=self.gpu_util if self.gpu_fresh(now) else None,
             margin=self.margin.value, energy_usd_per_s=self.energy_usd_per_s,
             cached_tokens=prompt_tokens * self.cached_share, in_flight_max=self.in_flight_max, closed=closed,
-            trial=self.auto and not load.claims and not foreign and now - self._learned_at > TRIAL_AFTER_S)
+            trial=self.auto and not load.claims and not foreign and now - self.speed.learned_at > TRIAL_AFTER_S)
 
 
 def _delta(before: float | None, after: float | None) -> float | None:

@@ -22,9 +22,9 @@ from proxy.config.prices import load_price_book
 from proxy.config.replicas import with_replicas
 from proxy.core.entries import RequestEntry
 from proxy.core.errors import InvalidRequest, ModelNotFound, NotFound
-from proxy.core.fleet import Demand, Plan
+from proxy.core.fleet import Demand
 from proxy.core.pricing import PriceBook
-from proxy.core.routing import Switch
+from proxy.core.routing import Plan, Switch
 from proxy.core.savings import GpuMinute
 from proxy.ledger.journal import Journal
 from proxy.ledger.keys import KeyRing

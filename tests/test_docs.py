@@ -27,7 +27,7 @@ import yaml
 
 from proxy.config import load
 from proxy.config.model import Server
-from proxy.core import health, liveness, prefix, routing
+from proxy.core import health, liveness, prefix, room, routing
 from proxy.core.errors import GatewayError
 from proxy.core.fleet import Freshness, Health
 from proxy.core.money import NS_PER_MINUTE
@@ -115,7 +115,8 @@ def argument(call: ast.Call, name: str | int) -> ast.AST | None:
     return (given | dict(enumerate(call.args))).get(name)
 
 
-REASON_AT = {"Refusal": 2, "refuse": 0, "Attempt": 3, "Plan": 2, "unsent": 1, "RequestEntry": "reason"}
+REASON_AT = {"Refusal": 2, "refuse": 0, "Attempt": 3, "Plan": 1, "_at_api": 1, "unsent": 1, "RequestEntry": "reason"}
+REASON_OF = {"obstacle", "overflow", "_why"}  # functions that return a code
 
 
 def reason_codes(tree: ast.Module) -> set[str]:
@@ -127,7 +128,7 @@ def reason_codes(tree: ast.Module) -> set[str]:
             found |= words(argument(node, REASON_AT.get(name, "")))
         elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "reason":
             found |= words(getattr(node.value, "body", None)) | words(getattr(node.value, "orelse", None))
-        elif isinstance(node, ast.FunctionDef) and node.name.endswith("_reason"):
+        elif isinstance(node, ast.FunctionDef) and (node.name.endswith("_reason") or node.name in REASON_OF):
             returned = [one.value for one in ast.walk(node) if isinstance(one, ast.Return)]
             found |= {word for one in returned if isinstance(one, ast.Constant | ast.IfExp) for word in words(one)}
         elif isinstance(node, ast.For) and isinstance(node.iter, ast.Tuple):
@@ -137,7 +138,8 @@ def reason_codes(tree: ast.Module) -> set[str]:
     return found
 
 
-REASONS_IN = ("proxy/core/routing.py", "proxy/server/handler.py", "proxy/server/dispatch.py", "proxy/ledger/booking.py")
+REASONS_IN = ("proxy/core/routing.py", "proxy/core/reasons.py", "proxy/server/handler.py", "proxy/server/dispatch.py",
+              "proxy/ledger/booking.py")
 
 
 def error_codes(tree: ast.Module) -> set[str]:
@@ -359,7 +361,7 @@ def test_every_error_code_is_in_the_table_with_its_status_and_no_other():
     (reason_codes, 'refuse("brand_new", f"{x}")'), (reason_codes, 'Refusal(a, b, "brand_new", "why")'),
     (reason_codes, 'Attempt(a, None, "api", "brand_new", 0)'), (reason_codes, 'reason = "brand_new" if x else y'),
     (reason_codes, 'def f():\n    return "brand_new", f"{x}"'), (reason_codes, 'settle(unsent(call, "brand_new"))'),
-    (reason_codes, 'def _x_reason():\n    return "brand_new"'), (reason_codes, 'Plan((), (), "brand_new")'),
+    (reason_codes, 'def _x_reason():\n    return "brand_new"'), (reason_codes, 'Plan((), "brand_new")'),
     (reason_codes, 'for code, r in (("brand_new", 1),):\n    pass'), (reason_codes, 'RequestEntry(reason="brand_new")'),
     (error_codes, 'raise X("m", code="brand_new")'), (error_codes, 'class A(B):\n    code = "brand_new"'),
     (error_codes, 'e.type, e.code = "t", "brand_new"')])
@@ -398,11 +400,12 @@ def test_figures_in_the_text_are_those_of_the_code():
     for told in (f"{health.EJECT_S:.0f} s later, longer by as much each time, at most {health.EJECT_S_MAX:.0f} s",
                  f"no progress for {liveness.WEDGED_AFTER} stall budgets", f"at most {health.HOLD_OFF_S_MAX:.0f} s",
                  f"{liveness.STALL_S_MIN:.0f} s to {liveness.STALL_S_MAX:.0f} s",
-                 f"up to {liveness.UNKNOWN_AFTER_S:.0f} s", f"at most {routing.BATCH_UNKNOWN_MAX} sequences",
+                 f"up to {liveness.UNKNOWN_AFTER_S:.0f} s", f"at most {room.BATCH_UNKNOWN_MAX} sequences",
                  f"for up to {replica.CONGESTED_S:.0f} s"):
         assert told in says, told
     assert f"time constant of {replica.UTILIZATION_MEMORY_S:.0f} s" in page("docs/concepts.md")
-    assert f"`auto`: {routing.WAIT_MAX_S * 1000:,.0f} ms" in page("docs/concepts.md").replace("\n", " ")
+    longest = routing.Limits().ttft_s - routing.API_TTFT_S - routing.API_MARGIN_S
+    assert f"`wait_ms_max: auto`; {longest:.2f} s" in page("docs/concepts.md").replace("\n", " ")
     assert f"from {prefix.CACHE_MIN:,} tokens on, in steps of {prefix.CACHE_STEP}" in page("docs/accounting.md")
 
 

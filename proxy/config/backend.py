@@ -104,6 +104,9 @@ class Gpu(BaseModel):
     billing: Literal["committed", "elastic", "spot"] = setting(
         "committed", "How the GPUs are paid", "committed: paid used or not, so serving one more request is free "
         "until full; elastic: paid per second of use; spot: may vanish.")
+    interruptions_per_hour: Float = setting(0.05, "How often spot GPUs vanish", "Of `billing: spot` only: requests are "
+        "worth less there by the chance that they are lost. 0.05 is once in twenty hours.", unit="per hour", ge=0,
+        le=60)
     from_: Moment | None = setting(None, "Paid from", "Hours from here on are in the savings report even if nobody "
         "used them; unset means from the gateway's first start.", unit="date, UTC", alias="from")
     until: Moment | None = setting(None, "Paid until", "Set when the GPUs are given back; itself not included.",

@@ -119,6 +119,10 @@ class Thresholds(BaseModel):
         shown_default="unset, 0.05 below utilization_max")
     queue_max: Int | None = setting(None, "Requests waiting in the engine", "Under any policy, if set.",
         unit="requests", ge=0)
+    waiting_max: Int | None = setting(None, "Requests waiting in the gateway", "Under any policy, if set: more go to "
+        "the API at once.", unit="requests", ge=0)
+    dwell_s: Float = setting(5.0, "Shortest closure", "How long an engine that a threshold closed stays closed at "
+        "least, so that nothing flaps.", unit="seconds", ge=0, le=3600)
     gpu_util_max: Float | None = setting(None, "GPU-Util", "Only where a policy demands it: it reaches 100 % long "
         "before the GPU is full.", unit="fraction", gt=0, le=1)
 
@@ -143,6 +147,9 @@ class Route(BaseModel):
         None, "Longest wait for an engine", "0 to overflow at once; more where saving matters more than latency.",
         unit="milliseconds", ge=0, le=600_000, shown_default="auto")
     thresholds: Thresholds = setting(Thresholds(), "Limits of load", "Hard limits of your own.")
+    gpu_share_min: Float | None = setting(None, "Share of the GPUs that each key is sure of", "For tenants whose "
+        "requests are worth less than others': below this share of the pool theirs go first. Costs savings.",
+        unit="fraction", gt=0, le=1)
     response_model: Literal["upstream", "route"] = setting(
         "upstream", "Model name in answers", "route where clients insist on the name they asked for.")
     engine_fields: frozenset[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]] = setting(

@@ -7,7 +7,7 @@ gateway is always exact for its own traffic; engines' metrics add what is foreig
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from proxy.core.capacity import Capacity
 
@@ -37,10 +37,10 @@ class ReplicaState:
     gpu_util: float | None
     margin: float = 0.15  # predictions are taken this much longer
     energy_usd_per_s: float = 0.0  # what one more GPU-second of work really costs: energy, elastic charge
-    cached_tokens: float = 0.0  # of this request's prompt, expected in this replica's prefix cache
+    prefix_trust: float = 1.0  # found in its prefix cache, of what was expected there
     in_flight_max: int | None = None
     trial: bool = False  # idle, its capacity only guessed, and nothing learned of it lately
-    closed: str | None = None  # a threshold with hysteresis keeps it closed: which, and by how much
+    risk_per_s: float = 0.0  # chance that it vanishes within a second: spot
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +66,12 @@ class Demand:
     longest_prompt_least: float = 0.0  # tokens that the longest prompt of the batch has for certain
     waited_s: float = 0.0
     tried: frozenset[str] = frozenset()
+    tenant: str = ""  # whose share of the pool is measured, where the route guarantees one
+    lifted: bool = False  # its tenant has had less than the guaranteed share: it goes first, at no price
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """Send it here. `work_s` GPU-seconds (0 for an API); `replica` None for an API."""
+class Attempt(NamedTuple):
+    """Send it here. `work_s` GPU-seconds (0 for an API); `replica` None for an API; `ttft_s` as expected, no margin."""
 
     backend: str
     replica: int | None
@@ -81,8 +82,7 @@ class Attempt:
     ttft_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(NamedTuple):
     """Why a candidate was not taken: a stable code, and the numbers behind it. `busy` may pass."""
 
     backend: str
@@ -90,17 +90,3 @@ class Refusal:
     code: str
     detail: str
     busy: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Ranked attempts, or the wish to wait until `wait_s` from now, or neither: unavailable."""
-
-    attempts: tuple[Attempt, ...]
-    refusals: tuple[Refusal, ...]
-    reason: str
-    wait_s: float = 0.0
-    value_usd: float | None = None
-    density: float | None = None
-    bid_price: float = 0.0  # lambda, USD per GPU-second
-    seen: tuple[ReplicaState, ...] = ()  # the readings it was decided on

@@ -17,7 +17,7 @@ the line leaves it for good; equal jobs leave in the order of their latest start
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from math import exp
 from typing import Literal
 
@@ -27,6 +27,7 @@ from proxy.core.room import NEVER, Room
 BAND = 0.5  # of the best surplus: 0.3 to 0.7 earn the same
 PATIENCE = 2.0  # times the time that is left, the work ahead may take
 RATE_MEMORY_S = 5.0  # over which the rate of starts is measured
+UNLIKE_BINS = 24  # a factor of 3: how far a job's worth on another kind of replica may be from its own bin
 LOOKS_MAX = 64  # at requests, per pull: bounds its cost
 NEARLY = 0.05  # of a request's density: rooms whose surplus differs by less are equal, and the sooner answer wins
 
@@ -37,23 +38,25 @@ class Job:
     """A request as the line sees it. Monotonic seconds, tokens, USD."""
 
     __slots__ = ("barred", "bin", "cached", "deadline", "density", "forced", "latest", "need", "order", "output",
-                 "owner", "prefill_s", "prompt", "sequences", "tpot_s", "value", "waiting", "work")
+                 "owner", "prefill_s", "prompt", "sequences", "slots", "tenant", "tpot_s", "value", "waiting", "work")
 
     def __init__(self, reference: Room, prompt: float, output: float, value: float | None, latest: float,
                  deadline: float, tpot_s: float, sequences: float = 1.0, owner: object = None,
-                 barred: frozenset[str] = frozenset(), cached: dict[str, float] | None = None) -> None:
+                 barred: frozenset[str] = frozenset(), cached: Mapping[str, float] | None = None, tenant: str = "",
+                 lifted: bool = False) -> None:
         self.prompt, self.output, self.sequences = prompt, output, sequences
+        self.slots = sequences  # of the batch; at most the largest batch, or it would never start
         self.need = prompt + output  # cache tokens in the end
-        self.forced = value is None  # no API could serve it
+        self.forced = value is None or lifted  # no API could serve it, or it goes first for another reason
         self.value = value or 0.0  # a: what the API would charge
         self.latest, self.deadline, self.tpot_s = latest, deadline, tpot_s
         self.work = work = reference.work_s(prompt, output)  # w there, nothing cached
         self.prefill_s = prompt * reference.prefill_s
-        self.density = HIGHEST if value is None else (value - work * reference.usd_per_s) / work  # d there
+        self.density = HIGHEST if self.forced else (self.value - work * reference.usd_per_s) / work  # d there
         self.bin = bin_of(self.density)
         self.barred = barred  # replicas that may not serve it
         self.cached = cached  # prompt tokens expected in a replica's prefix cache, by its key
-        self.owner = owner
+        self.owner, self.tenant = owner, tenant
         self.waiting, self.order = False, 0
 
     def uncached(self, room: Room) -> float:
@@ -61,16 +64,16 @@ class Job:
         return self.prompt if self.cached is None else max(1.0, self.prompt - self.cached.get(room.key, 0.0))
 
 
-def surplus(room: Room, job: Job, now: float, price: float) -> float | None:
+def surplus(room: Room, job: Job, now: float, price: float, crowded: bool) -> float | None:
     """USD per reference GPU-second that `job` is worth here above the bid price; None when it may not start here.
 
     The one predicate of a placement: room in cache and batch, first token and pace within target, worth its price.
+    `reasons.obstacle` names what stands in the way, by the same comparisons.
     """
-    if job.need > room.kv_left or job.sequences > room.slots_left or room.tpot_s > job.tpot_s:
+    if job.need > room.kv_left or job.slots > room.slots_left or room.tpot_s * room.slack > job.tpot_s:
         return None
     prompt, density = job.prompt if job.cached is None else job.uncached(room), job.density
-    # Room.first_token_s, written out: this is the innermost line.
-    if now + room.lag_s - (-(room.backlog + prompt) // room.budget) * room.full_s > job.deadline:
+    if now + room.first_token_s(prompt, crowded) * room.slack > job.deadline:
         return None
     if not room.kin or job.cached is not None:
         density = worth(room, job, prompt)
@@ -81,24 +84,29 @@ def surplus(room: Room, job: Job, now: float, price: float) -> float | None:
 
 
 def worth(room: Room, job: Job, prompt: float) -> float:
-    """Value density of `job` on this replica, in USD per GPU-second of the reference; `prompt` uncached tokens."""
+    """Value density of `job` on this replica, in USD per GPU-second of the reference; `prompt` uncached tokens.
+
+    On a replica that may vanish, the value is what is likely to survive until the answer ends.
+    """
     if job.forced:
         return HIGHEST
     work = room.work_s(prompt, job.output)
-    return (job.value - work * room.usd_per_s) / (work * room.speed)
+    value = job.value
+    if room.risk_per_s:
+        value *= max(0.0, 1 - room.risk_per_s * (room.full_s + job.output * room.tpot_s))
+    return (value - work * room.usd_per_s) / (work * room.speed)
 
 
-def best_room(rooms: Iterable[Room], job: Job, now: float, price: float) -> Room | None:
+def best_room(rooms: Iterable[Room], job: Job, now: float, price: float, crowded: bool = False) -> Room | None:
     """Where `job` is worth most if it starts now; among those nearly as good, where it answers soonest."""
     best: Room | None = None
-    best_over, best_first_s = 0.0, NEVER
+    best_over, best_first_s, nearly = 0.0, NEVER, NEARLY * job.density
     for room in rooms:
-        over = surplus(room, job, now, price)
-        if over is None:
+        over = surplus(room, job, now, price, crowded)
+        if over is None or (best is not None and over < best_over - nearly):
             continue
-        first_s = room.first_token_s(job.uncached(room))
-        nearly = NEARLY * job.density
-        if best is None or over > best_over + nearly or (over >= best_over - nearly and first_s < best_first_s):
+        first_s = room.first_token_s(job.uncached(room), crowded)
+        if best is None or over > best_over + nearly or first_s < best_first_s:
             best, best_over, best_first_s = room, over, first_s
     return best
 
@@ -161,21 +169,22 @@ class Line:
     def pull(self, room: Room, now: float, price: float) -> Job | None:
         """The request this replica should start now, taken out of the line; None when none suits it."""
         chosen: Job | None = None
-        asked = price * room.occupancy
-        cut, lowest, looks = 0.0, bin_of(asked) if room.kin else 0, LOOKS_MAX
-        for index in self._occupied(lowest):
+        asked, crowded = price * room.occupancy, self._count > 1
+        unlike = 0 if room.kin else UNLIKE_BINS
+        cut, lowest, looks = 0.0, bin_of(asked) - unlike, LOOKS_MAX
+        for index in self._occupied(max(0, lowest)):
             if index < lowest:
                 break
             for latest, _, job in self._bins[index]:
                 if looks <= 0 or (chosen is not None and latest >= chosen.latest):
                     break
                 looks -= 1
-                over = surplus(room, job, now, price)
+                over = surplus(room, job, now, price, crowded)
                 if over is None:
                     continue
                 if chosen is None:  # the most valuable that may start: the band hangs from it
                     cut = BAND * over
-                    lowest = bin_of(asked + cut) if room.kin else 0
+                    lowest = bin_of(asked + cut) - unlike
                 if over >= cut:
                     chosen = job
                     break

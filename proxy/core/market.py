@@ -7,29 +7,38 @@ in the same breath. Given the same calls it gives the same answers (tests/integr
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
+from heapq import nsmallest
+from math import exp
 
 from proxy.core.bidprice import DemandHistogram
-from proxy.core.line import Job, Left, Line, best_room
+from proxy.core.line import Job, Left, Line
 from proxy.core.room import Room
 
 PRICE_EVERY_S = 2.0
 ROOMS_MAX = 32  # looked at for one arrival, emptiest first: a thousand replicas cost no more than these
+TENANTS_MAX = 4096
 SHARE_MEMORY_S = 60.0  # over which a tenant's share of the pool is measured
 
 
 class Market:
     """Rooms, line, demand and price of one pool. The first room is the reference that work is measured on."""
 
-    __slots__ = ("_priced_at", "_served", "_served_at", "demand", "line", "price", "rooms")
+    __slots__ = ("_priced_at", "_served", "demand", "keys", "line", "price", "rooms")
 
     def __init__(self, rooms: Sequence[Room]) -> None:
         self.rooms = list(rooms)
+        self.keys = frozenset(room.key for room in rooms)
         self.line, self.demand = Line(), DemandHistogram()
         self.price = 0.0  # lambda, USD per GPU-second of the reference
         self._priced_at = float("-inf")
-        self._served: dict[str, float] = {}  # work by tenant that has a floor, decaying
-        self._served_at = 0.0
+        self._served: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tenant: work served, decaying; as of when
+
+    @property
+    def reference(self) -> Room | None:
+        """The replica on which work is measured."""
+        return self.rooms[0] if self.rooms else None
 
     def reprice(self, now: float) -> float:
         """`lambda` now; computed anew at most every PRICE_EVERY_S."""
@@ -43,14 +52,27 @@ class Market:
         if not job.forced:
             self.demand.add(job.density, job.work, now)
 
-    def place(self, job: Job, now: float) -> Room | None:
-        """The room an arrival takes at once; None when it has to queue up: nothing suits it, or others wait."""
-        if len(self.line):
-            return None
+    def emptiest(self) -> Sequence[Room]:
+        """The rooms that an arrival looks at: all of a few, of many the emptiest."""
         rooms = self.rooms
-        if len(rooms) > ROOMS_MAX:
-            rooms = sorted(rooms, key=_fullness)[:ROOMS_MAX]
-        return self._take(best_room(rooms, job, now, self.reprice(now)), job)
+        return rooms if len(rooms) <= ROOMS_MAX else nsmallest(ROOMS_MAX, rooms, key=_fullness)
+
+    def take(self, room: Room, job: Job, now: float) -> None:
+        """Give `job` its place in `room`."""
+        room.take(job.uncached(room), job.need, job.slots)
+        if job.tenant:
+            self._served[job.tenant] = (self._of(job.tenant, now) + job.work, now)
+            if len(self._served) > TENANTS_MAX:
+                self._served.popitem(last=False)
+
+    def below(self, tenant: str, share: float, now: float) -> bool:
+        """Whether a tenant has lately had less than this share of the pool: its requests then go first."""
+        room_s = sum(room.speed for room in self.rooms if room.open) * SHARE_MEMORY_S
+        return self._of(tenant, now) < share * room_s
+
+    def _of(self, tenant: str, now: float) -> float:
+        work, at = self._served.get(tenant, (0.0, now))
+        return work * exp((at - now) / SHARE_MEMORY_S)
 
     def pull(self, room: Room, now: float) -> Job | None:
         """The waiting request that `room` should start now, taken out of the line; its room is taken too."""
@@ -58,17 +80,12 @@ class Market:
             return None  # an engine's own queue is kept under one iteration
         job = self.line.pull(room, now, self.reprice(now))
         if job is not None:
-            self._take(room, job)
+            self.take(room, job, now)
         return job
 
     def leaving(self, now: float) -> list[tuple[Job, Left]]:
         """Who should go to the API now, taken out of the line, and why."""
         return self.line.leaving(now, self.reprice(now), self.rooms) if len(self.line) else []
-
-    def _take(self, room: Room | None, job: Job) -> Room | None:
-        if room is not None:
-            room.take(job.uncached(room), job.need, job.sequences)
-        return room
 
 
 def _fullness(room: Room) -> tuple[bool, float]:

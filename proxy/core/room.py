@@ -1,56 +1,116 @@
 """What one replica offers at one moment, boiled down to what the inner loop of a decision reads.
 
-A `Room` is made from a replica's state and kept by its owner while nothing changes; whoever gives a
-request a place subtracts it from the room in the same breath (`take`), so that no two requests take one
-slot. Everything is a plain number here; why a replica offers nothing is told in `routing.py`.
+A `Room` is filled from a replica's state and kept while nothing changes; whoever gives a request a place
+subtracts it (`take`) in the same breath, so that no two requests take one slot. Everything is a plain
+number here; why a replica offers nothing is told in `reasons.py`.
 """
 
 from __future__ import annotations
 
 from proxy.core.capacity import Capacity
+from proxy.core.fleet import ReplicaState
 
 NEVER = float("inf")
+KV_PROMISE_MAX = 0.9  # of the cache, prompt and expected output of all we sent: the long answers are those resident
+BATCH_UNKNOWN_MAX = 4  # sequences on an engine that tells nothing: enough to learn, too few to hurt
+STALE_MARGIN = 0.25  # predictions from stale readings are taken this much longer still
+TRIAL = 3.0  # a guessed capacity nobody has checked lately may be wrong by that much: one request finds out
+UNLIKE = 0.05  # in speed, from which on a replica is told apart from the reference
+USUAL_PROMPT, USUAL_OUTPUT = 1024.0, 256.0  # tokens, for comparing speeds
 
 
 class Room:
-    """One replica's offer. Seconds, tokens, GPU-seconds; predictions carry their margin already."""
+    """One replica's offer. Seconds, tokens, GPU-seconds, USD."""
 
-    __slots__ = ("backlog", "budget", "decode_s", "free_share", "full_s", "kappa_s", "key", "kin", "kv_left", "kv_tokens", "lag_s",
-                 "occupancy", "open", "prefill_s", "slots_left", "speed", "tpot_s", "usd_per_s")
+    __slots__ = ("backlog", "budget", "decode_s", "free_share", "full_s", "kappa_s", "key", "kin", "kv_left",
+                 "kv_tokens", "lag_s", "occupancy", "open", "prefill_s", "risk_per_s", "slack", "slots_left", "speed",
+                 "state", "step_s", "token_s", "tpot_s", "usd_per_s")
 
     def __init__(self, key: str) -> None:
         self.key = key
-        self.open = True  # healthy, and no threshold keeps it closed
-        self.full_s = 0.0  # an iteration filled with prefill: whoever comes next may fill it
+        self.state: ReplicaState | None = None  # what it was filled from
+        self.open = True  # healthy, and not held closed by the engine's own word
         self.lag_s = 0.0  # until an iteration can begin
+        self.step_s = 0.0  # an iteration without prefill
+        self.token_s = 0.0  # what each prefill token adds to it
+        self.full_s = 0.0  # an iteration filled with prefill
+        self.slack = 1.0  # predictions are taken this many times as long
         self.budget = 1.0  # prefill tokens of one iteration beside the sequences that decode
         self.free_share = 1.0  # of an iteration's tokens, the budget
         self.backlog = 0.0  # prompt tokens sent whose first token has not come
         self.kv_tokens = 1.0
-        self.kv_left = 0.0  # cache tokens not promised
-        self.slots_left = 0.0
+        self.kv_left = NEVER  # cache tokens not promised
+        self.slots_left = NEVER
         self.occupancy = 0.0  # 0..1: how full, for the bid price
         self.tpot_s = 0.0  # a decode step with one sequence more
-        self.usd_per_s = 0.0  # what a GPU-second of work really costs: energy, elastic charge, risk
+        self.usd_per_s = 0.0  # what a GPU-second of work really costs: energy, elastic charge
+        self.risk_per_s = 0.0  # chance per second that the replica vanishes (spot), and the work with it
         self.speed = 1.0  # work per second against the pool's reference
         self.kin = True  # of the reference's speed and cost: a job's own density holds here
         self.prefill_s = self.decode_s = self.kappa_s = 0.0  # work per token, see `work_s`
 
-    def suits(self, capacity: Capacity, batch: float) -> None:
-        """Take the work model of an engine that reaches `batch` at its latency target."""
+    def suits(self, capacity: Capacity, tpot_s: float) -> None:
+        """Take the work model of an engine, in the batch that its latency target allows."""
         self.prefill_s = 1 / capacity.prefill_tokens_per_s
-        self.decode_s = capacity.alpha_s / batch + capacity.beta_s
+        self.decode_s = capacity.alpha_s / capacity.batch_at(tpot_s) + capacity.beta_s
         self.kappa_s = capacity.kappa_s
         self.kv_tokens = float(capacity.kv_tokens)
+
+    def against(self, reference: Room) -> None:
+        """Compare speed and cost with the pool's reference, which must be filled."""
+        own = self.work_s(USUAL_PROMPT, USUAL_OUTPUT)
+        speed = reference.work_s(USUAL_PROMPT, USUAL_OUTPUT) / own if own > 0 else 1.0
+        alike = abs(speed - 1) <= UNLIKE
+        self.speed = 1.0 if alike else speed
+        self.kin = alike and self.usd_per_s == reference.usd_per_s and not self.risk_per_s
+
+    def load(self, capacity: Capacity, running: float, kv_tokens: float, backlog: float, promised: float,
+             slots: float) -> None:
+        """Take what runs there now: sequences, tokens in the cache, prefill to come, cache promised to all of them."""
+        self.budget = max(1.0, capacity.chunk_tokens - running)
+        self.free_share = self.budget / capacity.chunk_tokens
+        self.step_s = capacity.step_s(running, kv_tokens)
+        self.token_s = capacity.prefill_token_s
+        self.full_s = self.step_s + self.budget * self.token_s
+        self.tpot_s = self.step_s + capacity.beta_s
+        self.backlog = backlog
+        self.kv_left = KV_PROMISE_MAX * capacity.kv_tokens - promised if running else NEVER
+        self.slots_left = slots - running if running else NEVER  # empty, it takes any batch and any length
+        self.occupancy = min(1.0, promised / capacity.kv_tokens)
+
+    def fill(self, state: ReplicaState, tpot_s: float) -> None:
+        """Take a whole reading; `tpot_s` the tightest target of the routes that use it."""
+        self.state, capacity = state, state.capacity
+        self.suits(capacity, tpot_s)
+        slots = float(capacity.max_running)
+        if state.freshness == "unknown":
+            slots = min(slots, BATCH_UNKNOWN_MAX)
+        self.load(capacity, state.running, state.kv_tokens, state.backlog_tokens, state.kv_reserved, slots)
+        batch = capacity.batch_at(tpot_s, max(64.0, state.kv_reserved / max(1.0, state.running)))
+        self.occupancy = max(self.occupancy, min(1.0, state.running / batch))
+        self.lag_s = self.step_s / 2 if state.running else 0.0  # it may have begun a moment ago
+        self.slack = 1.0 + state.margin + (STALE_MARGIN if state.freshness != "fresh" else 0.0)
+        if state.trial:
+            self.slack /= TRIAL
+        self.usd_per_s, self.risk_per_s = state.energy_usd_per_s, state.risk_per_s
+        if state.in_flight_max is not None and state.in_flight >= state.in_flight_max:
+            self.slots_left = 0.0
+        self.open = state.health == "ok" and not state.congested
 
     def work_s(self, prompt: float, output: float) -> float:
         """GPU-seconds of a request with `prompt` uncached and `output` tokens (capacity.py)."""
         return (prompt * self.prefill_s + output * self.decode_s
                 + self.kappa_s * (prompt + output * 0.5) * output)
 
-    def first_token_s(self, prompt: float) -> float:
-        """Seconds until the first token of a prompt that is sent now, behind the backlog."""
-        return self.lag_s - (-(self.backlog + prompt) // self.budget) * self.full_s
+    def first_token_s(self, prompt: float, crowded: bool) -> float:
+        """Expected seconds until the first token of a prompt that is sent now, behind the backlog.
+
+        `crowded`: others will fill what the last iteration leaves.
+        """
+        tokens = self.backlog + prompt
+        whole = tokens // self.budget
+        last = self.full_s if crowded else self.step_s + (tokens - whole * self.budget) * self.token_s
+        return self.lag_s + whole * self.full_s + last
 
     def take(self, prompt: float, need: float, sequences: float) -> None:
         """Somebody got a place: `prompt` uncached tokens, `need` tokens of cache in the end."""

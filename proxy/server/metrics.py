@@ -117,6 +117,12 @@ class Live(Collector):
         for route, pool in self._board.pools.items():
             bid.add_metric((route,), pool.price(now))
         yield bid
+        spread = GaugeMetricFamily("breakeven_value_density_spread", "Value density of the demand, p95 over p5: from "
+                                   "about 10 on, the bid price earns more than any threshold", labels=("route",))
+        for route, pool in self._board.pools.items():
+            if (ratio := pool.market.demand.spread(now)) is not None:
+                spread.add_metric((route,), ratio)
+        yield spread
         api = GaugeMetricFamily("breakeven_api_available", "1 when the API may be used", labels=("backend",))
         for name, one in self._board.apis.items():
             api.add_metric((name,), float(one.state(now, None).health == "ok"))
@@ -127,4 +133,4 @@ class Live(Collector):
         yield GaugeMetricFamily("breakeven_ledger_waiting_entries", "Entries not yet on the disk",
                                 self._journal.waiting)
         yield GaugeMetricFamily("breakeven_threshold_changes", "Transitions of thresholds with hysteresis",
-                                self._planner.hysteresis.changes)
+                                self._planner.thresholds.changes)

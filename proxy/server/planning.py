@@ -6,6 +6,7 @@ Knows the settings, the board and the price book; estimates tokens from bytes an
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import orjson
@@ -13,11 +14,14 @@ import orjson
 from proxy.config.model import Backend as BackendConfig
 from proxy.config.model import Route, Settings
 from proxy.core.errors import ContextLengthExceeded, InvalidRequest
-from proxy.core.fleet import ApiState, Demand, Plan, Refusal, ReplicaState
-from proxy.core.learning import OutputLength, Ratio
-from proxy.core.prefix import PrefixIndex
+from proxy.core.fleet import ApiState, Demand, Refusal, ReplicaState
+from proxy.core.learning import Ratio
+from proxy.core.lengths import OutputLength
+from proxy.core.prefix import BLOCK_BYTES, UNSEEN, PrefixIndex, Seen, billed_as_cached
 from proxy.core.pricing import Price, PriceBook
-from proxy.core.routing import Backend, Hysteresis, Limits, Policy, Switch, decide, effective_policy, unable, work_s
+from proxy.core.reasons import candidate
+from proxy.core.room import Room
+from proxy.core.routing import Backend, Limits, Plan, Policy, Switch, Thresholds, decide, effective_policy, unable
 from proxy.core.usage import Usage
 from proxy.signals.board import Api, Board, Pool
 from proxy.signals.replica import Replica
@@ -29,7 +33,7 @@ PRIOR_TOKENS, MEMORY_TOKENS = 5_000.0, 500_000.0  # what the prior counts for, a
 LEARN_BYTES_MIN = 1024  # of a shorter prompt the chat template is the larger part
 BYTES_PER_TOKEN_MOST = 8  # no text has more, so a prompt of n bytes has at least n/8 tokens
 ANY_MODEL = "*"
-PREFIX_BYTES_MIN = 2048  # shorter prompts are cached by nobody
+SEEN_MAX = 16  # readings kept with a decision
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,13 @@ class Call:
     tags: str
     label: str  # route and key: what answer lengths are learned by
     demand: Demand
-    repeated: float = 0.0  # share of the prompt that began an earlier one: the provider's cache would know it
+    prompt_each: float = 0.0  # tokens of one prompt of a batch
+    seen: Seen = UNSEEN  # what of the prompt began an earlier one, and where
+
+    @property
+    def repeated(self) -> float:
+        """Share of the prompt that began an earlier one: the provider's cache would know it."""
+        return self.seen.repeated
 
 
 class Planner:
@@ -56,7 +66,7 @@ class Planner:
     def __init__(self, settings: Settings, board: Board, prices: PriceBook) -> None:
         self._settings, self._board, self._prices = settings, board, prices
         self.switch: Switch = "auto"
-        self.hysteresis = Hysteresis()
+        self.thresholds = Thresholds()
         self.context_tokens: dict[str, int] = {  # as configured, else as the engine says
             name: backend.context_tokens for name, backend in settings.backends.items() if backend.context_tokens}
         self._prefixes = PrefixIndex()
@@ -71,32 +81,63 @@ class Planner:
         """The request as the decision sees it: estimated tokens, features, targets."""
         label = f"{route.name}\0{key_id}"
         prompt = max(1.0, wire.prompt_chars / self._bytes_per_token[route.name].value + wire.prompt_token_ids)
+        each = prompt / max(1, wire.prompt_count)
         if wire.endpoint is Endpoint.EMBEDDINGS:
             output, sequences = 0.0, wire.prompt_count
         else:
             sequences = max(1, wire.n or 1) * max(1, wire.prompt_count)
-            output = self._output[route.name].expect(label)
+            output = self._output[route.name].expect(label, each)
             if wire.max_tokens is not None:
                 output = min(output, wire.max_tokens)
             output *= sequences
         least = (wire.prompt_chars / BYTES_PER_TOKEN_MOST + wire.prompt_token_ids) / max(1, wire.prompt_count)
-        demand = Demand(wire.endpoint.value, wire.features & ROUTED_FEATURES, prompt, output, sequences, least)
+        lifted = route.gpu_share_min is not None and self._board.pools[route.name].market.below(
+            label, route.gpu_share_min, arrived)
+        demand = Demand(wire.endpoint.value, wire.features & ROUTED_FEATURES, prompt, output, sequences, least,
+                        tenant=label if route.gpu_share_min is not None else "", lifted=lifted)
         return Call(request_id, wire.endpoint.value, arrived, arrived_ns, wire, route, self._limits[route.name],
-                    key_id, tags, label, demand, self._prefixes.repeated(route.name, prompt_bytes(wire), arrived))
+                    key_id, tags, label, demand, each, self._prefixes.look(route.name, prompt_bytes(wire), arrived))
 
-    def plan(self, call: Call, now: float, tried: frozenset[str] = frozenset()) -> Plan:
+    def went(self, call: Call, replica: Replica, uncached: float) -> None:
+        """The request goes to this replica: its cache will know the prompt."""
+        self._prefixes.went(call.seen, replica.room.key)
+        replica.expect_cached(call.demand.prompt_tokens - uncached, call.demand.prompt_tokens)
+
+    def plan(self, call: Call, now: float, tried: frozenset[str] = frozenset(), wait: bool = True) -> Plan:
         """Ask `decide` with the fleet as it is now. Raises ContextLengthExceeded when no backend is long enough."""
         demand = replace(call.demand, waited_s=now - call.arrived, tried=tried)
-        return self.plan_for(call.route, call.wire.model, demand, now, call.limits)
+        limits = call.limits if wait else replace(call.limits, wait_max_s=0.0)
+        return self.plan_for(call.route, call.wire.model, demand, now, limits, call.wire.service_tier, call.seen)
 
-    def plan_for(self, route: Route, model: str, demand: Demand, now: float, limits: Limits | None = None) -> Plan:
+    def plan_for(self, route: Route, model: str, demand: Demand, now: float, limits: Limits | None = None,
+                 tier: str | None = None, seen: Seen = UNSEEN) -> Plan:
         """The same for a demand of its own: nothing is sent or claimed."""
         limits = self._limits[route.name] if limits is None else limits
         if self.switch != "auto":
             limits = replace(limits, switch=self.switch)
+        policy = effective_policy(limits)
+        able, apis, refused = self._candidates(route, model, demand, now, policy, tier, seen)
+        pool = self._board.pools[route.name]
+        pool.refill(now)
+        market = pool.market
+        rooms = [room for room in market.emptiest() if room.key in able]
+        barred = self._barred(rooms, limits, demand, len(market.line), now, refused)
+        plan = decide(demand, rooms, apis, limits, market.reprice(now), now, reference=market.reference,
+                      barred=barred if len(rooms) == len(market.rooms) else barred | (market.keys - able),
+                      refused=refused, others_wait=len(market.line) > 0, cached=self._cached(rooms, demand, seen))
+        plan.seen = _states(rooms)
+        return plan
+
+    def seen(self, call: Call) -> tuple[ReplicaState, ...]:
+        """The readings that a decision for this call is made on now."""
+        return _states(self.pool(call).market.emptiest())
+
+    def _candidates(self, route: Route, model: str, demand: Demand, now: float, policy: Policy, tier: str | None,
+                    seen: Seen) -> tuple[set[str], list[ApiState], list[Refusal]]:
+        """(keys of replicas, APIs) that can serve it at all, and why the others cannot."""
         at_ns = time.time_ns()
         shortest = replace(demand, prompt_tokens=demand.longest_prompt_least)
-        replicas: list[ReplicaState] = []
+        able: set[str] = set()
         apis: list[ApiState] = []
         refused: list[Refusal] = []
         for name in route.backends:
@@ -105,21 +146,42 @@ class Planner:
             if wrong is not None:
                 refused.append(Refusal(name, None, *wrong))
             elif name in self._board.replicas:
-                for replica in self._board.replicas[name]:
-                    closed = self.hysteresis.closed(name, replica.index, replica.utilization, limits)
-                    replicas.append(replica.state(now, demand.prompt_tokens, closed))
+                able.update(replica.room.key for replica in self._board.replicas[name])
             elif self._board.apis[name].full:
                 detail = f"{self._board.apis[name].in_flight} in flight"
                 refused.append(Refusal(name, None, "in_flight_max", detail, busy=True))
             else:
-                apis.append(self._board.apis[name].state(now, self.api_usd(config, model, demand, at_ns)))
-        policy = effective_policy(limits)
-        usable = (replicas if policy != "api-only" else []) or (apis if policy != "self-hosted-only" else [])
+                usd = self.api_usd(config, model, demand, at_ns, tier, seen.repeated)
+                apis.append(self._board.apis[name].state(now, usd))
+        usable = (able if policy != "api-only" else ()) or (apis if policy != "self-hosted-only" else ())
         if not usable and refused:
             _never(route, [refusal for refusal in refused if self._counts(refusal, policy)], demand)
-        pool = self._board.pools[route.name]
-        plan = decide(demand, replicas, apis, limits, pool.price(now), refused)
-        return replace(plan, seen=tuple(replicas))
+        return able, apis, refused
+
+    def _barred(self, rooms: Sequence[Room], limits: Limits, demand: Demand, waiting: int, now: float,
+                refused: list[Refusal]) -> frozenset[str]:
+        """Replicas that were tried, or that the operator's thresholds keep closed; why goes to `refused`."""
+        barred = []
+        for room in rooms:
+            state = room.state
+            if state is None or state.health != "ok":
+                continue
+            if room.key in demand.tried:
+                closed = Refusal(state.backend, state.replica, "tried", "already tried for this request")
+            elif (found := self.thresholds.closed(state, limits, waiting, now)) is not None:
+                closed = found
+            else:
+                continue
+            barred.append(room.key)
+            refused.append(closed)
+        return frozenset(barred)
+
+    def _cached(self, rooms: Sequence[Room], demand: Demand, seen: Seen) -> dict[str, float] | None:
+        """Prompt tokens expected in the prefix cache of each replica; None where nothing is."""
+        if not seen.at:
+            return None
+        return {room.key: demand.prompt_tokens * seen.at[room.key] * room.state.prefix_trust
+                for room in rooms if room.key in seen.at and room.state is not None} or None
 
     def _counts(self, refusal: Refusal, policy: Policy) -> bool:
         """Whether this backend could have been taken under the policy at all."""
@@ -129,25 +191,23 @@ class Planner:
     def explain(self, route: Route, model: str, demand: Demand, now: float) -> dict[str, object]:
         """The plan for a request that arrived now, as JSON; for one that would wait, where it goes if no room opens."""
         plan = self.plan_for(route, model, demand, now)
+        candidates = self._explained(route, plan, now)
         if plan.attempts or plan.wait_s <= 0:
-            return plan_json(plan)
+            return {**plan_json(plan), "candidates": candidates}
         after = self.plan_for(route, model, demand, now, replace(self._limits[route.name], wait_max_s=0.0))
-        return {**plan_json(after), "reason": plan.reason, "wait_s": plan.wait_s}
+        return {**plan_json(after), "reason": plan.reason, "wait_s": plan.wait_s, "candidates": candidates}
 
-    def want(self, call: Call, now: float) -> None:
+    def _explained(self, route: Route, plan: Plan, now: float) -> list[dict[str, object]]:
+        """Each replica's figures for this request: what it would take, cost, and when it would answer."""
+        pool = self._board.pools[route.name]
+        return [] if plan.job is None else [
+            candidate(room, plan.job, now, plan.bid_price, len(pool.market.line) > 0) for room in pool.market.rooms
+            if room.state is not None and room.state.backend in route.backends]
+
+    def want(self, call: Call, plan: Plan, now: float) -> None:
         """Count the request in the demand that names the bid price; once per request."""
-        pool = self._board.pools[call.route.name]
-        if not pool.replicas:
-            return
-        value = min((usd for name in call.route.backends if name in self._board.apis
-                     and (usd := self.api_usd(
-                         self._settings.backends[name], call.wire.model, call.demand, call.arrived_ns)) is not None),
-                    default=None)
-        if value is None:
-            return
-        state = pool.replicas[0].state(now, call.demand.prompt_tokens)
-        work = work_s(state, call.demand, call.limits)
-        pool.demand.add((value - work * state.energy_usd_per_s) / work, work, now)
+        if plan.job is not None:
+            self._board.pools[call.route.name].market.want(plan.job, now)
 
     def learn(self, call: Call, usage: Usage, complete: bool) -> None:
         """What the request turned out to be."""
@@ -155,19 +215,24 @@ class Planner:
         if usage.input_total and text_only and call.wire.prompt_chars >= LEARN_BYTES_MIN:
             self._bytes_per_token[call.route.name].add(call.wire.prompt_chars, usage.input_total)
         if complete and call.endpoint != Endpoint.EMBEDDINGS.value:
-            self._output[call.route.name].observe(call.label, usage.output_total // max(1, call.demand.sequences))
+            self._output[call.route.name].observe(call.label, call.prompt_each,
+                                                  usage.output_total // max(1, call.demand.sequences))
 
     def price_of(self, config: BackendConfig, client_model: str, at_ns: int, tier: str | None = None) -> Price | None:
         """The API price in force in that service tier; None where it is not known."""
         model = client_model if config.model == ANY_MODEL else config.model
         return self._prices.find(config.provider or "", model, at_ns, TIERS.get(tier or "", tier or "default"))
 
-    def api_usd(self, config: BackendConfig, model: str, demand: Demand, at_ns: int) -> float | None:
-        """What the API is expected to charge; None where its price is not known."""
-        price = self.price_of(config, model, at_ns)
+    def api_usd(self, config: BackendConfig, model: str, demand: Demand, at_ns: int, tier: str | None = None,
+                repeated: float = 0.0) -> float | None:
+        """What the API is expected to charge, in the tier asked for and with its prompt cache where `repeated` (share
+        of the prompt) began an earlier one; None where its price is not known."""
+        price = self.price_of(config, model, at_ns, tier)
         if price is None:
             return None
-        cost = price.cost_nano(Usage(input_text=int(demand.prompt_tokens), output_text=int(demand.output_tokens)))
+        cached = billed_as_cached(repeated * demand.prompt_tokens)
+        cost = price.cost_nano(Usage(input_text=int(demand.prompt_tokens) - cached, cache_read=cached,
+                                     output_text=int(demand.output_tokens)))
         return None if cost is None else cost / 1e9
 
     def _core_backend(self, config: BackendConfig) -> Backend:
@@ -175,6 +240,11 @@ class Planner:
 
     def replica(self, backend: str, index: int) -> Replica:
         return self._board.replicas[backend][index]
+
+    @property
+    def pools(self) -> list[Pool]:
+        """Each once, where it has replicas."""
+        return [pool for pool in dict.fromkeys(self._board.pools.values()) if pool.replicas]
 
     def pool(self, call: Call) -> Pool:
         return self._board.pools[call.route.name]
@@ -208,7 +278,7 @@ def _never(route: Route, refused: list[Refusal], demand: Demand) -> None:
 def prompt_bytes(wire: WireRequest) -> bytes:
     """The prompt in the order in which providers cache it: tools, then messages. Hashed, never kept."""
     document = wire.document
-    if wire.endpoint is Endpoint.EMBEDDINGS or wire.prompt_chars < PREFIX_BYTES_MIN:
+    if wire.endpoint is Endpoint.EMBEDDINGS or wire.prompt_chars < BLOCK_BYTES:
         return b""
     return orjson.dumps([document.get("tools"), document.get("messages", document.get("prompt"))])
 
@@ -216,12 +286,16 @@ def prompt_bytes(wire: WireRequest) -> bytes:
 def _limits(route: Route) -> Limits:
     thresholds = route.thresholds
     return Limits(
-        policy=route.policy, ttft_s=route.slo.ttft_ms / 1e3, tpot_s=route.slo.tpot_ms / 1e3,
+        route=route.name, policy=route.policy, ttft_s=route.slo.ttft_ms / 1e3, tpot_s=route.slo.tpot_ms / 1e3,
         wait_max_s=None if route.wait_ms_max is None else route.wait_ms_max / 1e3,
         kv_cache_max=thresholds.kv_cache_max, utilization_max=thresholds.utilization_max,
         utilization_resume=thresholds.utilization_resume, queue_max=thresholds.queue_max,
-        gpu_util_max=thresholds.gpu_util_max,
+        gpu_util_max=thresholds.gpu_util_max, waiting_max=thresholds.waiting_max, dwell_s=thresholds.dwell_s,
         unserved_usd_per_mtok=None if route.unserved_usd_per_mtok is None else float(route.unserved_usd_per_mtok))
+
+
+def _states(rooms: Sequence[Room]) -> tuple[ReplicaState, ...]:
+    return tuple(room.state for room in rooms[:SEEN_MAX] if room.state is not None)
 
 
 def plan_json(plan: Plan) -> dict[str, object]:

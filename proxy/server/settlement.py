@@ -13,10 +13,10 @@ import orjson
 
 from proxy.config.model import Backend, Settings
 from proxy.core.entries import EndReason, Intent, RequestEntry, UsageSource
-from proxy.core.fleet import Plan
 from proxy.core.money import NANO_PER_USD, NS_PER_S, round_nano
 from proxy.core.prefix import billed_as_cached
 from proxy.core.pricing import Price
+from proxy.core.routing import Plan
 from proxy.core.usage import Usage
 from proxy.server.dispatch import Placement
 from proxy.server.planning import Call, Planner, plan_json

@@ -81,12 +81,13 @@ def page(gateway: Parts) -> dict[str, Any]:
         "ready": gateway.ready() or "ready",
         "in_flight": gateway.handler.in_flight,
         "waiting": gateway.dispatcher.waiting,
-        "threshold_changes": gateway.planner.hysteresis.changes,
+        "threshold_changes": gateway.planner.thresholds.changes,
         "ledger": {"healthy": gateway.journal.healthy, "waiting": gateway.journal.waiting},
         "backends": [_replica(replica, now) for replica in gateway.board.every_replica()],
         "apis": [{"backend": name, "health": api.state(now, None).health, "ttft_s": round(api.ttft.mean, 3)}
                  for name, api in gateway.board.apis.items()],
         "bid_prices": {route: pool.price(now) for route, pool in gateway.board.pools.items()},
+        "value_density_spread": {route: pool.market.demand.spread(now) for route, pool in gateway.board.pools.items()},
         "requests": totals.requests,
         "by_backend": dict(totals.by_backend),
         "by_reason": [{"backend": backend, "reason": reason, "requests": count}

@@ -12,15 +12,14 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from proxy.config.model import Backend, Settings
-from proxy.core.bidprice import DemandHistogram
 from proxy.core.capacity import Capacity, prior
 from proxy.core.fleet import ApiState, Health
 from proxy.core.health import Breaker
 from proxy.core.learning import RunningMean
+from proxy.core.market import Market
 from proxy.signals.inflight import Load
 from proxy.signals.replica import Replica
 
-PRICE_EVERY_S = 2.0
 API_TTFT_PRIOR_S = 0.5
 
 
@@ -50,20 +49,21 @@ class Api:
 
 
 class Pool:
-    """Backends that can stand in for each other share one bid price, recomputed every two seconds."""
+    """Backends that can stand in for each other: one line, one bid price."""
 
     def __init__(self, replicas: list[Replica]) -> None:
         self.replicas = replicas
-        self.demand = DemandHistogram()
-        self._price = 0.0
-        self._priced_at = -1e9
+        self.market = Market([replica.room for replica in replicas])
+
+    def refill(self, now: float) -> None:
+        """Bring every room up to date."""
+        for replica in self.replicas:
+            if replica.refill(now):
+                replica.room.against(self.replicas[0].room)
 
     def price(self, now: float) -> float:
-        if now - self._priced_at >= PRICE_EVERY_S:
-            self._priced_at = now
-            able = sum(replica.health(now) == "ok" for replica in self.replicas)
-            self._price = self.demand.price(able, now)
-        return self._price
+        """`lambda`, USD per GPU-second of the pool's first replica."""
+        return self.market.reprice(now)
 
 
 class Board:
@@ -85,15 +85,16 @@ class Board:
         self.reprice(time.time_ns())
 
     def _pools(self, settings: Settings) -> dict[str, Pool]:
-        """By route: routes over the same self-hosted backends share a pool."""
-        pools: dict[tuple[str, ...], Pool] = {}
-        by_route: dict[str, Pool] = {}
-        for name, route in settings.routes.items():
-            local = tuple(sorted(backend for backend in route.backends if backend in self.replicas))
-            if local not in pools:
-                pools[local] = Pool([replica for backend in local for replica in self.replicas[backend]])
-            by_route[name] = pools[local]
-        return by_route
+        """By route: routes that share a self-hosted backend share a pool, directly or through others."""
+        groups: list[set[str]] = []
+        for route in settings.routes.values():
+            local = {name for name in route.backends if name in self.replicas}
+            apart = [group for group in groups if not group & local]
+            groups = [*apart, local.union(*(group for group in groups if group & local))]
+        pools = [(group, Pool([one for name, ours in self.replicas.items() if name in group for one in ours]))
+                 for group in groups]
+        return {name: next(pool for group, pool in pools if group.issuperset(set(route.backends) & set(self.replicas)))
+                for name, route in settings.routes.items()}
 
     def reprice(self, now_ns: int) -> None:
         """Let the decision see what a replica's GPU-second costs at `now_ns` (UTC): a rate may have come into force."""
@@ -101,6 +102,7 @@ class Board:
             usd_per_s = marginal_usd_per_s(self._settings.backends[name], self._settings, now_ns) / len(replicas)
             for replica in replicas:
                 replica.energy_usd_per_s = float(usd_per_s)
+                replica.load.changed = True
 
     def every_replica(self) -> Iterable[Replica]:
         for replicas in self.replicas.values():
@@ -119,7 +121,8 @@ def _replica(backend: Backend, index: int, url: str, tpot_ms: float, settings: S
         capacity = Capacity(given.prefill_tokens_per_s, alpha / 1e3, beta / 1e3, kappa_per_1k / 1e6,
                             given.kv_tokens, given.max_running, chunk_tokens=given.chunk_tokens)
     return Replica(backend.name, index, url, capacity, auto=given is None, scrape_s=backend.scrape_s,
-                   tpot_s=tpot_ms / 1e3, in_flight_max=backend.max_in_flight)
+                   tpot_s=tpot_ms / 1e3, in_flight_max=backend.max_in_flight,
+                   risk_per_s=gpu.interruptions_per_hour / 3600 if gpu.billing == "spot" else 0.0)
 
 
 def marginal_usd_per_s(backend: Backend, settings: Settings, at_ns: int) -> Fraction:

@@ -40,6 +40,7 @@ class Claim:
         load.prompt_done += self.uncached
         self.prompt_done = load.prompt_done
         load.progress_at, load.answering = now, True
+        load.opened()
 
     def progress(self, now: float) -> None:
         """The upstream answered, in whatever way: it is alive."""
@@ -81,16 +82,19 @@ class Claim:
             load.backlog_tokens -= self.uncached
         if not load.claims:  # what rounding left
             load.backlog_tokens = load.kv_tokens = load.kv_reserved = 0.0
+        load.opened()
 
 
 class Load:
     """The claims on one replica and their sums. Tokens; `progress_at` is monotonic seconds."""
 
-    __slots__ = ("answering", "backlog_tokens", "busy_at", "claims", "kv_reserved", "kv_tokens", "output_done",
-                 "output_pending", "output_settled", "progress_at", "prompt_done", "sequences")
+    __slots__ = ("answering", "backlog_tokens", "busy_at", "changed", "claims", "kv_reserved", "kv_tokens", "on_room",
+                 "output_done", "output_pending", "output_settled", "progress_at", "prompt_done", "sequences")
 
     def __init__(self) -> None:
         self.claims: set[Claim] = set()
+        self.changed = True  # since somebody last looked
+        self.on_room: Callable[[], None] | None = None  # told when room opens: a first token came, a request ended
         self.sequences = 0
         self.backlog_tokens = self.kv_tokens = self.kv_reserved = 0.0
         self.prompt_done = self.output_done = 0.0  # since start, for rates
@@ -106,10 +110,16 @@ class Load:
         if not self.claims and self.answering:
             self.progress_at, self.answering = now, False  # idleness is not a stall
         self.claims.add(claim)
+        self.changed = True
         self.sequences += sequences
         self.backlog_tokens += uncached
         self.kv_reserved += prompt + expected
         return claim
+
+    def opened(self) -> None:
+        self.changed = True
+        if self.on_room is not None:
+            self.on_room()
 
     @property
     def in_flight(self) -> int:

@@ -14,6 +14,7 @@ from proxy.core.fleet import Health, ReplicaState
 from proxy.core.health import Breaker
 from proxy.core.learning import Correction, Estimate, Margin
 from proxy.core.liveness import WEDGED_AFTER, freshness, stall_budget_s
+from proxy.core.room import Room
 from proxy.signals.inflight import Claim, Load
 from proxy.signals.speed import LEARN_TOKENS_MIN, Speed
 from proxy.wire.engine_metrics import EngineGauges
@@ -28,6 +29,7 @@ SILENT_S_MAX = 300.0  # for answers in one piece from an engine that shows no he
 BATCHES_SEEN = 8  # full batches looked at, to learn how large they get
 CACHED_MEMORY_TOKENS = 50_000.0
 SURE_OF_ENGINE, SURE_OF_QUEUE = 0.95, 0.7  # of its cache by its own word; of its batch by the requests it holds back
+REFILL_S = 0.05  # what only time changes, such as health, is looked at this often
 
 
 @dataclass(slots=True)
@@ -43,6 +45,7 @@ class Replica:
     tpot_s: float = 0.2  # the tightest target of the routes that use it
     energy_usd_per_s: float = 0.0
     in_flight_max: int | None = None
+    risk_per_s: float = 0.0  # chance that it vanishes within a second: spot
     load: Load = field(default_factory=Load)
     breaker: Breaker = field(default_factory=Breaker)
     speed: Speed = field(init=False)
@@ -62,6 +65,7 @@ class Replica:
     congested_until: float = 0.0
     slots_learned: int | None = None
     cached_share: float = 0.0  # of prompt tokens, found in the engine's prefix cache lately
+    cached_expected: float = 0.0  # the same, as expected when they were sent
     foreign: float = 0.0
     utilization: float | None = None
     gpu_util: float | None = None
@@ -77,8 +81,11 @@ class Replica:
     _waiting_before: bool = False
     _batches: deque[int] = field(default_factory=lambda: deque(maxlen=BATCHES_SEEN))
     _rate_at: float | None = None
+    room: Room = field(init=False)
+    _filled_at: float = -1e9
 
     def __post_init__(self) -> None:
+        self.room = Room(f"{self.backend}/{self.index}")
         self.speed = Speed(self.base, self.auto, self.tpot_s)
         self.prefill, self.step, self.margin = self.speed.prefill, self.speed.step, self.speed.margin
 
@@ -102,6 +109,7 @@ class Replica:
     def take(self, gauges: EngineGauges, now: float) -> None:
         """A scrape came in."""
         before, self.gauges = self.gauges, gauges
+        self.load.changed = True
         elapsed = None if self.read_at is None else now - self.read_at
         self.read_at, self.scrapes_refused, self.scrapes_failed = now, 0, 0
         if gauges.sleeping is not None:
@@ -280,10 +288,31 @@ class Replica:
             found["max_running"] = Estimate(capacity.max_running, len(self._batches), self.age_s(now), SURE_OF_QUEUE)
         return found
 
+    def expect_cached(self, cached: float, prompt: float) -> None:
+        """A prompt was sent here of which `cached` tokens are expected in the engine's prefix cache."""
+        if prompt > 0:
+            weight = min(1.0, prompt / CACHED_MEMORY_TOKENS)
+            self.cached_expected += (cached / prompt - self.cached_expected) * weight
+
+    @property
+    def prefix_trust(self) -> float:
+        """Found in the engine's prefix cache, of what was expected there; 1 while little is known."""
+        if self.gauges is None or self.gauges.cached_prompt_tokens is None or self.cached_expected < 0.01:
+            return 1.0
+        return min(1.0, self.cached_share / self.cached_expected)
+
     # ---- for the decision
 
-    def state(self, now: float, prompt_tokens: float = 0.0, closed: str | None = None) -> ReplicaState:
-        """As the decision on a prompt of `prompt_tokens` sees it; part of that is expected in the prefix cache."""
+    def refill(self, now: float) -> bool:
+        """Bring `room` up to date, where anything has changed or time has passed; True when it was."""
+        if not self.load.changed and now - self._filled_at < REFILL_S:
+            return False
+        self.load.changed, self._filled_at = False, now
+        self.room.fill(self.state(now), self.tpot_s)
+        return True
+
+    def state(self, now: float) -> ReplicaState:
+        """As the decision sees it now."""
         self.speed.relax(now)
         capacity, load, gauges = self.capacity, self.load, self.gauges
         self.speed.predicts(self._share(load.sequences + self.foreign), now)
@@ -306,7 +335,7 @@ class Replica:
             utilization=None if fresh == "unknown" else self.utilization,
             gpu_util=self.gpu_util if self.gpu_fresh(now) else None,
             margin=self.margin.value, energy_usd_per_s=self.energy_usd_per_s,
-            cached_tokens=prompt_tokens * self.cached_share, in_flight_max=self.in_flight_max, closed=closed,
+            prefix_trust=self.prefix_trust, in_flight_max=self.in_flight_max, risk_per_s=self.risk_per_s,
             trial=self.auto and not load.claims and not foreign and now - self.speed.learned_at > TRIAL_AFTER_S)
 
 

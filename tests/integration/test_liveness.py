@@ -172,7 +172,7 @@ async def test_an_engine_asleep_or_paused_gets_nothing_although_its_health_is_20
 
 async def test_an_engine_that_tells_nothing_is_used_with_care(tmp_path, monkeypatch):
     """No metrics page, now or ever: four sequences at a time, no more, and the rest elsewhere."""
-    from proxy.core.routing import BATCH_UNKNOWN_MAX
+    from proxy.core.room import BATCH_UNKNOWN_MAX
 
     async with world(tmp_path, monkeypatch, route={"wait_ms_max": 0}) as there:
         replica = there.gateway.board.replicas["llama"][0]

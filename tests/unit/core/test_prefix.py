@@ -12,23 +12,23 @@ SYSTEM = bytes(range(256)) * 20  # ten blocks
 
 def test_a_repeated_beginning_is_recognised_and_a_new_one_is_not():
     index = PrefixIndex()
-    assert index.repeated("r", SYSTEM + b"a" * 512, 0.0) == 0.0
-    assert index.repeated("r", SYSTEM + b"b" * 512, 1.0) == len(SYSTEM) / (len(SYSTEM) + 512)
-    assert index.repeated("other", SYSTEM, 2.0) == 0.0
-    assert index.repeated("r", b"x" + SYSTEM, 3.0) == 0.0
+    assert index.look("r", SYSTEM + b"a" * 512, 0.0).repeated == 0.0
+    assert index.look("r", SYSTEM + b"b" * 512, 1.0).repeated == len(SYSTEM) / (len(SYSTEM) + 512)
+    assert index.look("other", SYSTEM, 2.0).repeated == 0.0
+    assert index.look("r", b"x" + SYSTEM, 3.0).repeated == 0.0
 
 
 def test_a_prefix_is_forgotten_after_the_providers_time():
     index = PrefixIndex()
-    index.repeated("r", SYSTEM, 0.0)
-    assert index.repeated("r", SYSTEM, KEPT_S + 1) == 0.0
-    assert index.repeated("r", SYSTEM, KEPT_S + 2) == 1.0
+    index.look("r", SYSTEM, 0.0)
+    assert index.look("r", SYSTEM, KEPT_S + 1).repeated == 0.0
+    assert index.look("r", SYSTEM, KEPT_S + 2).repeated == 1.0
 
 
 def test_the_index_is_bounded():
     index = PrefixIndex(prefixes_max=100)
     for number in range(1000):
-        index.repeated("r", str(number).encode() * BLOCK_BYTES, float(number))
+        index.look("r", str(number).encode() * BLOCK_BYTES, float(number))
     assert len(index) == 100
 
 
@@ -40,6 +40,16 @@ def test_the_providers_rule_is_from_1024_tokens_on_in_steps_of_128():
 @given(st.binary(max_size=4000), st.binary(max_size=4000))
 def test_the_share_is_never_more_than_what_the_two_have_in_common(one, other):
     index = PrefixIndex()
-    index.repeated("r", one, 0.0)
+    index.look("r", one, 0.0)
     common = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    assert index.repeated("r", other, 1.0) * len(other) <= common
+    assert index.look("r", other, 1.0).repeated * len(other) <= common
+
+
+def test_a_replica_that_computed_a_prefix_is_known_to_have_it_and_no_other_is():
+    index = PrefixIndex()
+    index.went(index.look("r", SYSTEM + b"a" * 512, 0.0), "gpu/0")
+    seen = index.look("r", SYSTEM + b"b" * 512, 1.0)
+    assert seen.at == {"gpu/0": seen.repeated} and seen.repeated > 0.8
+    index.went(seen, "gpu/1")
+    assert set(index.look("r", SYSTEM + b"c" * 512, 2.0).at) == {"gpu/0", "gpu/1"}
+    assert index.look("r", b"x" + SYSTEM, 3.0).at == {}

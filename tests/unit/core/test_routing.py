@@ -8,15 +8,40 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.core import routing
 from proxy.core.capacity import Capacity
 from proxy.core.fleet import ApiState, Demand, ReplicaState
-from proxy.core.routing import Backend, Hysteresis, Limits, decide, occupancy, predict, unable, work_s
+from proxy.core.line import best_room, surplus
+from proxy.core.reasons import obstacle
+from proxy.core.room import Room
+from proxy.core.routing import Backend, Limits, Thresholds, job_of, unable
 
 CAPACITY = Capacity(8000.0, 0.012, 0.0004, 1e-8, 200_000, 32)
 IDLE = ReplicaState("gpu", 0, "ok", "fresh", 0.5, CAPACITY, 0, 0, 0.0, 0.0, 0.0, 0, False, 0.0, 0.0, None)
 API = ApiState("api", "ok", 0.004)
 CHAT = Demand("chat", frozenset(), 800.0, 200.0)
 LIMITS = Limits()
+
+
+def room(state):
+    """What a replica in this state offers."""
+    offer = Room(f"{state.backend}/{state.replica}")
+    offer.fill(state, LIMITS.tpot_s)
+    return offer
+
+
+def decide(demand, states, apis, limits, bid_price):
+    """As the planner asks: thresholds and what was tried first."""
+    refused, barred = [], set()
+    for state in states:
+        closed = Thresholds().closed(state, limits, 0, 0.0)
+        if closed is not None or f"{state.backend}/{state.replica}" in demand.tried:
+            barred.add(f"{state.backend}/{state.replica}")
+            refused.append(closed or routing.Refusal(state.backend, state.replica, "tried", ""))
+    rooms = [room(state) for state in states]
+    for one in rooms:
+        one.against(rooms[0])
+    return routing.decide(demand, rooms, apis, limits, bid_price, 0.0, barred=frozenset(barred), refused=refused)
 
 
 def codes(plan):
@@ -41,7 +66,7 @@ def test_energy_above_the_api_price_sends_the_request_away():
 
 
 def test_a_request_worth_less_than_the_bid_price_leaves_a_full_replica_and_not_an_empty_one():
-    work = work_s(IDLE, CHAT, LIMITS)
+    work = room(IDLE).work_s(CHAT.prompt_tokens, CHAT.output_tokens)
     bid = 2 * API.usd / work
     half_full = replace(IDLE, kv_reserved=0.9 * CAPACITY.kv_tokens - 2000, running=4)
     assert decide(CHAT, [IDLE], [API], LIMITS, bid).attempts[0].backend == "gpu"
@@ -52,8 +77,8 @@ def test_a_request_worth_less_than_the_bid_price_leaves_a_full_replica_and_not_a
 def test_a_full_replica_makes_a_valuable_request_wait_and_then_overflow():
     full = replace(IDLE, running=32)
     plan = decide(CHAT, [full], [API], LIMITS, 0.0)
-    assert plan.attempts == () and 0 < plan.wait_s <= 1.2 and plan.reason == "waiting_for_room"
-    late = decide(replace(CHAT, waited_s=1.3), [full], [API], LIMITS, 0.0)
+    assert plan.attempts == () and 0 < plan.wait_s <= 1.45 and plan.reason == "waiting_for_room"
+    late = decide(replace(CHAT, waited_s=1.5), [full], [API], LIMITS, 0.0)
     assert late.attempts[0].backend == "api" and late.reason == "no_slot"
 
 
@@ -127,16 +152,20 @@ def test_a_guessed_capacity_that_nobody_checked_lately_gets_one_request_to_find_
     assert decide(CHAT, [replace(slow, trial=True)], [API], LIMITS, 0.0).attempts[0].backend == "gpu"
 
 
+def closes(thresholds, limits, load, now, **state):
+    return thresholds.closed(replace(IDLE, utilization=load, **state), limits, 0, now) is not None
+
+
 def test_two_routes_with_different_marks_do_not_close_a_replica_for_each_other():
-    high, low = replace(LIMITS, utilization_max=0.9, utilization_resume=0.7), replace(
-        LIMITS, utilization_max=0.5, utilization_resume=0.4)
-    hysteresis = Hysteresis()
-    assert hysteresis.closed("gpu", 0, 0.75, low) is not None
-    assert hysteresis.closed("gpu", 0, 0.75, high) is None
-    for _ in range(100):
-        hysteresis.closed("gpu", 0, 0.6, low)
-        hysteresis.closed("gpu", 0, 0.6, high)
-    assert hysteresis.changes == 1
+    high, low = replace(LIMITS, route="high", utilization_max=0.9, utilization_resume=0.7), replace(
+        LIMITS, route="low", utilization_max=0.5, utilization_resume=0.4)
+    thresholds = Thresholds()
+    assert closes(thresholds, low, 0.75, 0.0)
+    assert not closes(thresholds, high, 0.75, 0.0)
+    for second in range(100):
+        closes(thresholds, low, 0.6, second)
+        closes(thresholds, high, 0.6, second)
+    assert thresholds.changes == 1
 
 
 def test_the_switch_outranks_the_policy_both_ways():
@@ -165,10 +194,22 @@ def test_what_was_tried_is_not_tried_again():
     (replace(LIMITS, gpu_util_max=0.9), replace(IDLE, gpu_util=0.99), "gpu_util_max"),
     (LIMITS, replace(IDLE, kv_fraction=0.96, running=1), "kv_cache"),
     (LIMITS, replace(IDLE, congested=True), "congested"),
-    (LIMITS, replace(IDLE, closed="utilization 0.95"), "utilization_max"),
+    (replace(LIMITS, utilization_max=0.9), replace(IDLE, utilization=0.95), "utilization_max"),
 ])
 def test_thresholds_and_the_engines_own_word_refuse(limits, state, code):
     assert ("gpu", code) in codes(decide(CHAT, [state], [API], limits, 0.0))
+
+
+def test_a_replica_that_may_vanish_is_worth_less_and_one_that_is_sure_is_taken_instead():
+    sure, spot = replace(IDLE, replica=1), replace(IDLE, risk_per_s=0.05)
+    assert decide(CHAT, [spot, sure], [API], LIMITS, 0.0).attempts[0].replica == 1
+    assert decide(CHAT, [spot], [API], LIMITS, 0.0).attempts[0].backend == "gpu"
+    assert decide(CHAT, [replace(spot, risk_per_s=1.0)], [API], LIMITS, 0.0).reason == "dearer"
+
+
+def test_a_faster_replica_is_preferred_when_room_has_a_price():
+    fast = replace(IDLE, replica=1, capacity=CAPACITY.scaled(0.5, 0.5))
+    assert decide(CHAT, [IDLE, fast], [API], LIMITS, 0.0).attempts[0].replica == 1
 
 
 def test_capability_context_and_residency_are_hard():
@@ -179,24 +220,63 @@ def test_capability_context_and_residency_are_hard():
     assert unable(backend, CHAT, "us")[0] == "residency"
 
 
-def test_hysteresis_closes_above_and_opens_only_below_the_resume_mark():
-    limits = replace(LIMITS, utilization_max=0.8, utilization_resume=0.6)
-    hysteresis = Hysteresis()
-    closed = [hysteresis.closed("gpu", 0, load, limits) is not None for load in (0.7, 0.81, 0.75, 0.61, 0.59, 0.75)]
+def test_thresholds_close_above_and_open_only_below_the_resume_mark():
+    limits = replace(LIMITS, utilization_max=0.8, utilization_resume=0.6, dwell_s=0.0)
+    thresholds = Thresholds()
+    closed = [closes(thresholds, limits, load, second)
+              for second, load in enumerate((0.7, 0.81, 0.75, 0.61, 0.59, 0.75))]
     assert closed == [False, True, True, True, False, False]
-    assert hysteresis.changes == 2
+    assert thresholds.changes == 2
 
 
-@given(st.floats(0, 1e-2), st.floats(0, 10), st.integers(0, 40), st.floats(0, 50_000), st.floats(0, 3))
-def test_every_plan_sends_waits_or_says_why_not_and_never_breaks_a_target_it_could_keep(usd, bid, running, backlog,
-                                                                                       waited):
-    state = replace(IDLE, running=running, backlog_tokens=backlog)
+def test_a_replica_that_a_threshold_closed_stays_closed_for_the_dwell():
+    limits = replace(LIMITS, queue_max=2, dwell_s=5.0)
+    thresholds = Thresholds()
+    assert closes(thresholds, limits, 0.0, 0.0, waiting=3)
+    refusal = thresholds.closed(replace(IDLE, waiting=0), limits, 0, 4.9)
+    assert refusal is not None and refusal.code == "dwell"
+    assert not closes(thresholds, limits, 0.0, 5.0, waiting=0)
+
+
+def test_a_long_line_in_the_gateway_is_a_threshold_too():
+    refusal = Thresholds().closed(IDLE, replace(LIMITS, waiting_max=10), 11, 0.0)
+    assert refusal is not None and refusal.code == "waiting_max"
+
+
+STATES = st.builds(
+    lambda running, backlog, reserved, slow, energy, risk, congested: replace(
+        IDLE, running=running, backlog_tokens=backlog, kv_reserved=reserved, kv_tokens=reserved / 2,
+        capacity=CAPACITY.scaled(slow, slow), energy_usd_per_s=energy, risk_per_s=risk, congested=congested),
+    st.integers(0, 40), st.floats(0, 50_000), st.floats(0, 250_000), st.floats(0.3, 4), st.floats(0, 1e-3),
+    st.floats(0, 1e-2), st.booleans())
+
+
+@given(st.floats(0, 1e-2), st.floats(0, 10), STATES, st.floats(0, 3))
+def test_every_plan_sends_waits_or_says_why_not_and_never_breaks_a_target_it_could_keep(usd, bid, state, waited):
     demand = replace(CHAT, waited_s=waited)
     plan = decide(demand, [state], [replace(API, usd=usd)], LIMITS, bid)
     assert plan.attempts or plan.wait_s > 0
     if plan.attempts and plan.attempts[0].kind == "gpu":
-        ttft, tpot = predict(state, demand)
-        assert waited + ttft <= LIMITS.ttft_s and tpot <= LIMITS.tpot_s
-        assert usd / work_s(state, demand, LIMITS) >= bid * occupancy(state, LIMITS)
+        offer = room(state)
+        assert waited + offer.first_token_s(CHAT.prompt_tokens, False) * offer.slack <= LIMITS.ttft_s
+        assert offer.tpot_s * offer.slack <= LIMITS.tpot_s
     else:
         assert any(refusal.backend == "gpu" for refusal in plan.refusals)
+
+
+@given(STATES, STATES, st.floats(0, 1e-2), st.floats(0, 1), st.floats(0, 2), st.booleans())
+def test_a_replica_has_a_surplus_exactly_where_nothing_stands_in_the_way(reference, state, usd, bid, now, crowded):
+    first, offer = room(replace(reference, replica=1)), room(state)
+    offer.against(first)
+    job = job_of(CHAT, first, LIMITS, usd, API, 0.0, frozenset(), None)
+    assert (surplus(offer, job, now, bid, crowded) is None) == bool(obstacle(offer, job, now, bid, crowded))
+
+
+@given(st.lists(STATES, min_size=2, max_size=6), st.floats(1e-5, 1e-2), st.floats(0, 1), st.floats(1, 100))
+def test_a_request_worth_more_never_loses_its_place_on_the_gpus(states, usd, bid, times):
+    rooms = [room(replace(state, replica=index)) for index, state in enumerate(states)]
+    for one in rooms:
+        one.against(rooms[0])
+    jobs = [job_of(CHAT, rooms[0], LIMITS, value, API, 0.0, frozenset(), None) for value in (usd, usd * times)]
+    cheap, dear = (best_room(rooms, job, 0.0, bid) for job in jobs)
+    assert cheap is None or dear is not None

@@ -195,15 +195,18 @@ class Correction:
                     self._counts[i] *= keep
 
     def _lean(self) -> None:
-        counts, logs = self._counts, self._logs
-        for i, own in enumerate(counts):
-            weights = [count / 2**abs(i - j) if i != j else 0.0 for j, count in enumerate(counts)]
-            others = sum(weights)
-            if others:
-                pull = LEAN * others / (others + LEAN)
-                self._means[i] = (own * logs[i] + pull * sum(map(mul, weights, logs)) / others) / (own + pull)
-            else:
-                self._means[i] = logs[i]
+        (a, b, c), (x, y, z) = self._counts, self._logs
+        self._means = [_leaning(a, x, b / 2, y, c / 4, z), _leaning(b, y, a / 2, x, c / 2, z),
+                       _leaning(c, z, b / 2, y, a / 4, x)]
+
+
+def _leaning(own: float, value: float, first: float, first_value: float, second: float, second_value: float) -> float:
+    """A stratum's value, from what it has seen itself and what its two neighbours have."""
+    others = first + second
+    if not others:
+        return value
+    pull = LEAN / (others + LEAN)  # per observation of the others: LEAN in all where they have seen much
+    return (own * value + pull * (first * first_value + second * second_value)) / (own + pull * others)
 
 
 class Margin:

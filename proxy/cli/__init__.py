@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "explain": ("proxy.cli.explain", "explain", "Where a request of a given size would go now, and why."),
     "status": ("proxy.cli.status", "status", "A running gateway at a glance."),
     "report": ("proxy.cli.report", "report", "The savings report from the ledger."),
+    "replay": ("proxy.cli.replay", "replay", "Recorded traffic against your fleet: what a policy would have saved."),
     "keys": ("proxy.cli.keys", "keys_app", "Create, list and revoke keys."),
     "prices": ("proxy.cli.check", "prices_app", "The price book."),
 }

@@ -117,6 +117,7 @@ class Limits:
     utilization_resume: float | None = None  # 0.05 below the maximum where unset
     kv_cache_max: float | None = None
     queue_max: int | None = None
+    dwell_s: float = 0.0  # what utilisation has closed stays closed at least so long
 
 
 class Threshold(AtArrival):
@@ -127,7 +128,7 @@ class Threshold(AtArrival):
         self.limits = limits
         read = (limits.utilization_max, limits.kv_cache_max, limits.queue_max)
         self._readings = Readings(sim) if any(limit is not None for limit in read) else None
-        self._closed = [False] * len(sim.engines)
+        self._closed_at: list[float | None] = [None] * len(sim.engines)  # by utilisation, since when
 
     def takes(self, index: int, replica: int, estimate_s: float, now: float) -> tuple[bool, str]:
         limits, engine = self.limits, self.sim.engines[replica]
@@ -142,17 +143,23 @@ class Threshold(AtArrival):
     def _over(self, readings: Readings, replica: int, now: float) -> str | None:
         limits = self.limits
         read = readings.of(replica, now)
-        if limits.utilization_max is not None:
-            resume = limits.utilization_max - 0.05 if limits.utilization_resume is None else limits.utilization_resume
-            was = self._closed[replica]
-            self._closed[replica] = read.utilization >= resume if was else read.utilization > limits.utilization_max
-            if self._closed[replica]:
-                return "utilization_max"
+        if limits.utilization_max is not None and self._closes(replica, read.utilization, limits.utilization_max, now):
+            return "utilization_max"
         if limits.queue_max is not None and read.waiting > limits.queue_max:
             return "queue_max"
         if limits.kv_cache_max is not None and read.kv_fraction >= limits.kv_cache_max:
             return "kv_cache"
         return None
+
+    def _closes(self, replica: int, utilization: float, most: float, now: float) -> bool:
+        """Closed above `most`, open again below the resume mark, so that nothing flaps."""
+        since, limits = self._closed_at[replica], self.limits
+        resume = most - 0.05 if limits.utilization_resume is None else limits.utilization_resume
+        if since is None and utilization > most:
+            self._closed_at[replica] = now
+        elif since is not None and utilization < resume and now - since >= limits.dwell_s:
+            self._closed_at[replica] = None
+        return self._closed_at[replica] is not None
 
 
 class AverageCost(AtArrival):

@@ -7,9 +7,9 @@ in the same breath. Given the same calls it gives the same answers (tests/integr
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Sequence
-from heapq import nsmallest
 from math import exp
 
 from proxy.core.bidprice import DemandHistogram
@@ -25,7 +25,7 @@ SHARE_MEMORY_S = 60.0  # over which a tenant's share of the pool is measured
 class Market:
     """Rooms, line, demand and price of one pool. The first room is the reference that work is measured on."""
 
-    __slots__ = ("_priced_at", "_served", "demand", "keys", "line", "price", "rooms")
+    __slots__ = ("_order", "_priced_at", "_ranks", "_served", "demand", "keys", "line", "price", "rooms")
 
     def __init__(self, rooms: Sequence[Room]) -> None:
         self.rooms = list(rooms)
@@ -33,6 +33,8 @@ class Market:
         self.line, self.demand = Line(), DemandHistogram()
         self.price = 0.0  # lambda, USD per GPU-second of the reference
         self._priced_at = float("-inf")
+        self._ranks = {room.key: (not room.open, room.occupancy, index) for index, room in enumerate(self.rooms)}
+        self._order = sorted(self._ranks.values())  # fullness and place of every room, emptiest first
         self._served: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tenant: work served, decaying; as of when
 
     @property
@@ -52,10 +54,20 @@ class Market:
         if not job.forced:
             self.demand.add(job.density, job.work, now)
 
+    def moved(self, room: Room) -> None:
+        """A room was filled anew: keep the order by fullness. O(log n)."""
+        if len(self.rooms) <= ROOMS_MAX:
+            return
+        rank = self._ranks[room.key]
+        self._order.pop(bisect_left(self._order, rank))
+        self._ranks[room.key] = rank = (not room.open, room.occupancy, rank[2])
+        insort(self._order, rank)
+
     def emptiest(self) -> Sequence[Room]:
         """The rooms that an arrival looks at: all of a few, of many the emptiest."""
-        rooms = self.rooms
-        return rooms if len(rooms) <= ROOMS_MAX else nsmallest(ROOMS_MAX, rooms, key=_fullness)
+        if len(self.rooms) <= ROOMS_MAX:
+            return self.rooms
+        return [self.rooms[index] for _, _, index in self._order[:ROOMS_MAX]]
 
     def take(self, room: Room, job: Job, now: float) -> None:
         """Give `job` its place in `room`."""
@@ -86,7 +98,3 @@ class Market:
     def leaving(self, now: float) -> list[tuple[Job, Left]]:
         """Who should go to the API now, taken out of the line, and why."""
         return self.line.leaving(now, self.reprice(now), self.rooms) if len(self.line) else []
-
-
-def _fullness(room: Room) -> tuple[bool, float]:
-    return not room.open, room.occupancy

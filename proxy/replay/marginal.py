@@ -14,7 +14,6 @@ from proxy.replay.run import Simulation
 
 LOOK_EVERY_S = 0.02
 LENGTH_PRIOR = 150.0
-KV_PROMISE_MAX = 0.9
 API_MARGIN_S = 0.05
 START_MARGIN_S = 0.1
 LATE_S = 0.05  # before the target a first token must be there
@@ -28,6 +27,8 @@ class MarginalCost:
         self.sim = sim
         sim.on_first, sim.on_finish = self._first, self._finish
         self.market = Market([self._room(i) for i in range(len(sim.engines))])
+        for room in self.market.rooms:
+            room.against(self.market.rooms[0])
         self.lengths = OutputLength(LENGTH_PRIOR)
         self.promised = [0.0] * len(sim.engines)
         self.done = [0.0] * len(sim.engines)  # prompt tokens computed
@@ -39,7 +40,7 @@ class MarginalCost:
 
     def _room(self, index: int) -> Room:
         room, told = Room(str(index)), self.sim.fleet.told[index]
-        room.suits(told, told.batch_at(self.sim.target.tpot_s))
+        room.suits(told, self.sim.target.tpot_s)
         room.usd_per_s = self.sim.fleet.usd_per_s[index]
         return room
 
@@ -67,7 +68,8 @@ class MarginalCost:
         self._look(replica, room)
         while (job := self.market.pull(room, now)) is not None:
             self.promised[replica] += job.need
-            self.held[job.owner] = Sent(replica, job.need, now, self.done[replica], room.budget, room.full_s)
+            self.held[job.owner] = Sent(replica, job.need, now, self.done[replica], room.budget, room.full_s,
+                                        room.step_s, room.token_s)
             self.sim.start(job.owner, replica, now, "cheaper_at_the_margin")
         if engine.running:
             engine.advance(engine.at + TINY_S)
@@ -81,7 +83,7 @@ class MarginalCost:
         target, reference = sim.target, self.market.rooms[0]
         latest = now + latest_start_s(target.ttft_s, target.api_ttft_s, prompt * reference.prefill_s)
         job = Job(reference, prompt, output, work.base_usd[index] + work.out_usd[index] * output, latest,
-                  now + target.ttft_s - LATE_S, target.tpot_s, owner=index)
+                  now + target.ttft_s - LATE_S, target.tpot_s, owner=index, cached=sim.warm(index))
         self.market.want(job, now)
         if job.density <= 0:
             sim.to_api(index, now, "dearer")
@@ -102,26 +104,19 @@ class MarginalCost:
     def _look(self, replica: int, room: Room) -> None:
         """What the gateway knows of a replica between two iterations."""
         engine, told, promised = self.sim.engines[replica], self.sim.fleet.told[replica], self.promised[replica]
-        slower = self.learned[replica].factor * (1 + self.margins[replica].value)
-        room.budget = float(told.chunk_tokens - engine.decoding)
-        room.free_share = room.budget / told.chunk_tokens
-        room.full_s = slower * (told.step_s(engine.decoding, engine.cached) + room.budget * told.prefill_token_s)
-        room.backlog = float(engine.backlog)
-        room.kv_left = KV_PROMISE_MAX * told.kv_tokens - promised
+        room.load(told, engine.decoding, engine.cached, engine.backlog, promised, told.max_running)
         room.slots_left = told.max_running - engine.running
-        room.occupancy = min(1.0, promised / told.kv_tokens)
+        room.slack = self.learned[replica].factor * (1 + self.margins[replica].value)
 
     def _first(self, index: int, now: float) -> None:
         """Compare the time a first token took with what the same iterations were predicted to take."""
         sent = self.held[index]
         replica, margin = sent.replica, self.margins[sent.replica]
-        done = self.done[replica] = self.done[replica] + self.sim.work.prompt[index]
+        done = self.done[replica] = self.done[replica] + self.sim.computed[index]
         tokens = done - sent.done
-        iterations = -(-tokens // sent.budget)
-        predicted = iterations * sent.full_s / (1 + margin.value)
-        if not self.sim.engines[replica].backlog:
-            told, factor = self.sim.fleet.told[replica], self.learned[replica].factor
-            predicted -= (iterations * sent.budget - tokens) * told.prefill_token_s * factor
+        whole = tokens // sent.budget
+        rest = sent.budget if self.sim.engines[replica].backlog else tokens - whole * sent.budget
+        predicted = (whole * sent.full_s + sent.step_s + rest * sent.token_s) * self.learned[replica].factor
         self.learned[replica].observe(predicted, now - sent.at)
         margin.observe(predicted, now - sent.at)
 
@@ -148,3 +143,5 @@ class Sent:
     done: float
     budget: float
     full_s: float
+    step_s: float
+    token_s: float

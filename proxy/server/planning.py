@@ -17,6 +17,7 @@ from proxy.core.errors import ContextLengthExceeded, InvalidRequest
 from proxy.core.fleet import ApiState, Demand, Refusal, ReplicaState
 from proxy.core.learning import Ratio
 from proxy.core.lengths import OutputLength
+from proxy.core.market import ROOMS_MAX
 from proxy.core.prefix import BLOCK_BYTES, UNSEEN, PrefixIndex, Seen, billed_as_cached
 from proxy.core.pricing import Price, PriceBook
 from proxy.core.reasons import candidate
@@ -121,6 +122,8 @@ class Planner:
         pool.refill(now)
         market = pool.market
         rooms = [room for room in market.emptiest() if room.key in able]
+        if not rooms:
+            rooms = [room for room in market.rooms if room.key in able][:ROOMS_MAX]
         barred = self._barred(rooms, limits, demand, len(market.line), now, refused)
         plan = decide(demand, rooms, apis, limits, market.reprice(now), now, reference=market.reference,
                       barred=barred if len(rooms) == len(market.rooms) else barred | (market.keys - able),

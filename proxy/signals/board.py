@@ -60,6 +60,7 @@ class Pool:
         for replica in self.replicas:
             if replica.refill(now):
                 replica.room.against(self.replicas[0].room)
+                self.market.moved(replica.room)
 
     def price(self, now: float) -> float:
         """`lambda`, USD per GPU-second of the pool's first replica."""

@@ -225,7 +225,9 @@ class Replica:
         heartbeat = self.heartbeat_trusted and self.fresh(now) and self.heartbeat_at > self.load.busy_at
         budget = stall_budget_s(self.capacity, self.load.backlog_tokens, heartbeat)
         if not heartbeat and all(claim.silent for claim in self.load.claims):
-            # Nothing can be seen of answers in one piece: allow for the longest of them.
+            # Nothing can be seen of answers in one piece: allow for all their prompts, and for the longest of them.
+            unseen = sum(claim.uncached for claim in self.load.claims if claim.decoding)
+            budget = stall_budget_s(self.capacity, self.load.backlog_tokens + unseen, heartbeat)
             longest = max((claim.expected / claim.sequences for claim in self.load.claims), default=0.0)
             budget = max(budget, min(SILENT_S_MAX, 3 * longest * self.capacity.step_s(self.load.sequences, 0)))
         if silent <= budget:

@@ -22,7 +22,7 @@ crc = $(shell (pwd; cat $(1) pyproject.toml) | cksum | tr ' ' -)
 RUN_READY := $(VENV)/.run-$(call crc,requirements/run.txt)
 DEV_READY := $(VENV)/.dev-$(call crc,requirements/run.txt requirements/dev.txt)
 
-.PHONY: help run test lint lock accept test-vllm clean
+.PHONY: help run test lint lock accept cells sensitivity week test-vllm clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -39,6 +39,16 @@ lint: $(DEV_READY) ## ruff, by the rules in pyproject.toml; names files that are
 
 accept: $(DEV_READY) ## the acceptance run: the product measured against its promises (minutes)
 	@exec $(VENV)/bin/python -m tests.acceptance $(ARGS)
+
+cells: $(DEV_READY) ## every routing policy on 20 cells of recorded traffic, against the clairvoyant bound (2 minutes)
+	@exec $(VENV)/bin/python -m tests.bench.cells $(ARGS)
+
+sensitivity: $(DEV_READY) ## the same when each constant of the policy is halved and doubled (10 minutes)
+	@exec $(VENV)/bin/python -m tests.bench.cells --sensitivity $(ARGS)
+
+week: $(DEV_READY) ## a production week on four fleet sizes; TRACE=path/to/servegen_m_large_week1.csv.zst (10 minutes)
+	@[ -n "$(TRACE)" ] || { echo "make week TRACE=path/to/servegen_m_large_week1.csv.zst" >&2; exit 2; }
+	@exec $(VENV)/bin/python -m tests.bench.week $(TRACE) $(ARGS)
 
 test-vllm: $(DEV_READY) ## the gateway against a real vLLM on this machine's CPU (once 2.3 GB, in .real-vllm/)
 	@[ -n "$$REAL_VLLM_URL" ] || $(VENV)/bin/python tests/vllm/start.py --install-only

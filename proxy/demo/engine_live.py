@@ -33,6 +33,11 @@ class Behaviour:
     disable_log_stats: bool = False  # gauges 0, counters frozen
     error_500: bool = False  # every generation is refused with 500
     paused: bool = False  # requests queue, no steps; /is_paused and /is_sleeping say so
+    speed: float = 1.0  # of the profile's: at 0.5 every step takes twice as long, from the next one on
+
+    def __post_init__(self) -> None:
+        if not (self.speed or 0) > 0:
+            raise ValueError("behaviour: speed: must be above 0; `wedge` stops the engine")
 
     @property
     def breaks_midstream(self) -> bool:
@@ -180,7 +185,7 @@ class LiveEngine:
                 await self._wake.wait()
                 due = loop.time()
                 continue
-            due = max(due, now - CATCH_UP_S) + seconds
+            due = max(due, now - CATCH_UP_S) + seconds / self.behaviour.speed
             await asyncio.sleep(max(0.0, due - loop.time()))
             while self.behaviour.wedge:  # wedged within the step: it never ends
                 self._wake.clear()

@@ -479,6 +479,22 @@ async def test_an_engine_can_answer_500_and_pause(rig):
     assert (await rig.get("/is_paused"))[1] == b'{"is_paused":true}'
 
 
+async def test_an_engine_can_slow_down_while_it_runs(rig):
+    async def took() -> float:
+        started = time.monotonic()
+        assert len(frames((await rig.post("/v1/chat/completions", LONG_STREAM))[1])) == 1 + 50 + 1
+        return time.monotonic() - started
+
+    await rig.behave(speed=0.1)
+    slow = await took()
+    assert slow >= 50 * 0.010  # steps of 1 ms, ten times as long
+    await rig.behave(speed=1)
+    assert await took() < slow
+    for wrong in (0, -1, None, True, "fast"):
+        status, raw, _ = await rig.post("/sim/behave", {"speed": wrong})
+        assert status == 400 and b"speed" in raw
+
+
 async def test_an_unknown_behaviour_is_refused_by_name(rig):
     status, raw, _ = await rig.post("/sim/behave", {"dye": 3})
     assert status == 400 and b"'dye'" in raw and b"die_midstream_after_tokens" in raw

@@ -56,7 +56,7 @@ def repeated(blocks: Blocks, block_tokens: int, at_s: Sequence[float], prompt: S
     for own, now, tokens in zip(blocks, at_s, prompt, strict=True):
         hit, unbroken = 0, True
         for block in own:
-            unbroken = unbroken and now - seen.get(block, float("-inf")) <= kept_s
+            unbroken = unbroken and block in seen and now - seen[block] <= kept_s
             hit += unbroken
             seen[block] = now
         found.append(min(hit * block_tokens, tokens - 1))

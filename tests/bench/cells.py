@@ -213,10 +213,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return show(asked.processes)
     jobs = [(prices, coverage, asked.slow) for prices in AZURE_PRICES for coverage in COVERAGES]
     cells = in_parallel(play, jobs, "cells", asked.processes)
-    console = Console(width=None if sys.stdout.isatty() else 140, record=asked.html is not None, highlight=False)
-    console.print("\nAvoided API spend, percent of the clairvoyant bound; late answers earn nothing. Bound: net savings, "
-                  "percent of the API bill" + (f"; engines {asked.slow:g} times slower than told, settled after 2,000 requests" if
-                                              asked.slow != 1 else ""))
+    console = Console(width=None if sys.stdout.isatty() else 150, record=asked.html is not None, highlight=False)
+    console.print("\nAvoided API spend, percent of the clairvoyant bound; late answers earn nothing.")
+    console.print("Bound: net savings, percent of the API bill.")
+    if asked.slow != 1:
+        console.print(f"Engines are {asked.slow:g} times slower than told; settled: after {SETTLED:,} requests.")
     console.print(table(cells, list(COLUMNS), asked.slow))
     rates = {column: np.mean([cell.per_s[column] for cell in cells]) for column in COLUMNS}
     console.print("Simulated requests a second and core: " + ", ".join(f"{column} {one:,.0f}" for column, one in

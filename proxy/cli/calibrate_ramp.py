@@ -209,18 +209,19 @@ class Ramp:
             self._stopped = "the time is up"
             return
         self._say(f"{batch} at once, {context:,} tokens each")
-        cpu, began = time.process_time(), self._loop.time()
-        answers = await self._together(batch, context, output)
-        busy = (time.process_time() - cpu) / max(1e-6, self._loop.time() - began)
-        heard = [answer for answer in answers if answer.points]
-        at_once = most_at_once([answer.points for answer in heard])
-        if not known and max(1, self._largest) <= at_once < batch and all(answer.whole for answer in answers):
-            self._running = at_once
-            self._stopped = f"requests began to wait at {at_once} at once"
-            return
+        answers, busy = await self._together(batch, context, output)
+        at_once = _at_once(answers)
+        if not known and at_once < batch and not self._stopped:  # again: some may just have been slow to arrive
+            answers, busy = await self._together(batch, context, output)
+            at_once = max(at_once, _at_once(answers))
+            if max(1, self._largest) <= at_once < batch and not self._stopped:
+                self._running = at_once
+                self._stopped = f"requests began to wait at {at_once} at once"
+                return
         if busy > CPU_SHARE:
             self._stopped = "" if known else f"this machine cannot read {batch} answers at once fast enough"
             return
+        heard = [answer for answer in answers if answer.points]
         stage = stage_of([(answer.prompt_tokens or context, answer.points) for answer in heard])
         if stage is None or any(answer.lumped for answer in heard):
             return
@@ -228,8 +229,9 @@ class Ramp:
         self._step_s = median(stage.steps)
         self._kv_held = max(self._kv_held, int(stage.kv_tokens))
 
-    async def _together(self, batch: int, context: int, output: int) -> list[Timed]:
-        """So many answers at once, until all have ended, one failed, or the time is up."""
+    async def _together(self, batch: int, context: int, output: int) -> tuple[list[Timed], float]:
+        """So many answers at once, until all have ended, one failed, or the time is up; and our share of a core."""
+        cpu, began = time.process_time(), self._loop.time()
         answers = [Timed() for _ in range(batch)]
         tasks = [asyncio.create_task(self._engine.ask(answer, context, output, self._bounds.ttft_s_max))
                  for answer in answers]
@@ -247,4 +249,8 @@ class Ramp:
             self._stopped = f"{failures[0]}, with {batch} at once"
         elif late:
             self._stopped = "the time is up"
-        return answers
+        return answers, (time.process_time() - cpu) / max(1e-6, self._loop.time() - began)
+
+
+def _at_once(answers: list[Timed]) -> int:
+    return most_at_once([answer.points for answer in answers])

@@ -142,7 +142,8 @@ class Capacity(BaseModel):
 
     model_config = FROZEN
 
-    prefill_tokens_per_s: Float = setting(..., "Prefill speed", "From a benchmark of your own engine.",
+    prefill_tokens_per_s: Float = setting(..., "Prefill speed", "From `breakeven calibrate`, or a benchmark of long "
+        "prompts on your own idle engine.",
         unit="prompt tokens per second", gt=0)
     step_ms: tuple[StepMs, StepMs, StepMs] = setting(..., "Decode step", "Time of a step = alpha + beta x batch + "
         "kappa x thousand tokens in the KV cache.", unit="milliseconds: [alpha, beta, kappa_per_1k]")

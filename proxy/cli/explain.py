@@ -86,17 +86,46 @@ def _idle(config: Path, model: str, prompt_tokens: int, output_tokens: int) -> d
 
 
 def _show(plan: dict[str, Any]) -> None:
+    """The verdict, then every candidate's figures, then the others' reasons."""
     console = Console()
     wait = f", at most {plan['wait_s']:.1f} s, then:" if plan["wait_s"] else ""
-    table = Table(title=f"{plan['reason']}{wait}  (bid price {plan['lambda']:.3g} USD per GPU-second)")
-    for column in ("", "backend", "USD", "GPU-s", "first token s", "why"):
-        table.add_column(column, justify="right" if column in ("USD", "GPU-s", "first token s") else "left")
+    console.print(f"[bold]{plan['reason']}{wait}[/bold]  lambda {plan['lambda']:.3g} USD per GPU-second")
+    table = Table(title="Where it would go")
+    for column in ("", "backend", "USD", "first token s", "why"):
+        table.add_column(column, justify="right" if column in ("USD", "first token s") else "left")
     for rank, one in enumerate(plan["attempts"], 1):
-        table.add_row(str(rank), _name(one), _number(one["usd"], ".6f"), _number(one["work_s"], ".3f"),
-                      _number(one["ttft_s"], ".2f"), one["reason"], style="green" if rank == 1 else None)
+        table.add_row(str(rank), _name(one), _number(one["usd"], ".6f"), _number(one["ttft_s"], ".2f"), one["reason"],
+                      style="green" if rank == 1 else None)
     for one in plan["refused"]:
-        table.add_row("-", _name(one), "", "", "", f"{one['code']}: {one['detail']}", style="dim")
+        table.add_row("-", _name(one), "", "", f"{one['code']}: {one['detail']}", style="dim")
     console.print(table)
+    if plan.get("candidates"):
+        console.print(_figures(plan["candidates"]))
+
+
+FIGURES = (  # what, field, format
+    ("a: the API's price, USD", "value_usd", ".6f"), ("m: what varies here, USD", "marginal_usd", ".6f"),
+    ("w: work, GPU-seconds", "work_s", ".3f"), ("d = (a - m) / w, USD per GPU-second", "density", ".3g"),
+    ("asks: lambda x how full, the same", "asks", ".3g"), ("how full", "occupancy", ".0%"),
+    ("first token expected, s", "ttft_s", ".2f"), ("per further token, s", "tpot_s", ".3f"),
+    ("taken as so many times as long", "slack", ".2f"), ("prompt tokens in its prefix cache", "cached_tokens", ".0f"),
+    ("age of its readings, s", "age_s", ".1f"))
+SHOWN_MAX = 6  # replicas side by side; --json has all
+
+
+def _figures(candidates: list[dict[str, Any]]) -> Table:
+    """What each replica would make of it."""
+    shown = candidates[:SHOWN_MAX]
+    table = Table(title="Served here if d is at least what the replica asks, and nothing stands in the way")
+    table.add_column("")
+    for one in shown:
+        table.add_column(_name(one), justify="right", style=None if one["obstacle"] else "green")
+    for words, name, form in FIGURES:
+        table.add_row(words, *(_number(one[name], form) for one in shown))
+    table.add_row("in the way", *(one["obstacle"] or "nothing" for one in shown))
+    if len(candidates) > len(shown):
+        table.caption = f"and {len(candidates) - len(shown)} more: --json"
+    return table
 
 
 def _name(one: dict[str, Any]) -> str:

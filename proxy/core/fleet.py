@@ -71,7 +71,8 @@ class Demand:
 
 
 class Attempt(NamedTuple):
-    """Send it here. `work_s` GPU-seconds (0 for an API); `replica` None for an API; `ttft_s` as expected, no margin."""
+    """Send it here. `usd` what that costs: the API's price, or what varies on a GPU (m). `work_s` GPU-seconds (0 for an
+    API); `replica` None for an API; `ttft_s` and `tpot_s` as expected, without a margin."""
 
     backend: str
     replica: int | None
@@ -80,6 +81,7 @@ class Attempt(NamedTuple):
     usd: float | None
     work_s: float = 0.0
     ttft_s: float | None = None
+    tpot_s: float | None = None
 
 
 class Refusal(NamedTuple):

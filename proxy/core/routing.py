@@ -165,7 +165,7 @@ def attempt_on(room: Room, job: Job, reason: str, crowded: bool = False, taken: 
         raise ValueError("a room without a state")
     work = room.work_s(prompt, job.output)
     return Attempt(state.backend, state.replica, "gpu", reason, work * room.usd_per_s, work,
-                   room.first_token_s(0.0 if taken else prompt, crowded))
+                   room.first_token_s(0.0 if taken else prompt, crowded), room.tpot_s)
 
 
 def pulled(plan: Plan, room: Room, job: Job, bid_price: float, crowded: bool, limits: Limits) -> Plan:

@@ -35,6 +35,7 @@ WORDS = {
     "api_only": "the policy says API", "observe": "watching only", "utilization_max": "above the load threshold",
     "failover": "the first choice failed", "last_resort": "the API asked for a pause, nothing else was left",
     "in_flight_max": "as many at once as allowed", "gpu_util_max": "above the GPU-Util threshold",
+    "waiting_max": "too many wait", "dwell": "a threshold closed our engine a moment ago",
     "queue_max": "our engine's queue is too long", "client_left": "its client left while it waited",
     "interrupted": "the process died", "no_backend_available": "nothing could serve it",
     "ejected": "our engine was ejected", "wedged": "our engine hangs", "suspect": "our engine is silent",
@@ -252,6 +253,9 @@ class View:
                           spark(self._cells[key], cells, lines, top, style))
         yield table
         waiting = f"   waiting for room {self.page['waiting']}" if self.page["waiting"] else ""
+        known = [spread for spread in self.page.get("value_density_spread", {}).values() if spread is not None]
+        if known:
+            waiting += f"   value spread {max(known):.1f}x"
         ledger = self.page.get("ledger", {})
         sound = (" ledger ok", "dim") if ledger.get("healthy") else (" the ledger cannot be written", "bold red")
         yield Text.assemble(sound, ("   in flight ", "dim"), str(self.page["in_flight"]), (waiting, "yellow"),

@@ -310,7 +310,7 @@ def plan_json(plan: Plan) -> dict[str, object]:
         "value_usd": plan.value_usd,
         "density": plan.density,
         "attempts": [{"backend": a.backend, "replica": a.replica, "usd": a.usd, "work_s": a.work_s, "ttft_s": a.ttft_s,
-                      "reason": a.reason} for a in plan.attempts],
+                      "tpot_s": a.tpot_s, "reason": a.reason} for a in plan.attempts],
         "seen": [{"backend": s.backend, "replica": s.replica, "health": s.health, "readings": s.freshness,
                   "age_s": s.age_s and round(s.age_s, 2), "running": s.running, "waiting": s.waiting,
                   "backlog_tokens": round(s.backlog_tokens), "kv_reserved": round(s.kv_reserved),

@@ -85,8 +85,9 @@ DEFAULT = Capacity(2000.0, 0.030, 0.0005, 0.0, 100_000, 64, "default")
 def prior(gpu_type: str, gpu_count: int, model: str) -> Capacity:
     """A first guess from the GPU and the model's name (70B, 8x7B; FP16 unless the name says otherwise).
 
-    The three-constraint roofline (0.47 of peak FLOPs in prefill, 0.70 of bandwidth in decode): 8-16 % mean
-    error on published tables, up to 50 % on very long outputs, so it is always corrected by what is
+    The three-constraint roofline (0.47 of peak FLOPs in prefill, 0.70 of bandwidth in decode), with the cache at
+    16 bits and 256 sequences at most. Against published tables it is 16 to 48 % off on average, mostly too slow
+    (docs/calibration.md, held to it by tests/unit/core/test_prior.py), so it is always corrected by what is
     observed. `DEFAULT`, marked as such, where the GPU or the size cannot be read.
     """
     name = next((name for name in sorted(GPUS, key=len, reverse=True)

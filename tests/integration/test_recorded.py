@@ -54,11 +54,11 @@ class Recorder:
         class Line(type(market.line)):
             __slots__ = ()
 
-            def add(line, job):  # noqa: N805
+            def add(line, job):
                 self.calls.append(("add", pickle.dumps(frozen(job)), None))
                 add(job)
 
-            def remove(line, job):  # noqa: N805
+            def remove(line, job):
                 if job.waiting and not self.inside:
                     self.calls.append(("remove", job.order, None))
                 remove(job)
@@ -114,7 +114,7 @@ async def test_a_recorded_live_run_gets_the_same_decisions_again(tmp_path, monke
     await live_run(tmp_path, monkeypatch, recorder)
     reasons = set()
     for recorded in recorder.decisions:
-        (demand, rooms, apis, limits, price, now, more), before = pickle.loads(recorded)  # noqa: S301  # our own
+        (demand, rooms, apis, limits, price, now, more), before = pickle.loads(recorded)  # our own
         assert outcome(decide(demand, rooms, apis, limits, price, now, **more)) == before
         reasons.add(before[0])
     assert len(recorder.decisions) >= REQUESTS and {"cheaper_at_the_margin", "waiting_for_room"} <= reasons
@@ -137,14 +137,14 @@ def played(call, again):
         again.market = Market([])
     line = again.market.line
     if name == "add":
-        job = pickle.loads(facts)  # noqa: S301  # our own
+        job = pickle.loads(facts)  # our own
         job.waiting = False
         line.add(job)
         again.jobs[job.order] = job
     elif name == "remove":
         line.remove(again.jobs[facts])
     else:
-        *which, rooms, price, now = pickle.loads(facts)  # noqa: S301  # our own
+        *which, rooms, price, now = pickle.loads(facts)  # our own
         again.market.rooms = rooms
         again.market.price, again.market._priced_at = price, float("inf")
         if name == "pull":

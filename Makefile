@@ -22,10 +22,10 @@ crc = $(shell (pwd; cat $(1) pyproject.toml) | cksum | tr ' ' -)
 RUN_READY := $(VENV)/.run-$(call crc,requirements/run.txt)
 DEV_READY := $(VENV)/.dev-$(call crc,requirements/run.txt requirements/dev.txt)
 
-.PHONY: help run test lint lock accept cells sensitivity week test-vllm clean
+.PHONY: help run test lint lock accept cells sensitivity decision-bench week test-vllm clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
 
 run: $(RUN_READY) ## the gateway with simulated engines, a simulated API and traffic; prints its addresses
 	@exec $(VENV)/bin/breakeven demo $(ARGS)
@@ -45,6 +45,9 @@ cells: $(DEV_READY) ## every routing policy on 20 cells of recorded traffic, aga
 
 sensitivity: $(DEV_READY) ## the same when each constant of the policy is halved and doubled (10 minutes)
 	@exec $(VENV)/bin/python -m tests.bench.cells --sensitivity $(ARGS)
+
+decision-bench: $(DEV_READY) ## how long a decision takes with 2, 16 and 1,000 replicas, and a pull with 10,000 waiting
+	@exec $(VENV)/bin/python -m tests.bench.decision $(ARGS)
 
 week: $(DEV_READY) ## a production week on four fleet sizes; TRACE=path/to/servegen_m_large_week1.csv.zst (10 minutes)
 	@[ -n "$(TRACE)" ] || { echo "make week TRACE=path/to/servegen_m_large_week1.csv.zst" >&2; exit 2; }

@@ -146,9 +146,8 @@ def job_of(demand: Demand, reference: Room, limits: Limits, value: float | None,
            barred: frozenset[str], cached: Mapping[str, float] | None) -> Job:
     """The request as the line sees it. A failed attempt has cost its time already: then the target starts anew."""
     arrived = now if demand.tried else now - demand.waited_s
-    latest = limits.ttft_s - demand.prompt_tokens * reference.prefill_s - START_MARGIN_S
-    if api is not None:
-        latest = min(latest, limits.ttft_s - (api.ttft_s or API_TTFT_S) - API_MARGIN_S)
+    latest = latest_start_s(limits.ttft_s, None if api is None else api.ttft_s or API_TTFT_S,
+                            demand.prompt_tokens * reference.prefill_s)
     if limits.wait_max_s is not None:
         latest = min(latest, limits.wait_max_s)
     elif value is None and api is not None:
@@ -156,6 +155,12 @@ def job_of(demand: Demand, reference: Room, limits: Limits, value: float | None,
     return Job(reference, demand.prompt_tokens, demand.output_tokens, value, arrived + latest,
                arrived + limits.ttft_s - min(LATE_S, 0.1 * limits.ttft_s), limits.tpot_s, demand.sequences,
                barred=barred, cached=cached, tenant=demand.tenant, lifted=demand.lifted)
+
+
+def latest_start_s(ttft_s: float, api_ttft_s: float | None, prefill_s: float) -> float:
+    """How long a request may wait: until a replica could no longer compute its prompt in time, nor the API answer."""
+    latest = ttft_s - prefill_s - START_MARGIN_S
+    return latest if api_ttft_s is None else min(latest, ttft_s - api_ttft_s - API_MARGIN_S)
 
 
 def attempt_on(room: Room, job: Job, reason: str, crowded: bool = False, taken: bool = False) -> Attempt:

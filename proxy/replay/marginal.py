@@ -10,13 +10,11 @@ from proxy.core.lengths import OutputLength
 from proxy.core.line import Job
 from proxy.core.market import Market
 from proxy.core.room import NEVER, Room
+from proxy.core.routing import LATE_S, latest_start_s
 from proxy.replay.run import Simulation
 
 LOOK_EVERY_S = 0.02
 LENGTH_PRIOR = 150.0
-API_MARGIN_S = 0.05
-START_MARGIN_S = 0.1
-LATE_S = 0.05  # before the target a first token must be there
 TINY_S = 1e-9
 
 
@@ -126,11 +124,6 @@ class MarginalCost:
         sent = self.held.pop(index, None)
         if sent is not None:
             self.promised[sent.replica] -= sent.need
-
-
-def latest_start_s(ttft_s: float, api_ttft_s: float, prefill_s: float) -> float:
-    """How long a request may wait: until the API could no longer answer in time, nor a replica compute its prompt."""
-    return min(ttft_s - api_ttft_s - API_MARGIN_S, ttft_s - prefill_s - START_MARGIN_S)
 
 
 @dataclass(frozen=True, slots=True)

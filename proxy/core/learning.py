@@ -1,4 +1,4 @@
-"""Small estimators that learn from traffic: answer lengths, bytes per token, predicted against observed.
+"""Small estimators that learn from traffic: bytes per token, predicted against observed.
 
 All are bounded, forget slowly, and shrink towards what is known when they have seen little.
 """
@@ -6,12 +6,9 @@ All are bounded, forget slowly, and shrink towards what is known when they have 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from dataclasses import dataclass
 from operator import mul
 
-LABELS_MAX = 4096
-SHRINK = 3.0  # observations that the prior counts for
 RELAX_S = 300.0  # time constant of forgetting without news
 FORGET = 200.0  # observations after which old ones fade
 STRATA = 3  # of load: a third of the largest batch each
@@ -57,29 +54,6 @@ class Ratio:
         keep = math.exp(-denominator / self._memory)
         self._numerator = self._numerator * keep + numerator
         self._denominator = self._denominator * keep + denominator
-
-
-class OutputLength:
-    """Expected output tokens of a label (route and key), shrunk to the mean of all; capped by the caller."""
-
-    def __init__(self, prior: float) -> None:
-        self.all = RunningMean(prior)
-        self._by_label: OrderedDict[str, RunningMean] = OrderedDict()
-
-    def expect(self, label: str) -> float:
-        own = self._by_label.get(label)
-        if own is None:
-            return self.all.mean
-        return (own.mean * own.count + self.all.mean * SHRINK) / (own.count + SHRINK)
-
-    def observe(self, label: str, tokens: int) -> None:
-        self.all.add(tokens)
-        own = self._by_label.get(label)
-        if own is None:
-            own = self._by_label[label] = RunningMean(self.all.mean)
-            if len(self._by_label) > LABELS_MAX:
-                self._by_label.popitem(last=False)
-        own.add(tokens)
 
 
 @dataclass(frozen=True, slots=True)

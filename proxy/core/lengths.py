@@ -15,7 +15,7 @@ SHRINK = 3.0  # observations that the coarser mean counts for
 
 
 class OutputLength:
-    """Expected output tokens of a label (route and key) and prompt size. Bounded; the oldest labels are forgotten."""
+    """Output tokens to expect of a label (route and key) and prompt size. Bounded: labels unused longest are forgotten."""
 
     __slots__ = ("_means", "all")
 
@@ -41,4 +41,6 @@ class OutputLength:
                 own = self._means[key] = RunningMean(self.all.mean)
                 if len(self._means) > LABELS_MAX:
                     self._means.popitem(last=False)
+            else:
+                self._means.move_to_end(key)
             own.add(tokens)

@@ -10,7 +10,8 @@ from proxy.core.bidprice import DemandHistogram
 from proxy.core.capacity import DEFAULT, Capacity, prior
 from proxy.core.entries import work_by_minute
 from proxy.core.health import EJECT_S, FAILURES_MAX, Breaker
-from proxy.core.learning import Correction, Margin, OutputLength, Ratio
+from proxy.core.learning import Correction, Margin, Ratio
+from proxy.core.lengths import LABELS_MAX, OutputLength
 from proxy.core.liveness import freshness, stall_budget_s
 
 SEVENTY_B = Capacity(7100.0, 0.0242, 0.000355, 0.0, 342_000, 256)
@@ -95,12 +96,29 @@ def test_readings_age_from_fresh_to_stale_to_unknown():
 def test_answer_lengths_are_learned_by_label_and_shrunk_when_little_is_known():
     lengths = OutputLength(200.0)
     for _ in range(100):
-        lengths.observe("long", 1000)
-        lengths.observe("short", 10)
-    lengths.observe("new", 1000)
-    assert lengths.expect("long") > 900 and lengths.expect("short") < 40
-    assert 400 < lengths.expect("new") < 900  # three parts of all, one of its own
-    assert lengths.expect("unseen") == lengths.all.mean
+        lengths.observe("long", 100, 1000)
+        lengths.observe("short", 100, 10)
+    lengths.observe("new", 100, 1000)
+    assert lengths.expect("long", 100) > 900 and lengths.expect("short", 100) < 40
+    assert 400 < lengths.expect("new", 100) < 900  # three parts of all, one of its own, twice
+    assert lengths.expect("unseen", 100) == lengths.all.mean
+
+
+def test_answer_lengths_are_told_apart_by_the_size_of_the_prompt_where_that_tells_something():
+    lengths = OutputLength(200.0)
+    for _ in range(100):
+        lengths.observe("r", 50, 20)
+        lengths.observe("r", 5000, 800)
+    assert lengths.expect("r", 60) < 50 and lengths.expect("r", 6000) > 700
+    assert 300 < lengths.expect("r", 500) < 500  # a size not seen: the route's own mean
+
+
+def test_answer_lengths_of_many_keys_are_bounded_and_the_busy_ones_are_kept():
+    lengths = OutputLength(200.0)
+    for number in range(3 * LABELS_MAX):
+        lengths.observe(f"key-{number}", 100, 10)
+        lengths.observe("busy", 100, 1000)
+    assert len(lengths._means) <= LABELS_MAX and lengths.expect("busy", 100) > 900
 
 
 def test_a_correction_settles_where_prediction_and_observation_agree():

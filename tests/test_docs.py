@@ -205,6 +205,7 @@ class Place:
             {**API_PROFILE, "tokens_per_answer_mean": 8})])
         api["provider"] = "openai"
         (self.folder / "config").mkdir()
+        (self.folder / "tests").symlink_to(ROOT / "tests")
         (self.folder / "config/minimal.yaml").write_text(yaml.safe_dump(tree))
 
     def run(self, block: str, language: str = "sh") -> subprocess.CompletedProcess[str]:
@@ -255,6 +256,7 @@ SAYS = {
     "from openai": r"llama-8b cheaper_at_the_margin",
     "status --url": r"llama-8b(.*\n)*.*cheaper_at_the_margin",
     "admin/switch": r'"switch":"all-api"', "/drain": r'"draining":true', "VACUUM INTO": r"sound",
+    "breakeven replay": r"marginal-cost(.*\n)*.*threshold 0\.8",
     "report --config": r"\(unallocated\)(.*\n)*.*\"savings_percent\"",
 }
 RUN = [block for block in blocks() if block.language in ("sh", "python") and "make " not in block.text

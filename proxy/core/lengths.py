@@ -15,7 +15,7 @@ SHRINK = 3.0  # observations that the coarser mean counts for
 
 
 class OutputLength:
-    """Output tokens to expect of a label (route and key) and prompt size. Bounded: labels unused longest are forgotten."""
+    """Output tokens to expect, by label (route and key) and prompt size. Bounded: who is not seen is forgotten."""
 
     __slots__ = ("_means", "all")
 

@@ -97,7 +97,7 @@ class MarginalCost:
 
     def _leave(self, now: float) -> None:
         for job, why in self.market.leaving(now):
-            self.sim.to_api(job.owner, min(now, job.latest), why)
+            self.sim.to_api(job.owner, max(self.sim.work.at_s[job.owner], min(now, job.latest)), why)
 
     def _look(self, replica: int, room: Room) -> None:
         """What the gateway knows of a replica between two iterations."""

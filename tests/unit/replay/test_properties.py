@@ -112,6 +112,13 @@ def test_an_engine_slower_than_told_is_late_at_first_and_then_no_more():
     assert sum(late[500:]) <= 1
 
 
+def test_a_prompt_too_long_to_be_in_time_goes_to_the_api_at_once():
+    of = case(2, count=200)
+    work = replace(of.work, prompt=[20_000, *of.work.prompt[1:]])
+    row = run(replace(of, work=work)).rows[0]
+    assert (row.backend, row.wait_s) == ("api", pytest.approx(0, abs=1e-9))
+
+
 def test_no_requests_are_no_trouble():
     empty = case(1, count=2)
     nothing = replace(empty, work=replace(empty.work, **{name: [] for name in (

@@ -40,6 +40,7 @@ class ReplicaState:
     prefix_trust: float = 1.0  # found in its prefix cache, of what was expected there
     in_flight_max: int | None = None
     trial: bool = False  # idle, its capacity only guessed, and nothing learned of it lately
+    overdue: bool = False  # a first token should have come long ago: it holds more back than we know of
     risk_per_s: float = 0.0  # chance that it vanishes within a second: spot
 
 

@@ -6,9 +6,10 @@ nothing in others; shrinkage makes it free where it does not help. Nothing is to
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 
-from proxy.core.learning import RunningMean
+from proxy.core.learning import Ratio, RunningMean
 
 LABELS_MAX = 4096
 SHRINK = 3.0  # observations that the coarser mean counts for
@@ -44,3 +45,43 @@ class OutputLength:
             else:
                 self._means.move_to_end(key)
             own.add(tokens)
+
+
+class Stay:
+    """How much longer the answers that hold a place are than answers are on average: long ones stay longer.
+
+    The inspection paradox: of those resident at any moment the mean length is `E[o^2]/E[o]`, not `E[o]`; twice as much
+    where lengths are exponential. Learned as the residence-weighted ratio of true to expected length, so that what is
+    promised of a cache is what its residents will need; and with it how far a single one may be off.
+    """
+
+    __slots__ = ("_expected", "_ratio", "_residence", "_square")
+
+    PRIOR, PRIOR_WEIGHT, MEMORY = 2.0, 20.0, 500.0  # ratio, and answers
+    PRIOR_SQUARE = 0.5  # of the deviation, relative to what is promised: exponential lengths again
+    LEAST, MOST = 1.0, 8.0
+
+    def __init__(self) -> None:
+        self._ratio = Ratio(self.PRIOR, self.PRIOR_WEIGHT, self.MEMORY)
+        self._square = Ratio(self.PRIOR_SQUARE, self.PRIOR_WEIGHT, self.MEMORY)
+        self._residence, self._expected = RunningMean(1.0), RunningMean(1.0)
+
+    @property
+    def value(self) -> float:
+        return min(self.MOST, max(self.LEAST, self._ratio.value))
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of a resident's true output tokens around what is promised for it."""
+        return math.sqrt(self._square.value) * self.value * self._expected.mean
+
+    def add(self, residence_s: float, expected: float, output: float) -> None:
+        """An answer ended after `residence_s` on a replica: `output` tokens where `expected` were."""
+        if residence_s <= 0 or expected <= 0:
+            return
+        self._residence.add(residence_s)
+        self._expected.add(expected)
+        weight = residence_s / (self._residence.mean * self._expected.mean)
+        self._ratio.add(weight * output, weight * expected)
+        off = output / (self.value * expected) - 1
+        self._square.add(weight * expected * off * off, weight * expected)

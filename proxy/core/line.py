@@ -43,10 +43,10 @@ class Job:
     def __init__(self, reference: Room, prompt: float, output: float, value: float | None, latest: float,
                  deadline: float, tpot_s: float, sequences: float = 1.0, owner: object = None,
                  barred: frozenset[str] = frozenset(), cached: Mapping[str, float] | None = None, tenant: str = "",
-                 lifted: bool = False) -> None:
+                 lifted: bool = False, stay: float = 1.0) -> None:
         self.prompt, self.output, self.sequences = prompt, output, sequences
         self.slots = sequences  # of the batch; at most the largest batch, or it would never start
-        self.need = prompt + output  # cache tokens in the end
+        self.need = prompt + output * stay  # cache tokens: of its kind, those resident (lengths.Stay)
         self.forced = value is None or lifted  # no API could serve it, or it goes first for another reason
         self.value = value or 0.0  # a: what the API would charge
         self.latest, self.deadline, self.tpot_s = latest, deadline, tpot_s
@@ -70,7 +70,8 @@ def surplus(room: Room, job: Job, now: float, price: float, crowded: bool) -> fl
     The one predicate of a placement: room in cache and batch, first token and pace within target, worth its price.
     `reasons.obstacle` names what stands in the way, by the same comparisons.
     """
-    if job.need > room.kv_left or job.slots > room.slots_left or room.tpot_s * room.slack > job.tpot_s:
+    if (job.need > room.kv_left or job.slots > room.slots_left or room.tpot_s * room.slack > job.tpot_s
+            or room.paid_until > now + room.ahead_s):
         return None
     prompt, density = job.prompt if job.cached is None else job.uncached(room), job.density
     if now + room.first_token_s(prompt, crowded) * room.slack > job.deadline:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from math import exp
 
 from proxy.core.bidprice import DemandHistogram
+from proxy.core.lengths import Stay
 from proxy.core.line import Job, Left, Line
 from proxy.core.room import Room
 
@@ -25,12 +26,13 @@ SHARE_MEMORY_S = 60.0  # over which a tenant's share of the pool is measured
 class Market:
     """Rooms, line, demand and price of one pool. The first room is the reference that work is measured on."""
 
-    __slots__ = ("_order", "_priced_at", "_ranks", "_served", "demand", "keys", "line", "price", "rooms")
+    __slots__ = ("_order", "_priced_at", "_ranks", "_served", "demand", "keys", "line", "price", "rooms", "stay")
 
     def __init__(self, rooms: Sequence[Room]) -> None:
         self.rooms = list(rooms)
         self.keys = frozenset(room.key for room in rooms)
         self.line, self.demand = Line(), DemandHistogram()
+        self.stay = Stay()
         self.price = 0.0  # lambda, USD per GPU-second of the reference
         self._priced_at = float("-inf")
         self._ranks = {room.key: (not room.open, room.occupancy, index) for index, room in enumerate(self.rooms)}
@@ -47,6 +49,9 @@ class Market:
         if now - self._priced_at >= PRICE_EVERY_S:
             self._priced_at = now
             self.price = self.demand.price(sum(room.speed for room in self.rooms if room.open), now)
+            deviation = self.stay.deviation
+            for room in self.rooms:
+                room.deviation = deviation
         return self.price
 
     def want(self, job: Job, now: float) -> None:
@@ -71,7 +76,7 @@ class Market:
 
     def take(self, room: Room, job: Job, now: float) -> None:
         """Give `job` its place in `room`."""
-        room.take(job.uncached(room), job.need, job.slots)
+        room.take(job.uncached(room), job.need, job.slots, now)
         if job.tenant:
             self._served[job.tenant] = (self._of(job.tenant, now) + job.work, now)
             if len(self._served) > TENANTS_MAX:

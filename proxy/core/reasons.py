@@ -35,7 +35,7 @@ def obstacle(room: Room, job: Job, now: float, price: float, crowded: bool = Fal
     prompt = job.uncached(room)
     if now + room.first_token_s(prompt, crowded) * room.slack > job.deadline:
         return "ttft"
-    if room.tpot_s * room.slack > job.tpot_s:
+    if room.tpot_s * room.slack > job.tpot_s or room.paid_until > now + room.ahead_s:
         return "tpot"
     density = job.density if room.kin and job.cached is None else worth(room, job, prompt)
     if density <= 0:
@@ -63,6 +63,8 @@ def detail(code: str, room: Room, state: ReplicaState, job: Job, now: float, pri
         case "no_slot":
             return f"{state.running:.0f} of {room.slots_left + state.running:.0f} sequences running ({state.freshness})"
         case "congested":
+            if state.overdue:
+                return f"a first token is overdue: {state.backlog_tokens:.0f} prompt tokens to come"
             return f"the engine holds {state.waiting} requests back or refused one ({state.freshness})"
         case "kv_cache":
             return f"{state.kv_reserved:.0f} + {job.need:.0f} of {state.capacity.kv_tokens} cache tokens"
@@ -70,6 +72,9 @@ def detail(code: str, room: Room, state: ReplicaState, job: Job, now: float, pri
             expected = room.first_token_s(job.uncached(room), crowded)
             return f"first token expected in {expected:.2f} s, x {room.slack:.2f} > {job.deadline - now:.2f} s left"
         case "tpot":
+            if room.paid_until > now + room.ahead_s:
+                ahead_s = room.paid_until - now
+                return f"prefill is {ahead_s:.2f} s ahead of its share of the time, {room.ahead_s:.2f} s allowed"
             return f"{room.tpot_s * 1e3:.0f} ms per token expected, x {room.slack:.2f} > {job.tpot_s * 1e3:.0f} ms"
         case "dearer":
             cost = room.work_s(job.uncached(room), job.output) * room.usd_per_s
@@ -99,11 +104,11 @@ def candidate(room: Room, job: Job, now: float, price: float, crowded: bool) -> 
     }
 
 
-def overflow(found: Sequence[Refusal], api_only: bool) -> str:
-    """The one reason for going to the API."""
+def overflow(found: Sequence[Refusal], api_only: bool, left: str | None = None) -> str:
+    """The one reason for going to the API. `left`: why it left the line."""
     if api_only:
         return "api_only"
     local = [refusal.code for refusal in found if refusal.replica is not None]
     if not local:
-        return found[0].code if found else "no_self_hosted_candidate"
+        return "hopeless" if left == "hopeless" else found[0].code if found else "no_self_hosted_candidate"
     return min(local, key=lambda code: NEAREST.index(code) if code in NEAREST else len(NEAREST))

@@ -7,24 +7,29 @@ number here; why a replica offers nothing is told in `reasons.py`.
 
 from __future__ import annotations
 
+import math
+
 from proxy.core.capacity import Capacity
 from proxy.core.fleet import ReplicaState
 
 NEVER = float("inf")
-KV_PROMISE_MAX = 0.9  # of the cache, prompt and expected output of all we sent: the long answers are those resident
+KV_SURE = 3.0  # standard deviations of what all residents may need together, kept free of the cache
 BATCH_UNKNOWN_MAX = 4  # sequences on an engine that tells nothing: enough to learn, too few to hurt
 STALE_MARGIN = 0.25  # predictions from stale readings are taken this much longer still
 TRIAL = 3.0  # a guessed capacity nobody has checked lately may be wrong by that much: one request finds out
 UNLIKE = 0.05  # in speed, from which on a replica is told apart from the reference
+OVERDUE, OVERDUE_S = 2.0, 0.1  # times as long as expected, and a moment: then a first token is overdue
+PREFILL_SHARE_MIN = 0.1  # of the time, however slow a step is: or nobody would ever start
+PREFILL_AHEAD = 0.25  # of the target per token: prefill that may be sent before its share of the time has paid for it
 USUAL_PROMPT, USUAL_OUTPUT = 1024.0, 256.0  # tokens, for comparing speeds
 
 
 class Room:
     """One replica's offer. Seconds, tokens, GPU-seconds, USD."""
 
-    __slots__ = ("backlog", "budget", "decode_s", "free_share", "full_s", "kappa_s", "key", "kin", "kv_left",
-                 "kv_tokens", "lag_s", "occupancy", "open", "prefill_s", "risk_per_s", "slack", "slots_left", "speed",
-                 "state", "step_s", "token_s", "tpot_s", "usd_per_s")
+    __slots__ = ("ahead_s", "backlog", "budget", "decode_s", "deviation", "free_share", "full_s", "kappa_s", "key",
+                 "kin", "kv_left", "kv_tokens", "lag_s", "occupancy", "open", "pace_s", "paid_until", "prefill_s",
+                 "risk_per_s", "slack", "slots_left", "speed", "state", "step_s", "token_s", "tpot_s", "usd_per_s")
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -39,10 +44,13 @@ class Room:
         self.free_share = 1.0  # of an iteration's tokens, the budget
         self.backlog = 0.0  # prompt tokens sent whose first token has not come
         self.kv_tokens = 1.0
+        self.deviation = 0.0  # of a resident's need around what is promised for it, in tokens
         self.kv_left = NEVER  # cache tokens not promised
         self.slots_left = NEVER
         self.occupancy = 0.0  # 0..1: how full, for the bid price
         self.tpot_s = 0.0  # a decode step with one sequence more
+        self.pace_s = self.ahead_s = NEVER  # the tightest target per token of those it serves; a share of it
+        self.paid_until = 0.0  # when the share of time that prefill may take has paid for all that was sent (GCRA)
         self.usd_per_s = 0.0  # what a GPU-second of work really costs: energy, elastic charge
         self.risk_per_s = 0.0  # chance per second that the replica vanishes (spot), and the work with it
         self.speed = 1.0  # work per second against the pool's reference
@@ -51,6 +59,7 @@ class Room:
 
     def suits(self, capacity: Capacity, tpot_s: float) -> None:
         """Take the work model of an engine, in the batch that its latency target allows."""
+        self.pace_s, self.ahead_s = tpot_s, PREFILL_AHEAD * tpot_s
         self.prefill_s = 1 / capacity.prefill_tokens_per_s
         self.decode_s = capacity.alpha_s / capacity.batch_at(tpot_s) + capacity.beta_s
         self.kappa_s = capacity.kappa_s
@@ -74,7 +83,8 @@ class Room:
         self.full_s = self.step_s + self.budget * self.token_s
         self.tpot_s = self.step_s + capacity.beta_s
         self.backlog = backlog
-        self.kv_left = KV_PROMISE_MAX * capacity.kv_tokens - promised if running else NEVER
+        doubt = KV_SURE * self.deviation * math.sqrt(max(0.0, running))
+        self.kv_left = capacity.kv_tokens - doubt - promised if running else NEVER
         self.slots_left = slots - running if running else NEVER  # empty, it takes any batch and any length
         self.occupancy = min(1.0, promised / capacity.kv_tokens)
 
@@ -95,7 +105,7 @@ class Room:
         self.usd_per_s, self.risk_per_s = state.energy_usd_per_s, state.risk_per_s
         if state.in_flight_max is not None and state.in_flight >= state.in_flight_max:
             self.slots_left = 0.0
-        self.open = state.health == "ok" and not state.congested
+        self.open = state.health == "ok" and not state.congested and not state.overdue
 
     def work_s(self, prompt: float, output: float) -> float:
         """GPU-seconds of a request with `prompt` uncached and `output` tokens (capacity.py)."""
@@ -112,8 +122,19 @@ class Room:
         last = self.full_s if crowded else self.step_s + (tokens - whole * self.budget) * self.token_s
         return self.lag_s + whole * self.full_s + last
 
-    def take(self, prompt: float, need: float, sequences: float) -> None:
-        """Somebody got a place: `prompt` uncached tokens, `need` tokens of cache in the end."""
+    def due_s(self, prompt: float) -> float:
+        """When the first token of a prompt sent now is overdue: its engine then holds more back than we know of."""
+        return OVERDUE * self.first_token_s(prompt, True) + OVERDUE_S
+
+    def take(self, prompt: float, need: float, sequences: float, now: float) -> None:
+        """Somebody got a place: `prompt` uncached tokens, `need` tokens of cache in the end.
+
+        Where an iteration full of prefill takes longer than a token may, tokens come in time only if prefill takes no
+        more than `1 - step / target` of the time: a leaky bucket (ITU-T I.371, GCRA) holds it to that.
+        """
+        if self.full_s > self.pace_s:
+            share = max(PREFILL_SHARE_MIN, 1 - self.step_s / self.pace_s)
+            self.paid_until = max(self.paid_until, now) + prompt * self.token_s / share
         self.backlog += prompt
         self.kv_left -= need
         self.slots_left -= sequences

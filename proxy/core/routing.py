@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from proxy.core.fleet import ApiState, Attempt, Demand, Refusal, ReplicaState
-from proxy.core.line import Job, best_room
+from proxy.core.line import Job, Left, best_room
 from proxy.core.reasons import age, overflow, refusals
 from proxy.core.room import Room
 
@@ -99,14 +99,16 @@ NOBODY: frozenset[str] = frozenset()
 
 def decide(demand: Demand, rooms: Sequence[Room], apis: Sequence[ApiState], limits: Limits, bid_price: float,
            now: float, *, barred: frozenset[str] = NOBODY, refused: Iterable[Refusal] = (), others_wait: bool = False,
-           reference: Room | None = None, cached: Mapping[str, float] | None = None) -> Plan:
+           reference: Room | None = None, stay: float = 1.0, cached: Mapping[str, float] | None = None,
+           left: Left | None = None) -> Plan:
     """The plan for one request.
 
     `rooms` and `apis` are the candidates that can serve it at all; `barred` names replicas that the operator's
     thresholds keep closed, `refused` says why, and why others cannot serve it at all. `reference`: the replica on which
     the pool measures work, by default the first.
     `others_wait`: they are offered room first. `cached`: prompt tokens expected in a replica's prefix cache.
-    `limits.switch` (an operator's override) outranks the policy, never the hard rules. A plan with neither attempts
+    `left`: it has waited and left the line, for that reason. `stay`: `lengths.Stay` of the pool. `limits.switch` (an
+    operator's override) outranks the policy, never the hard rules. A plan with neither attempts
     nor a wait means: nothing can serve it now.
     """
     policy = effective_policy(limits)
@@ -116,9 +118,11 @@ def decide(demand: Demand, rooms: Sequence[Room], apis: Sequence[ApiState], limi
     job = room = None
     if rooms and policy != "api-only":
         priced = policy in ("marginal-cost", "observe") and value is not None
-        job = job_of(demand, reference or rooms[0], limits, value if priced else None, api, now, barred, cached)
-        waits = job.latest > now and not demand.tried and policy != "observe"
-        if not (others_wait and waits):
+        job = job_of(demand, reference or rooms[0], limits, value if priced else None, api, now, barred, cached,
+                     stay)
+        waits = left is None and job.latest > now and not demand.tried and policy != "observe"
+        in_vain = left in ("outbid", "hopeless") and api is not None  # others are worth more: it must not overtake them
+        if not (others_wait and waits) and not in_vain:
             room = best_room(rooms, job, now, bid_price)
         if room is None:
             found += refusals(rooms, job, now, bid_price, others_wait)
@@ -134,7 +138,7 @@ def decide(demand: Demand, rooms: Sequence[Room], apis: Sequence[ApiState], limi
         return Plan(attempts, local.reason, found, 0.0, value, job, bid_price, room)
     if api is not None:
         reason = "failover" if demand.tried else "observe" if policy == "observe" else overflow(
-            found, policy == "api-only")
+            found, policy == "api-only", left)
         return Plan((_at_api(api, reason),), reason, found, 0.0, value, job, bid_price)
     held = _held_api(apis, demand) if policy != "self-hosted-only" else None
     if held is not None:
@@ -143,7 +147,7 @@ def decide(demand: Demand, rooms: Sequence[Room], apis: Sequence[ApiState], limi
 
 
 def job_of(demand: Demand, reference: Room, limits: Limits, value: float | None, api: ApiState | None, now: float,
-           barred: frozenset[str], cached: Mapping[str, float] | None) -> Job:
+           barred: frozenset[str], cached: Mapping[str, float] | None, stay: float = 1.0) -> Job:
     """The request as the line sees it. A failed attempt has cost its time already: then the target starts anew."""
     arrived = now if demand.tried else now - demand.waited_s
     latest = latest_start_s(limits.ttft_s, None if api is None else api.ttft_s or API_TTFT_S,
@@ -154,7 +158,7 @@ def job_of(demand: Demand, reference: Room, limits: Limits, value: float | None,
         latest = min(latest, WAIT_THRESHOLD_S)
     return Job(reference, demand.prompt_tokens, demand.output_tokens, value, arrived + latest,
                arrived + limits.ttft_s - min(LATE_S, 0.1 * limits.ttft_s), limits.tpot_s, demand.sequences,
-               barred=barred, cached=cached, tenant=demand.tenant, lifted=demand.lifted)
+               barred=barred, cached=cached, tenant=demand.tenant, lifted=demand.lifted, stay=stay)
 
 
 def latest_start_s(ttft_s: float, api_ttft_s: float | None, prefill_s: float) -> float:

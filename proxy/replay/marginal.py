@@ -7,7 +7,7 @@ from heapq import heappop, heappush
 
 from proxy.core.learning import Correction, Margin
 from proxy.core.lengths import OutputLength
-from proxy.core.line import Job
+from proxy.core.line import Job, best_room
 from proxy.core.market import Market
 from proxy.core.room import NEVER, Room
 from proxy.core.routing import LATE_S, latest_start_s
@@ -31,10 +31,13 @@ class MarginalCost:
         self.promised = [0.0] * len(sim.engines)
         self.done = [0.0] * len(sim.engines)  # prompt tokens computed
         self.held: dict[int, Sent] = {}
+        self.pending: list[dict[int, float]] = [{} for _ in sim.engines]  # oldest first: when a first token is overdue
         self.learned = [Correction(0.7, 3.0) for _ in sim.engines]
         self.margins = [Margin() for _ in sim.engines]
         self.looked_at = -1e9
         self.due: list[tuple[float, int]] = []  # heap: ends of iterations while anybody waits
+        for replica, room in enumerate(self.market.rooms):
+            self._look(replica, room)
 
     def _room(self, index: int) -> Room:
         room, told = Room(str(index)), self.sim.fleet.told[index]
@@ -65,10 +68,7 @@ class MarginalCost:
         room, engine = self.market.rooms[replica], self.sim.engines[replica]
         self._look(replica, room)
         while (job := self.market.pull(room, now)) is not None:
-            self.promised[replica] += job.need
-            self.held[job.owner] = Sent(replica, job.need, now, self.done[replica], room.budget, room.full_s,
-                                        room.step_s, room.token_s)
-            self.sim.start(job.owner, replica, now, "cheaper_at_the_margin")
+            self._start(job, replica, room, now)
         if engine.running:
             engine.advance(engine.at + TINY_S)
             heappush(self.due, (engine.at, replica))
@@ -81,7 +81,8 @@ class MarginalCost:
         target, reference = sim.target, self.market.rooms[0]
         latest = now + latest_start_s(target.ttft_s, target.api_ttft_s, prompt * reference.prefill_s)
         job = Job(reference, prompt, output, work.base_usd[index] + work.out_usd[index] * output, latest,
-                  now + target.ttft_s - LATE_S, target.tpot_s, owner=index, cached=sim.warm(index))
+                  now + target.ttft_s - LATE_S, target.tpot_s, owner=index, cached=sim.warm(index),
+                  stay=self.market.stay.value)
         self.market.want(job, now)
         if job.density <= 0:
             sim.to_api(index, now, "dearer")
@@ -96,19 +97,38 @@ class MarginalCost:
         self.market.line.add(job)
 
     def _leave(self, now: float) -> None:
-        for job, why in self.market.leaving(now):
-            self.sim.to_api(job.owner, max(self.sim.work.at_s[job.owner], min(now, job.latest)), why)
+        """Those whose time is up go to the API; whose moment has passed may still be in time behind what is queued."""
+        market = self.market
+        for job, why in market.leaving(now):
+            at = max(self.sim.work.at_s[job.owner], min(now, job.latest))
+            room = best_room(market.rooms, job, at, market.price, True) if why == "moment_passed" else None
+            if room is None:
+                self.sim.to_api(job.owner, at, why)
+            else:
+                market.take(room, job, at)
+                self._start(job, market.rooms.index(room), room, at)
+
+    def _start(self, job: Job, replica: int, room: Room, now: float) -> None:
+        """Send it, after its room was taken."""
+        index: int = job.owner  # type: ignore[assignment]
+        self.promised[replica] += job.need
+        self.pending[replica][index] = now + room.due_s(0.0)
+        self.held[index] = Sent(replica, job.need, job.output, now, self.done[replica], room.budget, room.full_s,
+                                room.step_s, room.token_s)
+        self.sim.start(index, replica, now, "cheaper_at_the_margin")
 
     def _look(self, replica: int, room: Room) -> None:
         """What the gateway knows of a replica between two iterations."""
         engine, told, promised = self.sim.engines[replica], self.sim.fleet.told[replica], self.promised[replica]
         room.load(told, engine.decoding, engine.cached, engine.backlog, promised, told.max_running)
         room.slots_left = told.max_running - engine.running
+        room.open = next(iter(self.pending[replica].values()), NEVER) >= self.sim.engines[replica].at
         room.slack = self.learned[replica].factor * (1 + self.margins[replica].value)
 
     def _first(self, index: int, now: float) -> None:
         """Compare the time a first token took with what the same iterations were predicted to take."""
         sent = self.held[index]
+        self.pending[sent.replica].pop(index, None)
         replica, margin = sent.replica, self.margins[sent.replica]
         done = self.done[replica] = self.done[replica] + self.sim.computed[index]
         tokens = done - sent.done
@@ -124,6 +144,7 @@ class MarginalCost:
         sent = self.held.pop(index, None)
         if sent is not None:
             self.promised[sent.replica] -= sent.need
+            self.market.stay.add(now - sent.at, sent.output, work.output[index])
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +153,7 @@ class Sent:
 
     replica: int
     need: float
+    output: float
     at: float
     done: float
     budget: float

@@ -14,7 +14,8 @@ from functools import partial
 
 from proxy.core.errors import Unavailable
 from proxy.core.fleet import Attempt
-from proxy.core.line import Job
+from proxy.core.line import Job, Left
+from proxy.core.room import NEVER, OVERDUE, OVERDUE_S
 from proxy.core.routing import Plan, pulled
 from proxy.server.planning import Call, Planner
 from proxy.signals.board import Pool
@@ -39,11 +40,11 @@ class Placement:
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    """The owner of a job in the line; None as an outcome: decide again, for the API."""
+    """The owner of a job in the line. Its outcome is a place, or why it left: then it is decided again."""
 
     call: Call
     plan: Plan
-    future: asyncio.Future[Placement | None]
+    future: asyncio.Future[Placement | Left]
 
 
 class Dispatcher:
@@ -74,17 +75,19 @@ class Dispatcher:
         if not tried and not again:
             self._planner.want(call, plan, now)
         if not plan.attempts and plan.wait_s > 0 and plan.job is not None:
+            left: Left = "hopeless"
             pool = self._planner.pool(call)
             if len(pool.market.line) < LINE_MAX:
-                placed = await self._wait(pool, call, plan, plan.job, on_gone)
-                if placed is not None:
-                    return placed
-            plan = self._planner.plan(call, self._clock(), tried, wait=False)
+                outcome = await self._wait(pool, call, plan, plan.job, on_gone)
+                if isinstance(outcome, Placement):
+                    return outcome
+                left = outcome
+            plan = self._planner.plan(call, self._clock(), tried, left)
         if plan.room is not None and plan.job is not None:
             self._planner.pool(call).market.take(plan.room, plan.job, now)
         return self._bind(call, plan)
 
-    async def _wait(self, pool: Pool, call: Call, plan: Plan, job: Job, on_gone: OnGone) -> Placement | None:
+    async def _wait(self, pool: Pool, call: Call, plan: Plan, job: Job, on_gone: OnGone) -> Placement | Left:
         waiting = _Waiting(call, plan, asyncio.get_running_loop().create_future())
         job.owner = waiting
         on_gone(waiting.future.cancel)
@@ -93,7 +96,8 @@ class Dispatcher:
         try:
             return await waiting.future
         except asyncio.CancelledError:  # the client left; the room may have been given in the same moment
-            if waiting.future.done() and not waiting.future.cancelled() and (given := waiting.future.result()):
+            given = waiting.future.result() if waiting.future.done() and not waiting.future.cancelled() else None
+            if isinstance(given, Placement):
                 given.claim.release(self._clock())
             raise
         finally:
@@ -132,8 +136,8 @@ class Dispatcher:
         for replica in pool.replicas:
             while (job := market.pull(replica.room, now)) is not None:
                 self._pulled(job, replica, market.price, len(market.line) > 0, now)
-        for job, _ in market.leaving(now):
-            _resolve(job, None)
+        for job, why in market.leaving(now):
+            _resolve(job, why)
 
     def _pulled(self, job: Job, replica: Replica, price: float, crowded: bool, now: float) -> None:
         waiting: _Waiting = job.owner  # type: ignore[assignment]
@@ -154,7 +158,7 @@ class Dispatcher:
             raise Unavailable(f"No backend can serve model '{call.route.name}' now{because}. Please try again.",
                               retry_after_s=RETRY_AFTER_S)
         attempt, demand = plan.attempts[0], call.demand
-        uncached = demand.prompt_tokens
+        uncached, due_s, expected = demand.prompt_tokens, NEVER, demand.output_tokens
         if attempt.replica is None:
             load = self._planner.api(attempt.backend).load
         else:
@@ -162,12 +166,14 @@ class Dispatcher:
             load = replica.load
             if plan.job is not None:
                 uncached = plan.job.uncached(replica.room)
+                due_s = OVERDUE * (attempt.ttft_s or 0.0) + OVERDUE_S
+                expected = plan.job.need - demand.prompt_tokens
                 self._planner.went(call, replica, uncached)
-        claim = load.claim(demand.prompt_tokens, uncached, demand.output_tokens, demand.sequences, now)
+        claim = load.claim(demand.prompt_tokens, uncached, expected, demand.sequences, now, due_s)
         return Placement(attempt, plan, claim, now - call.arrived)
 
 
-def _resolve(job: Job, placement: Placement | None) -> None:
+def _resolve(job: Job, outcome: Placement | Left) -> None:
     waiting: _Waiting = job.owner  # type: ignore[assignment]
     if not waiting.future.done():
-        waiting.future.set_result(placement)
+        waiting.future.set_result(outcome)

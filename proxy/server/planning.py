@@ -17,6 +17,7 @@ from proxy.core.errors import ContextLengthExceeded, InvalidRequest
 from proxy.core.fleet import ApiState, Demand, Refusal, ReplicaState
 from proxy.core.learning import Ratio
 from proxy.core.lengths import OutputLength
+from proxy.core.line import Left
 from proxy.core.market import ROOMS_MAX
 from proxy.core.prefix import BLOCK_BYTES, UNSEEN, PrefixIndex, Seen, billed_as_cached
 from proxy.core.pricing import Price, PriceBook
@@ -104,14 +105,17 @@ class Planner:
         self._prefixes.went(call.seen, replica.room.key)
         replica.expect_cached(call.demand.prompt_tokens - uncached, call.demand.prompt_tokens)
 
-    def plan(self, call: Call, now: float, tried: frozenset[str] = frozenset(), wait: bool = True) -> Plan:
-        """Ask `decide` with the fleet as it is now. Raises ContextLengthExceeded when no backend is long enough."""
+    def plan(self, call: Call, now: float, tried: frozenset[str] = frozenset(), left: Left | None = None) -> Plan:
+        """Ask `decide` with the fleet as it is now; `left`: it has waited, and left the line for that reason.
+
+        Raises ContextLengthExceeded when no backend is long enough.
+        """
         demand = replace(call.demand, waited_s=now - call.arrived, tried=tried)
-        limits = call.limits if wait else replace(call.limits, wait_max_s=0.0)
-        return self.plan_for(call.route, call.wire.model, demand, now, limits, call.wire.service_tier, call.seen)
+        return self.plan_for(call.route, call.wire.model, demand, now, call.limits, call.wire.service_tier, call.seen,
+                             left)
 
     def plan_for(self, route: Route, model: str, demand: Demand, now: float, limits: Limits | None = None,
-                 tier: str | None = None, seen: Seen = UNSEEN) -> Plan:
+                 tier: str | None = None, seen: Seen = UNSEEN, left: Left | None = None) -> Plan:
         """The same for a demand of its own: nothing is sent or claimed."""
         limits = self._limits[route.name] if limits is None else limits
         if self.switch != "auto":
@@ -127,7 +131,8 @@ class Planner:
         barred = self._barred(rooms, limits, demand, len(market.line), now, refused)
         plan = decide(demand, rooms, apis, limits, market.reprice(now), now, reference=market.reference,
                       barred=barred if len(rooms) == len(market.rooms) else barred | (market.keys - able),
-                      refused=refused, others_wait=len(market.line) > 0, cached=self._cached(rooms, demand, seen))
+                      refused=refused, others_wait=len(market.line) > 0, left=left, stay=market.stay.value,
+                      cached=self._cached(rooms, demand, seen))
         plan.seen = _states(rooms)
         return plan
 
@@ -197,7 +202,7 @@ class Planner:
         candidates = self._explained(route, plan, now)
         if plan.attempts or plan.wait_s <= 0:
             return {**plan_json(plan), "candidates": candidates}
-        after = self.plan_for(route, model, demand, now, replace(self._limits[route.name], wait_max_s=0.0))
+        after = self.plan_for(route, model, demand, now, left="hopeless")
         return {**plan_json(after), "reason": plan.reason, "wait_s": plan.wait_s, "candidates": candidates}
 
     def _explained(self, route: Route, plan: Plan, now: float) -> list[dict[str, object]]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+NEVER = float("inf")
+
 
 class Claim:
     """One attempt on one replica. `abandon` (set by the relay) ends it when the engine is found wedged."""
@@ -34,6 +36,7 @@ class Claim:
             return
         self.decoding = True
         load = self._load
+        load.pending.pop(self, None)
         self.batch = load.sequences
         load.backlog_tokens -= self.uncached
         load.kv_tokens += self.prompt
@@ -74,6 +77,7 @@ class Claim:
         load = self._load
         load.output_pending -= self.delivered
         load.claims.discard(self)
+        load.pending.pop(self, None)
         load.sequences -= self.sequences
         load.kv_reserved -= self.prompt + self.expected
         if self.decoding:
@@ -89,10 +93,12 @@ class Load:
     """The claims on one replica and their sums. Tokens; `progress_at` is monotonic seconds."""
 
     __slots__ = ("answering", "backlog_tokens", "busy_at", "changed", "claims", "kv_reserved", "kv_tokens", "on_room",
-                 "output_done", "output_pending", "output_settled", "progress_at", "prompt_done", "sequences")
+                 "output_done", "output_pending", "output_settled", "pending", "progress_at", "prompt_done",
+                 "sequences")
 
     def __init__(self) -> None:
         self.claims: set[Claim] = set()
+        self.pending: dict[Claim, float] = {}  # those without a first token, oldest first: when it is overdue
         self.changed = True  # since somebody last looked
         self.on_room: Callable[[], None] | None = None  # told when room opens: a first token came, a request ended
         self.sequences = 0
@@ -103,13 +109,19 @@ class Load:
         self.busy_at = 0.0  # when the work it holds began
         self.answering = True  # something came since the replica was last idle
 
-    def claim(self, prompt: float, uncached: float, expected: float, sequences: int, now: float) -> Claim:
+    def overdue(self, now: float) -> bool:
+        """Whether the oldest prompt should have been computed long ago."""
+        return next(iter(self.pending.values()), NEVER) < now
+
+    def claim(self, prompt: float, uncached: float, expected: float, sequences: int, now: float,
+              due_s: float = NEVER) -> Claim:
         claim = Claim(self, prompt, uncached, expected, sequences, now)
         if not self.claims:
             self.busy_at = now
         if not self.claims and self.answering:
             self.progress_at, self.answering = now, False  # idleness is not a stall
         self.claims.add(claim)
+        self.pending[claim] = now + due_s
         self.changed = True
         self.sequences += sequences
         self.backlog_tokens += uncached

@@ -338,6 +338,7 @@ class Replica:
             gpu_util=self.gpu_util if self.gpu_fresh(now) else None,
             margin=self.margin.value, energy_usd_per_s=self.energy_usd_per_s,
             prefix_trust=self.prefix_trust, in_flight_max=self.in_flight_max, risk_per_s=self.risk_per_s,
+            overdue=load.overdue(now),
             trial=self.auto and not load.claims and not foreign and now - self.speed.learned_at > TRIAL_AFTER_S)
 
 

@@ -23,7 +23,7 @@ from tests.bench import cells, scenarios
 
 # Looked for in every module of core/ and in replay/marginal.py.
 CONSTANTS = ("BAND", "PATIENCE", "RATE_MEMORY_S", "MEMORY_S", "SHRINK", "PRICE_EVERY_S", "START_MARGIN_S", "LATE_S",
-             "API_MARGIN_S", "KV_PROMISE_MAX", "LOOK_EVERY_S", "START")
+             "API_MARGIN_S", "KV_SURE", "PREFILL_AHEAD", "OVERDUE", "LOOK_EVERY_S", "START")
 OWNERS = {"START": Margin}  # attributes of a class
 FACTORS = (0.5, 2.0)
 

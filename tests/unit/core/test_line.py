@@ -241,12 +241,28 @@ def test_the_spread_is_the_p95_of_value_density_over_the_p5():
 
 def test_an_engines_own_queue_is_kept_under_one_iteration():
     market = Market([room()])
+    market.rooms[0].pace_s = 1.0  # an iteration full of prefill is no harm
     for _ in range(20):
         market.line.add(job(prompt=1000.0, latest=3.0))
     taken = 0
     while market.pull(market.rooms[0], 0.0) is not None:
         taken += 1
     assert taken == 3  # 2,044 tokens of an iteration's budget, and the third began below it
+
+
+def test_prefill_gets_no_more_of_the_time_than_leaves_tokens_in_time():
+    """A full iteration takes 0.26 s where a token may take 0.2 s: prompts are spaced out, so that steps come between."""
+    market = Market([room()])
+    for _ in range(200):
+        market.line.add(job(prompt=1000.0, latest=30.0))
+    sent, now = 0.0, 0.0
+    while now < 20.0:
+        offer = market.rooms[0]
+        offer.load(CAPACITY, 4, 0.0, 0.0, 0.0, 32)
+        while (one := market.pull(offer, now)) is not None:
+            sent += one.prompt * offer.token_s
+        now += 0.05
+    assert 0.7 < sent / 20.0 / (1 - offer.step_s / offer.pace_s) < 1.05
 
 
 def test_a_tenant_below_its_guaranteed_share_is_noticed_and_one_above_is_not():

@@ -251,7 +251,7 @@ def test_an_engines_own_queue_is_kept_under_one_iteration():
 
 
 def test_prefill_gets_no_more_of_the_time_than_leaves_tokens_in_time():
-    """A full iteration takes 0.26 s where a token may take 0.2 s: prompts are spaced out, so that steps come between."""
+    """A full iteration takes 0.26 s where a token may take 0.2: prompts are spaced out, so that steps come between."""
     market = Market([room()])
     for _ in range(200):
         market.line.add(job(prompt=1000.0, latest=30.0))

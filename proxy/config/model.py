@@ -144,7 +144,8 @@ class Route(BaseModel):
         "self-hosted-only to force one side.")
     slo: Slo = setting(Slo(), "Latency targets", "Per route, as users feel it.")
     wait_ms_max: Annotated[Int | None, BeforeValidator(auto)] = setting(
-        None, "Longest wait for an engine", "0 to overflow at once; more where saving matters more than latency.",
+        None, "Longest wait for an engine", "0 to overflow at once; less than auto where latency matters more than "
+        "saving: under overload who ends at the API has waited that long.",
         unit="milliseconds", ge=0, le=600_000, shown_default="auto")
     thresholds: Thresholds = setting(Thresholds(), "Limits of load", "Hard limits of your own.")
     gpu_share_min: Float | None = setting(None, "Share of the GPUs that each key is sure of", "For tenants whose "

@@ -58,6 +58,8 @@ class Judge:
                 self._no_stream_options[placement.attempt.backend] = self._clock() + ASK_AGAIN_S
                 log.warning("%s refuses stream_options; its streams are metered without", placement.attempt.backend)
             self._planner.learn(call, relayed.outcome.usage, relayed.outcome.usage_source == "upstream_final")
+            if placement.attempt.kind == "gpu":
+                self._planner.stayed(call, self._clock() - placement.claim.sent_at, relayed.outcome.usage)
         elif not (error is None or relayed.abandoned or isinstance(error, UpstreamOverloaded | UpstreamRefused)):
             fatal = isinstance(error, UpstreamMisconfigured)
             if breaker.failure(self._clock(), fatal=fatal):

@@ -217,6 +217,10 @@ class Planner:
         if plan.job is not None:
             self._board.pools[call.route.name].market.want(plan.job, now)
 
+    def stayed(self, call: Call, residence_s: float, usage: Usage) -> None:
+        """An answer of our own ended after so long on its replica."""
+        self.pool(call).market.stay.add(residence_s, call.demand.output_tokens, usage.output_total)
+
     def learn(self, call: Call, usage: Usage, complete: bool) -> None:
         """What the request turned out to be."""
         text_only = not call.wire.media_count and not call.wire.prompt_token_ids

@@ -198,6 +198,7 @@ class Gateway:
         if to != self.planner.switch:
             log.warning("operator's switch: %s (was %s)", to, self.planner.switch)
         self.planner.switch = to
+        self.dispatcher.reconsider()
 
     def drain(self, backend: str, on: bool) -> None:
         if backend not in self.board.replicas:

@@ -71,6 +71,11 @@ class Stay:
         return min(self.MOST, max(self.LEAST, self._ratio.value))
 
     @property
+    def residence_s(self) -> float:
+        """Mean seconds that an answer holds its place."""
+        return max(1e-3, self._residence.mean)
+
+    @property
     def deviation(self) -> float:
         """Standard deviation of a resident's true output tokens around what is promised for it."""
         return math.sqrt(self._square.value) * self.value * self._expected.mean

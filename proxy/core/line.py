@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping
-from math import exp
 from typing import Literal
 
 from proxy.core.bidprice import BINS, HIGHEST, bin_of
@@ -26,7 +25,6 @@ from proxy.core.room import NEVER, Room
 
 BAND = 0.5  # of the best surplus: 0.3 to 0.7 earn the same
 PATIENCE = 2.0  # times the time that is left, the work ahead may take
-RATE_MEMORY_S = 5.0  # over which the rate of starts is measured
 UNLIKE_BINS = 24  # a factor of 3: how far a job's worth on another kind of replica may be from its own bin
 LOOKS_MAX = 64  # at requests, per pull: bounds its cost
 NEARLY = 0.05  # of a request's density: rooms whose surplus differs by less are equal, and the sooner answer wins
@@ -115,10 +113,9 @@ def best_room(rooms: Iterable[Room], job: Job, now: float, price: float, crowded
 class Line:
     """Requests that wait for one pool of replicas. Not thread-safe; time comes in as an argument."""
 
-    __slots__ = ("_bins", "_count", "_mask", "_prefill_s", "_pulled_at", "_pulls", "_sequence")
+    __slots__ = ("_bins", "_count", "_mask", "_prefill_s", "_sequence")
 
     def __init__(self) -> None:
-        self._pulls, self._pulled_at = 0.0, 0.0  # requests pulled, decaying, and when that was counted
         self._bins: list[list[tuple[float, int, Job]]] = [[] for _ in range(BINS)]
         self._prefill_s = [0.0] * BINS  # prefill work that waits, on the reference
         self._mask = 0  # bit b: bin b holds somebody
@@ -191,15 +188,10 @@ class Line:
                     break
         if chosen is not None:
             self.remove(chosen)
-            self._pulls, self._pulled_at = self.pulls(now) + 1, now
         return chosen
 
-    def pulls(self, now: float) -> float:
-        """Requests pulled in the last seconds, older ones counting less: over RATE_MEMORY_S it is a rate."""
-        return self._pulls * exp((self._pulled_at - now) / RATE_MEMORY_S)
-
-    def leaving(self, now: float, price: float, rooms: Iterable[Room]) -> list[tuple[Job, Left]]:
-        """Who should go to the API now, taken out of the line, and why.
+    def leaving(self, now: float, price: float, rooms: Iterable[Room], starts_per_s: float) -> list[tuple[Job, Left]]:
+        """Who should go to the API now, taken out of the line, and why. `starts_per_s`: requests that the pool starts.
 
         Ahead of a request is the prefill of all that is worth more, at the rate that the pool's iterations have free
         for prefill; and, one by one, its equals in value that can wait less, at the rate at which requests start.
@@ -210,7 +202,6 @@ class Line:
                 least = min(least, room.occupancy)
                 rate += room.speed * room.free_share
         outbid, ahead_s = bin_of(price * least), 0.0
-        starts_per_s = max(1.0, self.pulls(now)) / RATE_MEMORY_S
         left: list[tuple[Job, Left]] = []
         for index in self._occupied():
             if index < outbid:

@@ -20,13 +20,15 @@ from proxy.core.room import Room
 PRICE_EVERY_S = 2.0
 ROOMS_MAX = 32  # looked at for one arrival, emptiest first: a thousand replicas cost no more than these
 TENANTS_MAX = 4096
+RATE_MEMORY_S = 5.0  # over which the rate of starts is measured
 SHARE_MEMORY_S = 60.0  # over which a tenant's share of the pool is measured
 
 
 class Market:
     """Rooms, line, demand and price of one pool. The first room is the reference that work is measured on."""
 
-    __slots__ = ("_order", "_priced_at", "_ranks", "_served", "demand", "keys", "line", "price", "rooms", "stay")
+    __slots__ = ("_order", "_priced_at", "_ranks", "_served", "_started_at", "_starts",
+                 "demand", "keys", "line", "price", "rooms", "stay")
 
     def __init__(self, rooms: Sequence[Room]) -> None:
         self.rooms = list(rooms)
@@ -35,6 +37,7 @@ class Market:
         self.stay = Stay()
         self.price = 0.0  # lambda, USD per GPU-second of the reference
         self._priced_at = float("-inf")
+        self._starts = self._started_at = 0.0  # requests started, decaying, and as of when
         self._ranks = {room.key: (not room.open, room.occupancy, index) for index, room in enumerate(self.rooms)}
         self._order = sorted(self._ranks.values())  # fullness and place of every room, emptiest first
         self._served: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tenant: work served, decaying; as of when
@@ -77,6 +80,8 @@ class Market:
     def take(self, room: Room, job: Job, now: float) -> None:
         """Give `job` its place in `room`."""
         room.take(job.uncached(room), job.need, job.slots, now)
+        self._starts = self._starts * exp((self._started_at - now) / RATE_MEMORY_S) + 1
+        self._started_at = now
         if job.tenant:
             self._served[job.tenant] = (self._of(job.tenant, now) + job.work, now)
             if len(self._served) > TENANTS_MAX:
@@ -102,4 +107,12 @@ class Market:
 
     def leaving(self, now: float) -> list[tuple[Job, Left]]:
         """Who should go to the API now, taken out of the line, and why."""
-        return self.line.leaving(now, self.reprice(now), self.rooms) if len(self.line) else []
+        if not len(self.line):
+            return []
+        return self.line.leaving(now, self.reprice(now), self.rooms, self.starts_per_s(now))
+
+    def starts_per_s(self, now: float) -> float:
+        """Requests that the pool starts: as seen lately, or as many as end by Little's law, whichever is more."""
+        running = sum(room.running for room in self.rooms if room.open)
+        seen = self._starts * exp((self._started_at - now) / RATE_MEMORY_S) / RATE_MEMORY_S
+        return max(seen, running / self.stay.residence_s)

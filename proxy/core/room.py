@@ -29,12 +29,14 @@ class Room:
 
     __slots__ = ("ahead_s", "backlog", "budget", "decode_s", "deviation", "free_share", "full_s", "kappa_s", "key",
                  "kin", "kv_left", "kv_tokens", "lag_s", "occupancy", "open", "pace_s", "paid_until", "prefill_s",
-                 "risk_per_s", "slack", "slots_left", "speed", "state", "step_s", "token_s", "tpot_s", "usd_per_s")
+                 "risk_per_s", "running", "slack", "slots_left", "speed", "state", "step_s", "token_s",
+                 "tpot_s", "usd_per_s")
 
     def __init__(self, key: str) -> None:
         self.key = key
         self.state: ReplicaState | None = None  # what it was filled from
         self.open = True  # healthy, and not held closed by the engine's own word
+        self.running = 0.0  # sequences
         self.lag_s = 0.0  # until an iteration can begin
         self.step_s = 0.0  # an iteration without prefill
         self.token_s = 0.0  # what each prefill token adds to it
@@ -76,6 +78,7 @@ class Room:
     def load(self, capacity: Capacity, running: float, kv_tokens: float, backlog: float, promised: float,
              slots: float) -> None:
         """Take what runs there now: sequences, tokens in the cache, prefill to come, cache promised to all of them."""
+        self.running = running
         self.budget = max(1.0, capacity.chunk_tokens - running)
         self.free_share = self.budget / capacity.chunk_tokens
         self.step_s = capacity.step_s(running, kv_tokens)

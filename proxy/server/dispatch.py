@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from proxy.core.errors import Unavailable
 from proxy.core.fleet import Attempt
@@ -38,13 +39,16 @@ class Placement:
     waited_s: float
 
 
+Outcome = Placement | Left | Literal["again"]
+
+
 @dataclass(slots=True, eq=False)
 class _Waiting:
     """The owner of a job in the line. Its outcome is a place, or why it left: then it is decided again."""
 
     call: Call
     plan: Plan
-    future: asyncio.Future[Placement | Left]
+    future: asyncio.Future[Outcome]
 
 
 class Dispatcher:
@@ -70,24 +74,29 @@ class Dispatcher:
         `again`: it was placed before, so its demand is counted already. Raises Unavailable, ContextLengthExceeded,
         InvalidRequest.
         """
-        now = self._clock()
-        plan = self._planner.plan(call, now, tried)
+        market = self._planner.pool(call).market
+        plan = self._planner.plan(call, self._clock(), tried)
         if not tried and not again:
-            self._planner.want(call, plan, now)
-        if not plan.attempts and plan.wait_s > 0 and plan.job is not None:
-            left: Left = "hopeless"
-            pool = self._planner.pool(call)
-            if len(pool.market.line) < LINE_MAX:
-                outcome = await self._wait(pool, call, plan, plan.job, on_gone)
-                if isinstance(outcome, Placement):
-                    return outcome
-                left = outcome
-            plan = self._planner.plan(call, self._clock(), tried, left)
+            self._planner.want(call, plan, self._clock())
+        while not plan.attempts and plan.wait_s > 0 and plan.job is not None:
+            outcome: Outcome = "hopeless"
+            if len(market.line) < LINE_MAX:
+                outcome = await self._wait(self._planner.pool(call), call, plan, plan.job, on_gone)
+            if isinstance(outcome, Placement):
+                return outcome
+            plan = self._planner.plan(call, self._clock(), tried, None if outcome == "again" else outcome)
         if plan.room is not None and plan.job is not None:
-            self._planner.pool(call).market.take(plan.room, plan.job, now)
+            market.take(plan.room, plan.job, self._clock())
         return self._bind(call, plan)
 
-    async def _wait(self, pool: Pool, call: Call, plan: Plan, job: Job, on_gone: OnGone) -> Placement | Left:
+    def reconsider(self) -> None:
+        """The operator's switch was thrown: who waits is decided anew."""
+        for pool in self._planner.pools:
+            for job in list(pool.market.line):
+                pool.market.line.remove(job)
+                _resolve(job, "again")
+
+    async def _wait(self, pool: Pool, call: Call, plan: Plan, job: Job, on_gone: OnGone) -> Outcome:
         waiting = _Waiting(call, plan, asyncio.get_running_loop().create_future())
         job.owner = waiting
         on_gone(waiting.future.cancel)
@@ -173,7 +182,7 @@ class Dispatcher:
         return Placement(attempt, plan, claim, now - call.arrived)
 
 
-def _resolve(job: Job, outcome: Placement | Left) -> None:
+def _resolve(job: Job, outcome: Outcome) -> None:
     waiting: _Waiting = job.owner  # type: ignore[assignment]
     if not waiting.future.done():
         waiting.future.set_result(outcome)

@@ -102,7 +102,7 @@ def bound_usd(scenario: Scenario) -> float:
 
 def azure(prices: str, coverage: float) -> Scenario:
     """One cell: `coverage` is the share of all work that the fleet's GPU-seconds within the span add up to."""
-    at_s, prompt, output, client = _azure_requests()
+    at_s, prompt, output, client = azure_requests()
     wanted_s = coverage * work_s(prompt, output).sum() / AZURE_REPLICAS
     at_s = at_s * (wanted_s / (at_s[-1] - at_s[0]))
     dollars = _rates(prices, client)
@@ -121,7 +121,7 @@ def week(prices: str, replicas: int, trace: Path) -> Scenario:
 
 
 @cache
-def _azure_requests() -> tuple[Floats, Ints, Ints, Ints]:
+def azure_requests() -> tuple[Floats, Ints, Ints, Ints]:
     """Conversation (client 0) and code (client 1), each laid over itself; by time, from 0 to just under HOUR_S."""
     parts = []
     for client, kind in enumerate(("conv", "code")):

@@ -76,7 +76,8 @@ class Recorder:
             "pull", (market.rooms.index(room), [frozen(one) for one in market.rooms], market.reprice(now), now),
             lambda: pull(room, now), lambda job: job and job.order)
         market.leaving = lambda now: recorded(
-            "leaving", ([frozen(one) for one in market.rooms], market.reprice(now), now), lambda: leaving(now),
+            "leaving", (market.starts_per_s(now), [frozen(one) for one in market.rooms], market.reprice(now), now),
+            lambda: leaving(now),
             lambda left: [(job.order, why) for job, why in left])
         market.line.__class__ = Line
 
@@ -151,5 +152,5 @@ def played(call, again):
             job = again.market.pull(rooms[which[0]], now)
             assert (job and job.order) == result
         else:
-            assert [(job.order, why) for job, why in again.market.leaving(now)] == result
+            assert [(job.order, why) for job, why in line.leaving(now, price, rooms, *which)] == result
     return name

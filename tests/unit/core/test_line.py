@@ -99,7 +99,7 @@ def test_who_has_waited_too_long_or_would_wait_in_vain_leaves_and_says_why():
     line.add(fine)
     for number in range(60):
         line.add(job(0.05 + number * 0.01, latest=9.0, prompt=3000.0))
-    left = dict(line.leaving(1.0, 0.0, [room()]))
+    left = dict(line.leaving(1.0, 0.0, [room()], 100.0))
     assert left[late] == "moment_passed" and left[hopeless] == "hopeless"
     assert late not in list(line) and not hopeless.waiting
 
@@ -109,22 +109,22 @@ def test_a_request_that_no_replica_would_take_at_its_price_leaves_at_once():
     line.add(cheap)
     offers = [room(promised=150_000), room("gpu/1", promised=100_000)]
     least = offers[1].occupancy
-    assert line.leaving(0.0, 0.5 * cheap.density / least, offers) == []
-    assert line.leaving(0.0, 2.0 * cheap.density / least, offers) == [(cheap, "outbid")]
+    assert line.leaving(0.0, 0.5 * cheap.density / least, offers, 100.0) == []
+    assert line.leaving(0.0, 2.0 * cheap.density / least, offers, 100.0) == [(cheap, "outbid")]
 
 
 def test_nobody_waits_for_replicas_that_are_all_gone():
     line, one, closed = Line(), job(), room()
     closed.open = False
     line.add(one)
-    assert line.leaving(0.0, 0.0, [closed]) == [(one, "hopeless")]
+    assert line.leaving(0.0, 0.0, [closed], 100.0) == [(one, "hopeless")]
 
 
 def test_equals_do_not_queue_up_deeper_than_requests_start():
     line = Line()
     for _ in range(500):
         line.add(job(latest=1.45))
-    left = line.leaving(0.0, 0.0, [room()])
+    left = line.leaving(0.0, 0.0, [room()], 4.0)
     assert {why for _, why in left} == {"hopeless"} and 0 < len(line) < 10
 
 

@@ -1,0 +1,78 @@
+"""Requests that wait in the gateway: whatever happens to them, the line empties and no room is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+
+import aiohttp
+
+from proxy.demo.engine_profile import EngineProfile
+from tests.support.world import world
+
+SLOW = EngineProfile(model="llama", alpha_ms=20.0, beta_ms=1.0, prefill_tokens_per_s=20_000.0, kv_tokens=32_768,
+                     max_num_seqs=2, max_model_len=8192, tokens_per_answer_mean=40)
+CAPACITY = {"prefill_tokens_per_s": 20_000, "step_ms": [20, 1, 0.01], "kv_tokens": 32_768, "max_running": 2}
+
+
+def ask(number):
+    return {"model": "gpt-4o", "max_tokens": 40, "stream": True,
+            "messages": [{"role": "user", "content": f"{number} " + "word " * 40}]}
+
+
+def crowded(tmp_path, monkeypatch, **route):
+    return world(tmp_path, monkeypatch, profile=SLOW, engine={"capacity": CAPACITY}, route=route)
+
+
+def at_rest(there):
+    replica = there.gateway.board.replicas["llama"][0]
+    return there.gateway.dispatcher.waiting == 0 and not replica.load.claims and replica.load.backlog_tokens == 0
+
+
+async def test_who_waits_goes_to_the_api_when_the_operator_says_all_api(tmp_path, monkeypatch):
+    async with crowded(tmp_path, monkeypatch) as there:
+        asked = [asyncio.create_task(there.post(ask(number))) for number in range(8)]
+        await there.until(lambda: there.gateway.dispatcher.waiting >= 2)
+        running = there.gateway.board.replicas["llama"][0].load.in_flight
+        there.gateway.switch("all-api")
+        await asyncio.sleep(0)
+        assert there.gateway.dispatcher.waiting == 0
+        answers = await asyncio.gather(*asked)
+        assert {status for status, _, _ in answers} == {200}
+        ours = sum(headers["x-breakeven-backend"] == "llama" for _, headers, _ in answers)
+        assert ours == running
+        await there.until(lambda: at_rest(there))
+
+
+async def test_who_waits_keeps_waiting_when_the_operator_says_all_local(tmp_path, monkeypatch):
+    async with crowded(tmp_path, monkeypatch) as there:
+        asked = [asyncio.create_task(there.post(ask(number))) for number in range(3)]
+        await there.until(lambda: there.gateway.dispatcher.waiting >= 1)
+        there.gateway.switch("all-local")
+        answers = await asyncio.gather(*asked)
+        assert [headers["x-breakeven-backend"] for _, headers, _ in answers] == ["llama"] * 3
+
+
+async def test_clients_that_leave_while_they_wait_leave_nothing_behind(tmp_path, monkeypatch):
+    pick = random.Random(11)
+    async with crowded(tmp_path, monkeypatch) as there:
+        async def one(number):
+            with contextlib.suppress(TimeoutError, aiohttp.ClientError):  # the API may have been quicker
+                async with asyncio.timeout(pick.uniform(0.02, 0.9)):
+                    await there.post({**ask(number), "max_tokens": 400})
+
+        leaving = asyncio.gather(*(one(number) for number in range(60)))
+        await there.until(lambda: there.gateway.dispatcher.waiting > 0)
+        await leaving
+        await there.until(lambda: at_rest(there))
+        status, headers, _ = await there.post(ask(99))
+        assert status == 200 and headers["x-breakeven-backend"] == "llama"
+
+
+async def test_without_an_api_who_finds_no_room_in_time_is_told_so(tmp_path, monkeypatch):
+    async with crowded(tmp_path, monkeypatch, policy="self-hosted-only") as there:
+        answers = await asyncio.gather(*(there.post({**ask(number), "max_tokens": 200}) for number in range(12)))
+        assert {status for status, _, _ in answers} == {200, 503}
+        assert all("retry-after" in headers for status, headers, _ in answers if status == 503)
+        await there.until(lambda: at_rest(there))

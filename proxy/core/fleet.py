@@ -42,6 +42,8 @@ class ReplicaState:
     trial: bool = False  # idle, its capacity only guessed, and nothing learned of it lately
     overdue: bool = False  # a first token should have come long ago: it holds more back than we know of
     risk_per_s: float = 0.0  # chance that it vanishes within a second: spot
+    iteration_ends_at: float | None = None  # the running one, monotonic seconds; None: nobody knows
+    queued_tokens: float | None = None  # of the backlog, what comes after it; None: all
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,20 +36,22 @@ class Job:
     """A request as the line sees it. Monotonic seconds, tokens, USD."""
 
     __slots__ = ("barred", "bin", "cached", "deadline", "density", "forced", "latest", "need", "order", "output",
-                 "owner", "prefill_s", "prompt", "sequences", "slots", "tenant", "tpot_s", "value", "waiting", "work")
+                 "owner", "prefill_s", "prompt", "slots", "stays", "tenant", "tpot_s", "value", "waiting", "work")
 
     def __init__(self, reference: Room, prompt: float, output: float, value: float | None, latest: float,
                  deadline: float, tpot_s: float, sequences: float = 1.0, owner: object = None,
                  barred: frozenset[str] = frozenset(), cached: Mapping[str, float] | None = None, tenant: str = "",
-                 lifted: bool = False, stay: float = 1.0) -> None:
-        self.prompt, self.output, self.sequences = prompt, output, sequences
-        self.slots = sequences  # of the batch; at most the largest batch, or it would never start
+                 lifted: bool = False, stay: float = 1.0, stays: bool = False) -> None:
+        self.prompt, self.output = prompt, output
+        self.slots = sequences  # of the batch
         self.need = prompt + output * stay  # cache tokens: of its kind, those resident (lengths.Stay)
         self.forced = value is None or lifted  # no API could serve it, or it goes first for another reason
         self.value = value or 0.0  # a: what the API would charge
         self.latest, self.deadline, self.tpot_s = latest, deadline, tpot_s
-        self.work = work = reference.work_s(prompt, output)  # w there, nothing cached
-        self.prefill_s = prompt * reference.prefill_s
+        uncached = max(1.0, prompt - max(cached.values())) if cached else prompt  # where most of it is warm
+        self.work = work = reference.work_s(uncached, output)  # w on a replica of the reference's kind
+        self.prefill_s = uncached * reference.prefill_s
+        self.stays = stays  # nobody else could serve it: it leaves only when its moment has passed
         self.density = HIGHEST if self.forced else (self.value - work * reference.usd_per_s) / work  # d there
         self.bin = bin_of(self.density)
         self.barred = barred  # replicas that may not serve it
@@ -68,11 +70,12 @@ def surplus(room: Room, job: Job, now: float, price: float, crowded: bool) -> fl
     The one predicate of a placement: room in cache and batch, first token and pace within target, worth its price.
     `reasons.obstacle` names what stands in the way, by the same comparisons.
     """
-    if (job.need > room.kv_left or job.slots > room.slots_left or room.tpot_s * room.slack > job.tpot_s
-            or room.paid_until > now + room.ahead_s):
+    if room.running and (job.need > room.kv_left or job.slots > room.slots_left):
+        return None  # empty, it takes any batch and any length
+    if room.tpot_s * room.slack > job.tpot_s or room.paid_until > now + room.ahead_s:
         return None
     prompt, density = job.prompt if job.cached is None else job.uncached(room), job.density
-    if now + room.first_token_s(prompt, crowded) * room.slack > job.deadline:
+    if now + room.first_token_s(prompt, crowded, now) * room.slack > job.deadline:
         return None
     if not room.kin or job.cached is not None:
         density = worth(room, job, prompt)
@@ -104,7 +107,7 @@ def best_room(rooms: Iterable[Room], job: Job, now: float, price: float, crowded
         over = surplus(room, job, now, price, crowded)
         if over is None or (best is not None and over < best_over - nearly):
             continue
-        first_s = room.first_token_s(job.uncached(room), crowded)
+        first_s = room.first_token_s(job.uncached(room), crowded, now)
         if best is None or over > best_over + nearly or first_s < best_first_s:
             best, best_over, best_first_s = room, over, first_s
     return best
@@ -174,6 +177,8 @@ class Line:
             if index < lowest:
                 break
             for latest, _, job in self._bins[index]:
+                if room.key in job.barred:
+                    continue
                 if looks <= 0 or (chosen is not None and latest >= chosen.latest):
                     break
                 looks -= 1
@@ -200,6 +205,7 @@ class Line:
         for room in rooms:
             if room.open:
                 least = min(least, room.occupancy)
+            if room.alive:  # one that is closed for a moment may open in time
                 rate += room.speed * room.free_share
         outbid, ahead_s = bin_of(price * least), 0.0
         left: list[tuple[Job, Left]] = []
@@ -221,7 +227,7 @@ class Line:
         if len(bin_) <= 1 + starts_per_s * (bin_[0][0] - now):
             return []
         for latest, _, job in bin_[:]:
-            if ahead > starts_per_s * (latest - now):
+            if ahead > starts_per_s * (latest - now) and not job.stays:
                 self.remove(job)
                 left.append((job, "hopeless"))
             else:
@@ -233,7 +239,8 @@ class Line:
         if not count:
             return []
         bin_ = self._bins[index]
-        gone, bin_[:count] = bin_[:count], []
+        kept = [entry for entry in bin_[:count] if entry[2].stays] if why != "moment_passed" else []
+        gone, bin_[:count] = [entry for entry in bin_[:count] if entry not in kept] if kept else bin_[:count], kept
         for _, _, job in gone:
             self._forget(job, bin_)
         return [(job, why) for _, _, job in gone]

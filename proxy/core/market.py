@@ -51,16 +51,19 @@ class Market:
         """`lambda` now; computed anew at most every PRICE_EVERY_S."""
         if now - self._priced_at >= PRICE_EVERY_S:
             self._priced_at = now
-            self.price = self.demand.price(sum(room.speed for room in self.rooms if room.open), now)
+            self.price = self.demand.price(sum(room.speed for room in self.rooms if room.alive), now)
             deviation = self.stay.deviation
             for room in self.rooms:
                 room.deviation = deviation
         return self.price
 
-    def want(self, job: Job, now: float) -> None:
-        """Count a request in the demand that names the price; once per request."""
+    def want(self, job: Job, now: float, value: float | None = None) -> None:
+        """Count a request in the demand that names the price; once per request. `value`: what it would cost at the API,
+        of one that is placed whatever it is worth."""
         if not job.forced:
             self.demand.add(job.density, job.work, now)
+        elif value is not None:
+            self.demand.add(value / job.work, job.work, now)
 
     def moved(self, room: Room) -> None:
         """A room was filled anew: keep the order by fullness. O(log n)."""
@@ -84,6 +87,7 @@ class Market:
         self._started_at = now
         if job.tenant:
             self._served[job.tenant] = (self._of(job.tenant, now) + job.work, now)
+            self._served.move_to_end(job.tenant)
             if len(self._served) > TENANTS_MAX:
                 self._served.popitem(last=False)
 
@@ -98,7 +102,7 @@ class Market:
 
     def pull(self, room: Room, now: float) -> Job | None:
         """The waiting request that `room` should start now, taken out of the line; its room is taken too."""
-        if not room.open or room.backlog >= room.budget or room.slots_left < 1:
+        if not room.open or room.queued >= room.budget or room.slots_left < 1:
             return None  # an engine's own queue is kept under one iteration
         job = self.line.pull(room, now, self.reprice(now))
         if job is not None:

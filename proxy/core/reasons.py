@@ -25,15 +25,15 @@ def obstacle(room: Room, job: Job, now: float, price: float, crowded: bool = Fal
         return state.health
     if room.key in job.barred:
         return BARRED
-    if job.slots > room.slots_left:
+    if room.running and job.slots > room.slots_left:
         full = state is not None and state.in_flight_max is not None and state.in_flight >= state.in_flight_max
         return "in_flight_max" if full else "no_slot"
     if not room.open:
         return "congested"
-    if job.need > room.kv_left:
+    if room.running and job.need > room.kv_left:
         return "kv_cache"
     prompt = job.uncached(room)
-    if now + room.first_token_s(prompt, crowded) * room.slack > job.deadline:
+    if now + room.first_token_s(prompt, crowded, now) * room.slack > job.deadline:
         return "ttft"
     if room.tpot_s * room.slack > job.tpot_s or room.paid_until > now + room.ahead_s:
         return "tpot"
@@ -69,7 +69,7 @@ def detail(code: str, room: Room, state: ReplicaState, job: Job, now: float, pri
         case "kv_cache":
             return f"{state.kv_reserved:.0f} + {job.need:.0f} of {state.capacity.kv_tokens} cache tokens"
         case "ttft":
-            expected = room.first_token_s(job.uncached(room), crowded)
+            expected = room.first_token_s(job.uncached(room), crowded, now)
             return f"first token expected in {expected:.2f} s, x {room.slack:.2f} > {job.deadline - now:.2f} s left"
         case "tpot":
             if room.paid_until > now + room.ahead_s:
@@ -96,7 +96,7 @@ def candidate(room: Room, job: Job, now: float, price: float, crowded: bool) -> 
     return {
         "backend": state.backend if state else room.key, "replica": state.replica if state else None,
         "obstacle": obstacle(room, job, now, price, crowded) or None,
-        "ttft_s": room.first_token_s(prompt, crowded), "tpot_s": room.tpot_s, "slack": room.slack,
+        "ttft_s": room.first_token_s(prompt, crowded, now), "tpot_s": room.tpot_s, "slack": room.slack,
         "value_usd": None if job.forced else job.value, "marginal_usd": work * room.usd_per_s, "work_s": work,
         "density": None if job.forced else worth(room, job, prompt), "asks": price * room.occupancy,
         "occupancy": room.occupancy, "cached_tokens": job.prompt - prompt,
@@ -108,7 +108,9 @@ def overflow(found: Sequence[Refusal], api_only: bool, left: str | None = None) 
     """The one reason for going to the API. `left`: why it left the line."""
     if api_only:
         return "api_only"
+    if left in ("hopeless", "outbid"):
+        return left
     local = [refusal.code for refusal in found if refusal.replica is not None]
     if not local:
-        return "hopeless" if left == "hopeless" else found[0].code if found else "no_self_hosted_candidate"
+        return found[0].code if found else "no_self_hosted_candidate"
     return min(local, key=lambda code: NEAREST.index(code) if code in NEAREST else len(NEAREST))

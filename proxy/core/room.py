@@ -20,6 +20,7 @@ TRIAL = 3.0  # a guessed capacity nobody has checked lately may be wrong by that
 UNLIKE = 0.05  # in speed, from which on a replica is told apart from the reference
 OVERDUE, OVERDUE_S = 2.0, 0.1  # times as long as expected, and a moment: then a first token is overdue
 PREFILL_SHARE_MIN = 0.1  # of the time, however slow a step is: or nobody would ever start
+PACE = 0.8  # of the target per token, what an iteration may take on average: a short answer may meet several long ones
 PREFILL_AHEAD = 0.25  # of the target per token: prefill that may be sent before its share of the time has paid for it
 USUAL_PROMPT, USUAL_OUTPUT = 1024.0, 256.0  # tokens, for comparing speeds
 
@@ -27,17 +28,18 @@ USUAL_PROMPT, USUAL_OUTPUT = 1024.0, 256.0  # tokens, for comparing speeds
 class Room:
     """One replica's offer. Seconds, tokens, GPU-seconds, USD."""
 
-    __slots__ = ("ahead_s", "backlog", "budget", "decode_s", "deviation", "free_share", "full_s", "kappa_s", "key",
-                 "kin", "kv_left", "kv_tokens", "lag_s", "occupancy", "open", "pace_s", "paid_until", "prefill_s",
-                 "risk_per_s", "running", "slack", "slots_left", "speed", "state", "step_s", "token_s",
-                 "tpot_s", "usd_per_s")
+    __slots__ = ("ahead_s", "alive", "backlog", "begins_at", "budget", "decode_s", "deviation", "free_share", "full_s",
+                 "kappa_s", "key", "kin", "kv_left", "kv_tokens", "lag_s", "occupancy", "open", "pace_s", "paid_until",
+                 "prefill_s", "queued", "risk_per_s", "running", "slack", "slots_left", "speed", "state", "step_s",
+                 "token_s", "tpot_s", "usd_per_s")
 
     def __init__(self, key: str) -> None:
         self.key = key
         self.state: ReplicaState | None = None  # what it was filled from
-        self.open = True  # healthy, and not held closed by the engine's own word
+        self.alive = True  # healthy
+        self.open = True  # and not held closed by the engine's own word
         self.running = 0.0  # sequences
-        self.lag_s = 0.0  # until an iteration can begin
+        self.lag_s = self.begins_at = 0.0  # until an iteration can begin, at least; and the moment at which one should
         self.step_s = 0.0  # an iteration without prefill
         self.token_s = 0.0  # what each prefill token adds to it
         self.full_s = 0.0  # an iteration filled with prefill
@@ -45,6 +47,7 @@ class Room:
         self.budget = 1.0  # prefill tokens of one iteration beside the sequences that decode
         self.free_share = 1.0  # of an iteration's tokens, the budget
         self.backlog = 0.0  # prompt tokens sent whose first token has not come
+        self.queued = 0.0  # of them, those that the running iteration does not compute
         self.kv_tokens = 1.0
         self.deviation = 0.0  # of a resident's need around what is promised for it, in tokens
         self.kv_left = NEVER  # cache tokens not promised
@@ -85,11 +88,12 @@ class Room:
         self.token_s = capacity.prefill_token_s
         self.full_s = self.step_s + self.budget * self.token_s
         self.tpot_s = self.step_s + capacity.beta_s
-        self.backlog = backlog
+        self.backlog = self.queued = backlog
         doubt = KV_SURE * self.deviation * math.sqrt(max(0.0, running))
-        self.kv_left = capacity.kv_tokens - doubt - promised if running else NEVER
-        self.slots_left = slots - running if running else NEVER  # empty, it takes any batch and any length
-        self.occupancy = min(1.0, promised / capacity.kv_tokens)
+        self.kv_left = capacity.kv_tokens - doubt - promised
+        self.slots_left = slots - running
+        batch = capacity.batch_at(self.pace_s, max(64.0, promised / running)) if running else 1
+        self.occupancy = min(1.0, max(promised / capacity.kv_tokens, running / batch))
 
     def fill(self, state: ReplicaState, tpot_s: float) -> None:
         """Take a whole reading; `tpot_s` the tightest target of the routes that use it."""
@@ -99,15 +103,17 @@ class Room:
         if state.freshness == "unknown":
             slots = min(slots, BATCH_UNKNOWN_MAX)
         self.load(capacity, state.running, state.kv_tokens, state.backlog_tokens, state.kv_reserved, slots)
-        batch = capacity.batch_at(tpot_s, max(64.0, state.kv_reserved / max(1.0, state.running)))
-        self.occupancy = max(self.occupancy, min(1.0, state.running / batch))
-        self.lag_s = self.step_s / 2 if state.running else 0.0  # it may have begun a moment ago
+        self.queued = self.backlog if state.queued_tokens is None else state.queued_tokens
+        self.begins_at = state.iteration_ends_at or 0.0
+        # Where nobody knows when the running iteration began, half of one is left.
+        self.lag_s = self.step_s / 2 if state.running and state.iteration_ends_at is None else 0.0
         self.slack = 1.0 + state.margin + (STALE_MARGIN if state.freshness != "fresh" else 0.0)
         if state.trial:
             self.slack /= TRIAL
         self.usd_per_s, self.risk_per_s = state.energy_usd_per_s, state.risk_per_s
-        if state.in_flight_max is not None and state.in_flight >= state.in_flight_max:
-            self.slots_left = 0.0
+        if state.in_flight_max is not None:
+            self.slots_left = min(self.slots_left, state.in_flight_max - state.in_flight)
+        self.alive = state.health == "ok"
         self.open = state.health == "ok" and not state.congested and not state.overdue
 
     def work_s(self, prompt: float, output: float) -> float:
@@ -115,30 +121,48 @@ class Room:
         return (prompt * self.prefill_s + output * self.decode_s
                 + self.kappa_s * (prompt + output * 0.5) * output)
 
-    def first_token_s(self, prompt: float, crowded: bool) -> float:
-        """Expected seconds until the first token of a prompt that is sent now, behind the backlog.
+    def first_token_s(self, prompt: float, crowded: bool, now: float) -> float:
+        """Expected seconds until the first token of a prompt that is sent now, behind what runs and what is queued.
 
-        `crowded`: others will fill what the last iteration leaves.
+        `crowded`: others will fill what the last iteration leaves, as far as prefill may.
         """
-        tokens = self.backlog + prompt
+        tokens = self.queued + prompt
         whole = tokens // self.budget
-        last = self.full_s if crowded else self.step_s + (tokens - whole * self.budget) * self.token_s
-        return self.lag_s + whole * self.full_s + last
+        last = self.step_s + (tokens - whole * self.budget) * self.token_s
+        begins_s = max(self.lag_s, self.begins_at - now) + whole * self.full_s
+        if crowded:
+            share = self.prefill_share
+            others_s = max(0.0, now + begins_s + self.ahead_s - self.paid_until) * share if share < 1 else NEVER
+            last = min(self.full_s, last + others_s)
+        return begins_s + last
 
-    def due_s(self, prompt: float) -> float:
+    @property
+    def prefill_share(self) -> float:
+        """Of the time, what prefill may take: all of it where a token is in time behind any iteration.
+
+        Else what the steps leave of the target. The longer an iteration can become, the more of that is kept free, up
+        to `1 - PACE`.
+        """
+        if self.full_s <= self.pace_s:
+            return 1.0
+        return max(PREFILL_SHARE_MIN, 1 - self.step_s / max(PACE * self.pace_s, 2 * self.pace_s - self.full_s))
+
+    def due_s(self, prompt: float, now: float) -> float:
         """When the first token of a prompt sent now is overdue: its engine then holds more back than we know of."""
-        return OVERDUE * self.first_token_s(prompt, True) + OVERDUE_S
+        return OVERDUE * self.first_token_s(prompt, True, now) + OVERDUE_S
 
     def take(self, prompt: float, need: float, sequences: float, now: float) -> None:
         """Somebody got a place: `prompt` uncached tokens, `need` tokens of cache in the end.
 
         Where an iteration full of prefill takes longer than a token may, tokens come in time only if prefill takes no
-        more than `1 - step / target` of the time: a leaky bucket (ITU-T I.371, GCRA) holds it to that.
+        more than its share of the time: a leaky bucket (ITU-T I.371, GCRA) holds it to that.
         """
-        if self.full_s > self.pace_s:
-            share = max(PREFILL_SHARE_MIN, 1 - self.step_s / self.pace_s)
+        share = self.prefill_share
+        if share < 1:
             self.paid_until = max(self.paid_until, now) + prompt * self.token_s / share
         self.backlog += prompt
+        self.queued += prompt
+        self.running += sequences
         self.kv_left -= need
         self.slots_left -= sequences
         self.occupancy = min(1.0, self.occupancy + need / self.kv_tokens)

@@ -125,12 +125,14 @@ def decide(demand: Demand, rooms: Sequence[Room], apis: Sequence[ApiState], limi
         if not (others_wait and waits) and not in_vain:
             room = best_room(rooms, job, now, bid_price)
         if room is None:
-            found += refusals(rooms, job, now, bid_price, others_wait)
-            if waits and (others_wait or any(refusal.busy for refusal in found if refusal.replica is not None)):
+            reasons = refusals(rooms, job, now, bid_price, others_wait)
+            found += reasons
+            able = len(rooms) - sum(one.key in barred for one in rooms)  # by the operator's leave
+            if waits and (able > len(reasons) or any(refusal.busy for refusal in reasons)):
                 return Plan((), "waiting_for_room", found, job.latest - now, value, job, bid_price,
                             fallback=None if api is None else _at_api(api, "fallback"))
     if room is not None and job is not None:
-        local = attempt_on(room, job, _why(policy, value))
+        local = attempt_on(room, job, _why(policy, value), now)
         if policy == "observe":
             found.append(Refusal(local.backend, local.replica, "observe", f"would have gone here: {local.reason}"))
     if room is not None and job is not None and policy != "observe":
@@ -158,7 +160,7 @@ def job_of(demand: Demand, reference: Room, limits: Limits, value: float | None,
         latest = min(latest, WAIT_THRESHOLD_S)
     return Job(reference, demand.prompt_tokens, demand.output_tokens, value, arrived + latest,
                arrived + limits.ttft_s - min(LATE_S, 0.1 * limits.ttft_s), limits.tpot_s, demand.sequences,
-               barred=barred, cached=cached, tenant=demand.tenant, lifted=demand.lifted, stay=stay)
+               barred=barred, cached=cached, tenant=demand.tenant, lifted=demand.lifted, stay=stay, stays=api is None)
 
 
 def latest_start_s(ttft_s: float, api_ttft_s: float | None, prefill_s: float) -> float:
@@ -167,19 +169,19 @@ def latest_start_s(ttft_s: float, api_ttft_s: float | None, prefill_s: float) ->
     return latest if api_ttft_s is None else min(latest, ttft_s - api_ttft_s - API_MARGIN_S)
 
 
-def attempt_on(room: Room, job: Job, reason: str, crowded: bool = False, taken: bool = False) -> Attempt:
+def attempt_on(room: Room, job: Job, reason: str, now: float, crowded: bool = False, taken: bool = False) -> Attempt:
     """What sending `job` there means. The room must be filled from a state; `taken`: it counts the job already."""
     state, prompt = room.state, job.uncached(room)
     if state is None:
         raise ValueError("a room without a state")
     work = room.work_s(prompt, job.output)
     return Attempt(state.backend, state.replica, "gpu", reason, work * room.usd_per_s, work,
-                   room.first_token_s(0.0 if taken else prompt, crowded), room.tpot_s)
+                   room.first_token_s(0.0 if taken else prompt, crowded, now), room.tpot_s)
 
 
-def pulled(plan: Plan, room: Room, job: Job, bid_price: float, crowded: bool, limits: Limits) -> Plan:
+def pulled(plan: Plan, room: Room, job: Job, bid_price: float, crowded: bool, limits: Limits, now: float) -> Plan:
     """The plan of a request that waited, once a replica has taken it from the line."""
-    local = attempt_on(room, job, _why(effective_policy(limits), plan.value_usd), crowded, taken=True)
+    local = attempt_on(room, job, _why(effective_policy(limits), plan.value_usd), now, crowded, taken=True)
     attempts = (local,) if plan.fallback is None else (local, plan.fallback)
     return Plan(attempts, local.reason, plan.refusals, 0.0, plan.value_usd, job, bid_price, room)
 

@@ -112,7 +112,7 @@ class MarginalCost:
         """Send it, after its room was taken."""
         index: int = job.owner  # type: ignore[assignment]
         self.promised[replica] += job.need
-        self.pending[replica][index] = now + room.due_s(0.0)
+        self.pending[replica][index] = now + room.due_s(0.0, now)
         self.held[index] = Sent(replica, job.need, job.output, now, self.done[replica], room.budget, room.full_s,
                                 room.step_s, room.token_s)
         self.sim.start(index, replica, now, "cheaper_at_the_margin")
@@ -120,8 +120,8 @@ class MarginalCost:
     def _look(self, replica: int, room: Room) -> None:
         """What the gateway knows of a replica between two iterations."""
         engine, told, promised = self.sim.engines[replica], self.sim.fleet.told[replica], self.promised[replica]
-        room.load(told, engine.decoding, engine.cached, engine.backlog, promised, told.max_running)
-        room.slots_left = told.max_running - engine.running
+        room.load(told, engine.decoding, engine.cached, engine.backlog, promised,
+                  told.max_running - (engine.running - engine.decoding))
         room.open = next(iter(self.pending[replica].values()), NEVER) >= self.sim.engines[replica].at
         room.slack = self.learned[replica].factor * (1 + self.margins[replica].value)
 

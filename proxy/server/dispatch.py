@@ -153,7 +153,7 @@ class Dispatcher:
         if waiting.future.done():
             replica.load.changed = True  # its client left: what the market took is given back at the next look
             return
-        plan = pulled(waiting.plan, replica.room, job, price, crowded, waiting.call.limits)
+        plan = pulled(waiting.plan, replica.room, job, price, crowded, waiting.call.limits, now)
         plan.seen = self._planner.seen(waiting.call)
         _resolve(job, self._bind(waiting.call, plan))
 
@@ -179,6 +179,7 @@ class Dispatcher:
                 expected = plan.job.need - demand.prompt_tokens
                 self._planner.went(call, replica, uncached)
         claim = load.claim(demand.prompt_tokens, uncached, expected, demand.sequences, now, due_s)
+        claim.told_s = attempt.ttft_s
         return Placement(attempt, plan, claim, now - call.arrived)
 
 

@@ -77,8 +77,8 @@ class Judge:
             return api.breaker
         replica = self._board.replicas[chosen.backend][chosen.replica or 0]
         replica.load.output_settled += relayed.outcome.usage.output_total
-        if relayed.ttft_s is not None and chosen.ttft_s is not None:
-            replica.learn(placement.claim, chosen.ttft_s, relayed.ttft_s, relayed.tpot_s)
+        if relayed.ttft_s is not None:
+            replica.learn(placement.claim, relayed.tpot_s)
         if isinstance(error, UpstreamOverloaded):
             replica.overloaded(now, error.retry_after_s)
         return replica.breaker

@@ -9,23 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from proxy.signals.iterations import Found, Iterations
+
 NEVER = float("inf")
 
 
 class Claim:
     """One attempt on one replica. `abandon` (set by the relay) ends it when the engine is found wedged."""
 
-    __slots__ = ("_load", "abandon", "batch", "decoding", "delivered", "expected", "prompt", "prompt_done", "released",
-                 "sent_at", "sequences", "silent", "uncached")
+    __slots__ = ("_in_iteration", "_iteration", "_load", "abandon", "batch", "decoding", "delivered", "expected",
+                 "first_at", "found", "learned", "prompt", "released", "sent_at", "sequences", "silent", "told_s",
+                 "uncached")
 
-    def __init__(self, load: Load, prompt: float, uncached: float, expected: float, sequences: int,
+    def __init__(self, load: Load, prompt: float, uncached: float, expected: float, sequences: int, found: Found,
                  now: float) -> None:
         self._load = load
         self.prompt, self.uncached, self.expected, self.sequences = prompt, uncached, expected, sequences
-        self.sent_at = now
+        self.sent_at = self.first_at = now
+        self.found = found
+        self.told_s: float | None = None  # until its first token, as the decision expected
+        self.learned = False  # from that token
         self.batch = 0  # sequences beside it at its first token, itself included
-        self.prompt_done = 0.0  # prompt tokens the replica had computed for us by then
         self.delivered = 0
+        self._iteration, self._in_iteration = -1, 0  # that gave the last token, and how many it gave
         self.decoding = self.released = False
         self.silent = False  # an answer in one piece: its progress cannot be seen
         self.abandon: Callable[[], None] | None = None
@@ -34,14 +40,14 @@ class Claim:
         """The prompt is computed; from here on the sequence decodes."""
         if self.decoding or self.released:
             return
-        self.decoding = True
+        self.decoding, self.first_at = True, now
         load = self._load
         load.pending.pop(self, None)
         self.batch = load.sequences
         load.backlog_tokens -= self.uncached
         load.kv_tokens += self.prompt
         load.prompt_done += self.uncached
-        self.prompt_done = load.prompt_done
+        load.iterations.first_token(load.prompt_done, now)
         load.progress_at, load.answering = now, True
         load.opened()
 
@@ -62,12 +68,30 @@ class Claim:
         if self.released:
             return
         self.first_token(now)
+        load, second = self._load, self.delivered > 0
+        self._iterated(load, count, now)
+        if second and not self.learned and load.on_second is not None:
+            self.learned = True
+            load.on_second(self, now)
         self.delivered += count
-        load = self._load
         load.kv_tokens += count
         load.output_done += count
         load.output_pending += count
         load.progress_at, load.answering = now, True
+
+    def _iterated(self, load: Load, count: int, now: float) -> None:
+        """These tokens may be the first to tell that an iteration has ended."""
+        iterations = load.iterations
+        mine = self._iteration == iterations.number
+        if mine and self._in_iteration < self.sequences:
+            self._in_iteration += count
+        else:
+            if mine or load.sequences == self.sequences:
+                told = count if self.sequences == 1 else 0  # of one sequence: then it is known how many
+                iterations.ended(told, load.backlog_tokens, load.sequences, load.kv_tokens, now)
+                load.changed = True
+            self._iteration, self._in_iteration = iterations.number, count
+        iterations.ended_at = now
 
     def release(self, now: float) -> None:
         """It is over, for whatever reason. Idempotent."""
@@ -92,15 +116,17 @@ class Claim:
 class Load:
     """The claims on one replica and their sums. Tokens; `progress_at` is monotonic seconds."""
 
-    __slots__ = ("answering", "backlog_tokens", "busy_at", "changed", "claims", "kv_reserved", "kv_tokens", "on_room",
-                 "output_done", "output_pending", "output_settled", "pending", "progress_at", "prompt_done",
-                 "sequences")
+    __slots__ = ("answering", "backlog_tokens", "busy_at", "changed", "claims", "iterations", "kv_reserved",
+                 "kv_tokens", "on_room", "on_second", "output_done", "output_pending", "output_settled", "pending",
+                 "progress_at", "prompt_done", "sequences")
 
     def __init__(self) -> None:
         self.claims: set[Claim] = set()
         self.pending: dict[Claim, float] = {}  # those without a first token, oldest first: when it is overdue
         self.changed = True  # since somebody last looked
         self.on_room: Callable[[], None] | None = None  # told when room opens: a first token came, a request ended
+        self.on_second: Callable[[Claim, float], None] | None = None  # told when a request gets its second token
+        self.iterations = Iterations()
         self.sequences = 0
         self.backlog_tokens = self.kv_tokens = self.kv_reserved = 0.0
         self.prompt_done = self.output_done = 0.0  # since start, for rates
@@ -115,7 +141,9 @@ class Load:
 
     def claim(self, prompt: float, uncached: float, expected: float, sequences: int, now: float,
               due_s: float = NEVER) -> Claim:
-        claim = Claim(self, prompt, uncached, expected, sequences, now)
+        found = self.iterations.found(self.backlog_tokens, self.sequences, self.kv_tokens, now)
+        self.iterations.sent(uncached, not self.sequences, now)
+        claim = Claim(self, prompt, uncached, expected, sequences, found, now)
         if not self.claims:
             self.busy_at = now
         if not self.claims and self.answering:

@@ -16,7 +16,7 @@ from proxy.core.learning import Correction, Estimate, Margin
 from proxy.core.liveness import WEDGED_AFTER, freshness, stall_budget_s
 from proxy.core.room import Room
 from proxy.signals.inflight import Claim, Load
-from proxy.signals.speed import LEARN_TOKENS_MIN, Speed
+from proxy.signals.speed import KNOWN_FOR, LEARN_TOKENS_MIN, Speed
 from proxy.wire.engine_metrics import EngineGauges
 
 UTILIZATION_MEMORY_S = 10.0
@@ -86,6 +86,7 @@ class Replica:
 
     def __post_init__(self) -> None:
         self.room = Room(f"{self.backend}/{self.index}")
+        self.load.on_second = self.learn_first
         self.speed = Speed(self.base, self.auto, self.tpot_s)
         self.prefill, self.step, self.margin = self.speed.prefill, self.speed.step, self.speed.margin
 
@@ -127,6 +128,7 @@ class Replica:
                     gauges.kv_fraction * self.capacity.kv_tokens)
                 self.speed.between(before, gauges, prompt, used, self.slots_learned, elapsed, now)
         self._own_at_scrape = own
+        self._learn_steps(now)
 
     def scrape_failed(self, refused: bool) -> None:
         """No page: refused connection, or a time-out, an error, something unreadable."""
@@ -265,20 +267,36 @@ class Replica:
 
     # ---- learning
 
-    def learn(self, claim: Claim, predicted_ttft_s: float, ttft_s: float, tpot_s: float | None) -> None:
-        """Compare what was predicted when the request was sent with what came.
+    def learn_first(self, claim: Claim, now: float) -> None:
+        """Its first token came, and all others of the same iteration: compare with what was predicted."""
+        if claim.told_s is None:
+            return
+        computed = self.load.iterations.computed(claim.sent_at, self._iteration_of_first(claim)) - claim.found.started
+        share = self._share(claim.found.sequences + claim.sequences + self.foreign)
+        self.speed.first_token(claim.told_s, claim.first_at - claim.sent_at, claim.found, self.foreign,
+                               max(claim.uncached, computed), share, now)
 
-        The engine computes others' prompts between our tokens; that time is theirs, not the step's.
-        """
+    def learn(self, claim: Claim, tpot_s: float | None) -> None:
+        """The answer has ended, its later tokens so far apart; others' prompts were computed meanwhile."""
         now, load = self.load.progress_at, self.load
-        share = self._share((claim.batch or load.sequences) + self.foreign)
-        self.speed.first_token(predicted_ttft_s, ttft_s, share, claim.sent_at, now)
+        self._learn_steps(now)
+        if not claim.learned:
+            self.learn_first(claim, now)
         if tpot_s is not None and claim.delivered >= LEARN_TOKENS_MIN:
-            prefill_s = (load.prompt_done - claim.prompt_done) * self.capacity.prefill_token_s
             steps = max(1, claim.delivered // claim.sequences)
             batch = max(1.0, (claim.batch + load.sequences) / 2 + self.foreign)
-            self.speed.answer(claim.delivered, tpot_s - prefill_s / steps, batch, load.kv_tokens,
+            computed = load.iterations.computed(self._iteration_of_first(claim), now)
+            self.speed.answer(claim.delivered, tpot_s * steps, steps, computed, batch, load.kv_tokens,
                               self._share(batch), now)
+
+    def _iteration_of_first(self, claim: Claim) -> float:
+        """A moment at which all first tokens of its own one's iteration have come, and none of the next."""
+        return claim.first_at + self.capacity.alpha_s / 2
+
+    def _learn_steps(self, now: float) -> None:
+        seen = self.load.iterations.steps(LEARN_TOKENS_MIN)
+        if seen is not None and not self.foreign:
+            self.speed.steps(seen, self._share(seen.batch), now)
 
     def estimates(self, now: float) -> dict[str, Estimate]:
         """Every figure of its capacity: what it was learned from, how old that is, and how sure it is."""
@@ -317,7 +335,6 @@ class Replica:
         """As the decision sees it now."""
         self.speed.relax(now)
         capacity, load, gauges = self.capacity, self.load, self.gauges
-        self.speed.predicts(self._share(load.sequences + self.foreign), now)
         age = self.age_s(now)
         fresh = freshness(age, self.scrape_s)
         kv_fraction = waiting = None
@@ -328,6 +345,7 @@ class Replica:
                 foreign_kv = max(0.0, kv_fraction * capacity.kv_tokens - kv_tokens) if self.foreign else 0.0
                 kv_tokens, kv_reserved = kv_tokens + foreign_kv, kv_reserved + foreign_kv
         foreign = self.foreign if fresh != "unknown" else 0.0
+        ends_at, queued = self._running(capacity, load.sequences + foreign, kv_tokens, now)
         return ReplicaState(
             self.backend, self.index, self.health(now), fresh, age, capacity,  # type: ignore[arg-type]
             in_flight=load.in_flight, running=load.sequences + foreign,
@@ -338,8 +356,18 @@ class Replica:
             gpu_util=self.gpu_util if self.gpu_fresh(now) else None,
             margin=self.margin.value, energy_usd_per_s=self.energy_usd_per_s,
             prefix_trust=self.prefix_trust, in_flight_max=self.in_flight_max, risk_per_s=self.risk_per_s,
-            overdue=load.overdue(now),
+            overdue=load.overdue(now), iteration_ends_at=ends_at, queued_tokens=queued,
             trial=self.auto and not load.claims and not foreign and now - self.speed.learned_at > TRIAL_AFTER_S)
+
+    def _running(self, capacity: Capacity, running: float, kv_tokens: float, now: float) -> tuple[float | None, float]:
+        """(when the running iteration should end, None where nobody knows; prompt tokens that are not in it)."""
+        load, iterations = self.load, self.load.iterations
+        iterations.budget = max(1.0, capacity.chunk_tokens - running)
+        prefill_s = iterations.running(load.backlog_tokens) * capacity.prefill_token_s
+        lasts_s = capacity.step_s(running, kv_tokens) + prefill_s
+        if not running or now - iterations.ended_at > KNOWN_FOR * lasts_s:
+            return None, load.backlog_tokens
+        return iterations.ended_at + lasts_s, iterations.behind(load.backlog_tokens)
 
 
 def _delta(before: float | None, after: float | None) -> float | None:

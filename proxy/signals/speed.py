@@ -1,31 +1,34 @@
 """How fast one replica really is: its capacity as configured or guessed, corrected by what is observed.
 
-Three witnesses teach it: our own streams, one observation for each that ends; the engine's histograms of
-inter-token time and of first tokens, one observation between two readings, in which others' requests and
-answers in one piece are seen too; and silence, in which what was learned fades. What a stream of ours has
-taught is taken off the next readings (`_taught`), so that nothing counts twice in full.
+Three witnesses teach it: our own streams, by each first token, each answer that ends, and the iterations that
+only decoded; the engine's histograms of inter-token time and of first tokens, one observation between two
+readings, in which others' requests and answers in one piece are seen too; and silence, in which what was
+learned fades. What a stream of ours has taught is taken off the next readings (`_taught`), so that nothing
+counts twice in full.
+
+Like is compared with like: what took so long, with what the same iterations were predicted to take, by the
+prompt tokens that were really computed in them and the factors of now. What is off is shared between the
+two factors by their parts of the prediction.
 """
 
 from __future__ import annotations
 
-from collections import deque
-
 from proxy.core.capacity import Capacity
 from proxy.core.learning import Correction, Estimate, Margin
+from proxy.signals.iterations import Found, Steps
 from proxy.wire.engine_metrics import EngineGauges
 
 LEARN_TTFT_S = 0.05  # shorter predictions are noise of the network and the scheduler
 LEARN_TOKENS_MIN = 8  # of one answer
 WINDOW_TOKENS_MIN = 16  # between two readings, for their mean to say anything
-WINDOW_PREFILL_MAX = 0.5  # of the time: beyond it the step is what is left of a guess
 RELAX_EVERY_S = 5.0
-FACTORS_KEPT, FACTOR_STEP = 64, 0.01  # changes of the factor that predictions carried, and what is one
+KNOWN_FOR = 2.0  # times as long as an iteration should last, we know when the running one began
 
 
 class Speed:
     """What was learned of one replica. Only the event loop touches it; times are monotonic seconds."""
 
-    __slots__ = ("_base", "_factors", "_largest", "_relaxed_at", "_taught", "learned_at", "margin", "prefill", "step")
+    __slots__ = ("_base", "_largest", "_relaxed_at", "_taught", "learned_at", "margin", "prefill", "step")
 
     def __init__(self, base: Capacity, auto: bool, tpot_s: float) -> None:
         bounds = (0.2, 20.0) if auto else (0.7, 3.0)  # an operator who measured is believed within a factor of three
@@ -33,7 +36,6 @@ class Speed:
         self.learned_at = -1e9
         self._base, self._largest = base, base.batch_at(tpot_s)
         self._relaxed_at = 0.0
-        self._factors: deque[tuple[float, float]] = deque(maxlen=FACTORS_KEPT)
         self._taught = (0.0, 0.0)  # tokens and first tokens learned from that no reading has counted yet
 
     def share(self, batch: float, slots: int | None) -> float:
@@ -44,28 +46,50 @@ class Speed:
         """As corrected for this load."""
         return self._base.scaled(self.prefill.at(share), self.step.at(share))
 
-    def predicts(self, share: float, now: float) -> None:
-        """Predictions are being made at this load. They come true later; then it must be known what they carried."""
-        factor = self.prefill.at(share)
-        if not self._factors or abs(self._factors[-1][1] / factor - 1) > FACTOR_STEP:
-            self._factors.append((now, factor))
-
     # ---- our own streams
 
-    def first_token(self, predicted_s: float, observed_s: float, share: float, sent_at: float, now: float) -> None:
-        """A first token came so long after it was sent; what was predicted then."""
+    def first_token(self, told_s: float, observed_s: float, found: Found, foreign: float, computed: float, share: float,
+                    now: float) -> None:
+        """A first token came after so long, `told_s` as the decision expected, in which so many tokens were computed
+        beyond the iteration that it found running."""
         self.learned_at = now
-        if predicted_s <= LEARN_TTFT_S:
-            return
-        carried = next((factor for since, factor in reversed(self._factors) if since <= sent_at), None)
-        self.margin.observe(predicted_s, observed_s)
-        self.prefill.observe(predicted_s, observed_s, share, now=now, carried=carried)
-        self._taught = self._taught[0], self._taught[1] + 1
+        if told_s > LEARN_TTFT_S:
+            self.margin.observe(told_s, observed_s)
+        batch = found.sequences + foreign
+        capacity, lag_s, lag_prefill_s = self.capacity(share), 0.0, 0.0
+        step_s, token_s = capacity.step_s(batch, found.kv_tokens), capacity.prefill_token_s
+        if batch:
+            prefill_s = found.tokens * token_s
+            left = 1 - found.age_s / (step_s + prefill_s)  # of that iteration
+            left = 0.5 if left < 1 - KNOWN_FOR else max(0.0, left)
+            lag_s, lag_prefill_s = left * step_s, left * prefill_s
+        steps = 1 + computed // max(1.0, capacity.chunk_tokens - batch)
+        if self._both(lag_s + steps * step_s, lag_prefill_s + computed * token_s, observed_s, share, now):
+            self._taught = self._taught[0], self._taught[1] + 1
 
-    def answer(self, tokens: int, token_s: float, batch: float, kv_tokens: float, share: float, now: float) -> None:
-        """An answer's tokens came so far apart, time for others' prompts taken off."""
-        self.step.observe(self._base.step_s(batch, kv_tokens), token_s, share, now=now, carried=1.0)
-        self._taught = self._taught[0] + tokens, self._taught[1]
+    def answer(self, tokens: int, took_s: float, steps: float, computed: float, batch: float, kv_tokens: float,
+               share: float, now: float) -> None:
+        """An answer's later tokens came in `steps` iterations, that also computed so many tokens of other prompts."""
+        capacity = self.capacity(share)
+        steps_s, prefill_s = steps * capacity.step_s(batch, kv_tokens), computed * capacity.prefill_token_s
+        if self._both(steps_s, prefill_s, took_s, share, now):
+            self._taught = self._taught[0] + tokens, self._taught[1]
+
+    def steps(self, seen: Steps, share: float, now: float) -> None:
+        """Iterations that only decoded took so long."""
+        self.learned_at = now
+        self.step.observe(self.capacity(share).step_s(seen.batch, seen.kv_tokens), seen.token_s, share, now=now)
+
+    def _both(self, steps_s: float, prefill_s: float, observed_s: float, share: float, now: float,
+              weight: float = 1.0) -> bool:
+        """What was predicted to take `steps_s` of steps and `prefill_s` of prefill took `observed_s`."""
+        predicted_s = steps_s + prefill_s
+        if predicted_s <= LEARN_TTFT_S:
+            return False
+        part = prefill_s / predicted_s
+        self.prefill.observe(predicted_s, observed_s, share, weight * part, now)
+        self.step.observe(predicted_s, observed_s, share, weight * (1 - part), now)
+        return True
 
     # ---- the engine's own word
 
@@ -84,12 +108,10 @@ class Speed:
             return  # it idled between, or its histogram is of requests: the law does not hold
         batch = max(1.0, seconds / elapsed)
         share = self.share(batch, slots)
-        capacity = self.capacity(share)
-        prefill = prompt * capacity.prefill_token_s / elapsed
-        if prefill <= WINDOW_PREFILL_MAX:
+        capacity, steps = self.capacity(share), count / batch
+        if self._both(steps * capacity.step_s(batch, kv_tokens), prompt * capacity.prefill_token_s, elapsed, share, now,
+                      1 - min(taught_tokens, count) / count):
             self.learned_at = now
-            self.step.observe(capacity.step_s(batch, kv_tokens), seconds / count * (1 - prefill), share,
-                              1 - min(taught_tokens, count) / count, now)
         queued_seconds, queued = rise(before.queue_time, after.queue_time)
         if not firsts or not queued or queued_seconds / queued > first_seconds / firsts / 2:
             return

@@ -1,9 +1,9 @@
 """`make live-replay`: recorded traffic through the demo's fleet in real time, and what `breakeven replay` makes of it.
 
 The demo's two engines, its API with list prices and its gateway, each a process of its own, are sent a few minutes of
-the Azure traces (tests/data/traces), conversation and code: prompts and answers of the recorded lengths, clipped to what
-the small engines take, for two models of very different price, as densely as the engines can just keep up with. Then
-`breakeven replay`, the command, makes its forecast from the same configuration and the same trace.
+the Azure traces (tests/data/traces), conversation and code: prompts and answers of the recorded lengths, clipped to
+what the small engines take, for two models of very different price, as densely as the engines can just keep up with.
+Then `breakeven replay`, the command, makes its forecast from the same configuration and the same trace.
 
     python -m tests.bench.live_replay [--seconds 240] [--coverage 100] [--keep FOLDER]
 

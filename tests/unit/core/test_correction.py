@@ -35,6 +35,14 @@ def test_a_drift_of_two_is_followed_within_two_minutes_at_five_a_second(seed, dr
     assert correction.at(load) == pytest.approx(drift, rel=0.06)
 
 
+@pytest.mark.parametrize("drift", [0.5, 2.0])
+def test_an_engine_that_changes_all_at_once_is_followed_in_half_a_minute_at_two_a_second(drift):
+    correction = Correction()
+    now = teach(correction, 1.0, 500, load=BUSY, noise=0.1)
+    teach(correction, drift, 60, now, per_s=2.0, load=BUSY, noise=0.1)
+    assert correction.at(BUSY) == pytest.approx(drift, rel=0.2)
+
+
 def test_after_two_thousand_observations_it_is_within_a_twentieth_nearly_always():
     within = 0
     for seed in range(40):

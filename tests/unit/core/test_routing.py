@@ -258,7 +258,7 @@ def test_every_plan_sends_waits_or_says_why_not_and_never_breaks_a_target_it_cou
     assert plan.attempts or plan.wait_s > 0
     if plan.attempts and plan.attempts[0].kind == "gpu":
         offer = room(state)
-        assert waited + offer.first_token_s(CHAT.prompt_tokens, False) * offer.slack <= LIMITS.ttft_s
+        assert waited + offer.first_token_s(CHAT.prompt_tokens, False, 0.0) * offer.slack <= LIMITS.ttft_s
         assert offer.tpot_s * offer.slack <= LIMITS.tpot_s
     else:
         assert any(refusal.backend == "gpu" for refusal in plan.refusals)

@@ -43,7 +43,7 @@ class ReplicaState:
     overdue: bool = False  # a first token should have come long ago: it holds more back than we know of
     risk_per_s: float = 0.0  # chance that it vanishes within a second: spot
     iteration_ends_at: float | None = None  # the running one, monotonic seconds; None: nobody knows
-    queued_tokens: float | None = None  # of the backlog, what comes after it; None: all
+    queued_tokens: float = 0.0  # of the backlog, what comes after it, where that is known
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,10 @@ ERROR_MAX = math.log(1.5)  # of one observation: further out is an outlier
 MOVE_MAX = 0.1  # of the logarithm of a factor, by one observation and within one second
 GAIN_MIN, GAIN_MAX = 0.01, 0.4
 TRACK, TRACK_NOISE = 0.03, 0.35  # smoothing of errors, by which a drift is told from noise, and what noise reaches
-# So many errors in a row of one sign, each at least so large, mean that the engine has changed: what was learned before
-# then counts for no more observations than they do. What has seen little learns fast by itself.
-CHANGE, CHANGED_AFTER, CHANGED_LEAST = math.log(1.25), 4.0, 12.0
+# So many errors of one sign, each at least so large and none smaller between them, mean that the engine has changed: what
+# was learned before then counts for no more observations than they do. First tokens of one iteration are one error; what
+# has seen little learns fast by itself.
+CHANGE, CHANGED_AFTER, CHANGE_APART_S, CHANGED_LEAST = math.log(1.25), 4.0, 0.5, 12.0
 # How sure a figure is before anything was observed. An operator's was measured, but maybe on another day or driver; the
 # published tables show a prior 8 to 16 % off on average and 50 % at worst, other engines and models untested.
 CONFIDENCE = {"operator": 0.8, "prior": 0.3, "default": 0.1}
@@ -80,8 +81,8 @@ class Correction:
     one second together, where `now` is given: a single hiccup cannot close a backend.
     """
 
-    __slots__ = ("_allowance", "_at", "_bias", "_counts", "_logs", "_means", "_runs", "_spreads", "_taught_at",
-                 "highest", "lowest", "observations")
+    __slots__ = ("_allowance", "_at", "_bias", "_counts", "_logs", "_means", "_run_at", "_runs", "_spreads",
+                 "_taught_at", "highest", "lowest", "observations")
 
     def __init__(self, lowest: float = 0.2, highest: float = 20.0) -> None:
         self.lowest, self.highest = lowest, highest
@@ -90,6 +91,7 @@ class Correction:
         self._means = [0.0] * STRATA  # after leaning on the neighbours
         self._counts = [0.0] * STRATA
         self._runs = [0.0] * STRATA  # large errors in a row, signed
+        self._run_at = [-math.inf] * STRATA  # when the last of them was counted
         self._bias = [0.0] * STRATA  # smoothed error, signed
         self._spreads = [0.0] * STRATA  # and its size
         self._allowance, self._at = MOVE_MAX, -math.inf
@@ -121,7 +123,8 @@ class Correction:
             self._logs[i] = self._means[i]  # it begins where its neighbours are
         error = math.log(observed / predicted * (self.at(load) if carried is None else carried)) - self._logs[i]
         error = min(ERROR_MAX, max(-ERROR_MAX, error))
-        self._notice_change(i, error, weight)
+        if now is not None:
+            self._notice_change(i, error, weight, now)
         count, smooth = self._counts[i], TRACK * weight
         self._bias[i] += smooth * (error - self._bias[i])
         self._spreads[i] += smooth * (abs(error) - self._spreads[i])
@@ -140,9 +143,12 @@ class Correction:
         self.observations += weight
         self._lean()
 
-    def _notice_change(self, i: int, error: float, weight: float) -> None:
-        run = self._runs[i] if error * self._runs[i] > 0 else 0.0
-        self._runs[i] = run + math.copysign(weight, error) if abs(error) >= CHANGE else 0.0
+    def _notice_change(self, i: int, error: float, weight: float, now: float) -> None:
+        if abs(error) < CHANGE or error * self._runs[i] < 0:
+            self._runs[i] = 0.0
+        if abs(error) >= CHANGE and now - self._run_at[i] >= CHANGE_APART_S:
+            self._runs[i] += math.copysign(weight, error)
+            self._run_at[i] = now
         if abs(self._runs[i]) >= CHANGED_AFTER and self._counts[i] >= CHANGED_LEAST:
             self._counts = [min(count, CHANGED_AFTER) for count in self._counts]
 

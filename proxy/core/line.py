@@ -210,10 +210,10 @@ class Line:
         outbid, ahead_s = bin_of(price * least), 0.0
         left: list[tuple[Job, Left]] = []
         for index in self._occupied():
+            left += self._drop(index, bisect_left(self._bins[index], (now,)), "moment_passed")
             if index < outbid:
                 left += self._drop(index, len(self._bins[index]), "outbid")
                 continue
-            left += self._drop(index, bisect_left(self._bins[index], (now,)), "moment_passed")
             in_vain = now + ahead_s / (PATIENCE * rate) if rate > 0 else NEVER
             left += self._drop(index, bisect_left(self._bins[index], (in_vain,)), "hopeless")
             if len(self._bins[index]) > 1:

@@ -13,7 +13,7 @@ from proxy.core.capacity import Capacity
 from proxy.core.fleet import ReplicaState
 
 NEVER = float("inf")
-KV_SURE = 3.0  # standard deviations of what all residents may need together, kept free of the cache
+KV_SURE = 4.0  # standard deviations of what all residents may need together, kept free of the cache
 BATCH_UNKNOWN_MAX = 4  # sequences on an engine that tells nothing: enough to learn, too few to hurt
 STALE_MARGIN = 0.25  # predictions from stale readings are taken this much longer still
 TRIAL = 3.0  # a guessed capacity nobody has checked lately may be wrong by that much: one request finds out
@@ -103,10 +103,10 @@ class Room:
         if state.freshness == "unknown":
             slots = min(slots, BATCH_UNKNOWN_MAX)
         self.load(capacity, state.running, state.kv_tokens, state.backlog_tokens, state.kv_reserved, slots)
-        self.queued = self.backlog if state.queued_tokens is None else state.queued_tokens
-        self.begins_at = state.iteration_ends_at or 0.0
-        # Where nobody knows when the running iteration began, half of one is left.
-        self.lag_s = self.step_s / 2 if state.running and state.iteration_ends_at is None else 0.0
+        if state.iteration_ends_at is None:  # it may have begun a moment ago
+            self.begins_at, self.lag_s = 0.0, self.step_s / 2 if state.running else 0.0
+        else:
+            self.begins_at, self.lag_s, self.queued = state.iteration_ends_at, 0.0, state.queued_tokens
         self.slack = 1.0 + state.margin + (STALE_MARGIN if state.freshness != "fresh" else 0.0)
         if state.trial:
             self.slack /= TRIAL
@@ -126,15 +126,20 @@ class Room:
 
         `crowded`: others will fill what the last iteration leaves, as far as prefill may.
         """
-        tokens = self.queued + prompt
+        tokens, begins_s = self.queued + prompt, self.begins_at - now
+        if begins_s < self.lag_s:
+            begins_s = self.lag_s
         whole = tokens // self.budget
-        last = self.step_s + (tokens - whole * self.budget) * self.token_s
-        begins_s = max(self.lag_s, self.begins_at - now) + whole * self.full_s
-        if crowded:
-            share = self.prefill_share
-            others_s = max(0.0, now + begins_s + self.ahead_s - self.paid_until) * share if share < 1 else NEVER
-            last = min(self.full_s, last + others_s)
-        return begins_s + last
+        if whole:
+            begins_s += whole * self.full_s
+            tokens -= whole * self.budget
+        if not crowded:
+            return begins_s + self.step_s + tokens * self.token_s
+        share = self.prefill_share
+        if share >= 1:
+            return begins_s + self.full_s
+        others_s = max(0.0, now + begins_s + self.ahead_s - self.paid_until) * share
+        return begins_s + min(self.full_s, self.step_s + tokens * self.token_s + others_s)
 
     @property
     def prefill_share(self) -> float:

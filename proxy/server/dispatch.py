@@ -121,8 +121,10 @@ class Dispatcher:
 
     def _look(self, pool: Pool) -> None:
         self._soon.discard(pool)
-        self._serve(pool, self._clock())
-        self._arm()
+        try:
+            self._serve(pool, self._clock())
+        finally:
+            self._arm()
 
     def _arm(self) -> None:
         if self._timer is None and self.waiting:
@@ -144,18 +146,26 @@ class Dispatcher:
         pool.refill(now)
         for replica in pool.replicas:
             while (job := market.pull(replica.room, now)) is not None:
-                self._pulled(job, replica, market.price, len(market.line) > 0, now)
+                self._pulled(pool, job, replica, market.price, len(market.line) > 0, now)
         for job, why in market.leaving(now):
             _resolve(job, why)
 
-    def _pulled(self, job: Job, replica: Replica, price: float, crowded: bool, now: float) -> None:
+    def _pulled(self, pool: Pool, job: Job, replica: Replica, price: float, crowded: bool, now: float) -> None:
         waiting: _Waiting = job.owner  # type: ignore[assignment]
         if waiting.future.done():
             replica.load.changed = True  # its client left: what the market took is given back at the next look
             return
-        plan = pulled(waiting.plan, replica.room, job, price, crowded, waiting.call.limits, now)
-        plan.seen = self._planner.seen(waiting.call)
-        _resolve(job, self._bind(waiting.call, plan))
+        replica.load.changed = True  # the claim counts from here on, or nothing does
+        if self._planner.closed(waiting.call, replica.room, now):  # a threshold, since it came
+            job.barred |= {replica.room.key}
+            pool.market.line.add(job)
+            return
+        try:
+            plan = pulled(waiting.plan, replica.room, job, price, crowded, waiting.call.limits, now)
+            plan.seen = self._planner.seen(waiting.call)
+            _resolve(job, self._bind(waiting.call, plan))
+        except Exception as error:  # whoever waits is told, whatever it is
+            waiting.future.set_exception(error)
 
     def _bind(self, call: Call, plan: Plan) -> Placement:
         """Claim the room of the first attempt. Nothing may be awaited between the plan and this."""

@@ -184,6 +184,11 @@ class Planner:
             refused.append(closed)
         return frozenset(barred)
 
+    def closed(self, call: Call, room: Room, now: float) -> bool:
+        """Whether a threshold of its route keeps this replica closed now."""
+        waiting = len(self.pool(call).market.line)
+        return room.state is not None and self.thresholds.closed(room.state, call.limits, waiting, now) is not None
+
     def _cached(self, rooms: Sequence[Room], demand: Demand, seen: Seen) -> dict[str, float] | None:
         """Prompt tokens expected in the prefix cache of each replica; None where nothing is."""
         if not seen.at:
@@ -214,8 +219,13 @@ class Planner:
 
     def want(self, call: Call, plan: Plan, now: float) -> None:
         """Count the request in the demand that names the bid price; once per request."""
-        if plan.job is not None:
-            self._board.pools[call.route.name].market.want(plan.job, now)
+        if plan.job is None:
+            return
+        value = plan.value_usd
+        if value is None and plan.job.forced:  # no API may serve it: what the baseline would have charged
+            baseline = self._settings.backends[call.route.baseline]
+            value = self.api_usd(baseline, call.wire.model, call.demand, call.arrived_ns)
+        self.pool(call).market.want(plan.job, now, value)
 
     def stayed(self, call: Call, residence_s: float, usage: Usage) -> None:
         """An answer of our own ended after so long on its replica."""

@@ -21,6 +21,7 @@ from proxy.signals.inflight import Load
 from proxy.signals.replica import Replica
 
 API_TTFT_PRIOR_S = 0.5
+IN_TURN = 16  # replicas looked at for what only time changes, each time the pool is asked
 
 
 @dataclass(slots=True)
@@ -54,11 +55,16 @@ class Pool:
     def __init__(self, replicas: list[Replica]) -> None:
         self.replicas = replicas
         self.market = Market([replica.room for replica in replicas])
+        self._turn = 0
 
     def refill(self, now: float) -> None:
-        """Bring every room up to date."""
-        for replica in self.replicas:
-            if replica.refill(now):
+        """Bring rooms up to date: all where something changed, and in turn those that only time has changed."""
+        count = len(self.replicas)
+        turn = range(self._turn, self._turn + min(count, IN_TURN))
+        self._turn = turn.stop % count if count else 0
+        aged = {index % count for index in turn}
+        for index, replica in enumerate(self.replicas):
+            if (replica.load.changed or index in aged) and replica.refill(now):
                 replica.room.against(self.replicas[0].room)
                 self.market.moved(replica.room)
 
@@ -94,7 +100,8 @@ class Board:
             groups = [*apart, local.union(*(group for group in groups if group & local))]
         pools = [(group, Pool([one for name, ours in self.replicas.items() if name in group for one in ours]))
                  for group in groups]
-        return {name: next(pool for group, pool in pools if group.issuperset(set(route.backends) & set(self.replicas)))
+        nobody = Pool([])  # of routes without replicas of their own
+        return {name: next((pool for group, pool in pools if group & set(route.backends)), nobody)
                 for name, route in settings.routes.items()}
 
     def reprice(self, now_ns: int) -> None:

@@ -113,11 +113,53 @@ def test_a_request_that_no_replica_would_take_at_its_price_leaves_at_once():
     assert line.leaving(0.0, 2.0 * cheap.density / least, offers, 100.0) == [(cheap, "outbid")]
 
 
-def test_nobody_waits_for_replicas_that_are_all_gone():
+def test_nobody_waits_for_replicas_that_are_all_gone_but_for_one_that_is_closed_for_a_moment():
     line, one, closed = Line(), job(), room()
     closed.open = False
     line.add(one)
+    assert line.leaving(0.0, 0.0, [closed], 100.0) == []
+    closed.alive = False
     assert line.leaving(0.0, 0.0, [closed], 100.0) == [(one, "hopeless")]
+
+
+def test_who_could_be_served_by_nobody_else_stays_until_its_moment_has_passed():
+    line, full = Line(), room(promised=190_000)
+    kept = [job(None if number % 2 else 0.001, latest=1.0, stays=True) for number in range(20)]
+    for one in kept:
+        line.add(one)
+    assert line.leaving(0.0, 99.0, [full], 0.1) == []
+    full.alive = full.open = False
+    assert line.leaving(0.9, 99.0, [full], 0.1) == []
+    assert [why for _, why in line.leaving(1.1, 99.0, [full], 0.1)] == ["moment_passed"] * 20 and len(line) == 0
+
+
+def test_an_empty_replica_is_not_given_more_than_its_batch_in_one_breath():
+    market = Market([room(running=0)])
+    market.rooms[0].pace_s = 9.0
+    market.rooms[0].load(CAPACITY, 0, 0.0, 0.0, 0.0, 3)
+    for _ in range(20):
+        market.line.add(job(prompt=10.0, latest=3.0))
+    assert len(list(iter(lambda: market.pull(market.rooms[0], 0.0), None))) == 3
+
+
+def test_an_empty_replica_takes_one_batch_that_is_larger_than_it_and_a_busy_one_does_not():
+    offer = room(running=0)
+    assert surplus(offer, job(sequences=64), 0.0, 0.0, False) is not None
+    offer.load(CAPACITY, 1, 0.0, 0.0, 0.0, 32)
+    assert surplus(offer, job(sequences=64), 0.0, 0.0, False) is None
+
+
+def test_many_who_may_not_be_served_here_do_not_hide_one_who_may():
+    line, mine = Line(), job(0.001)
+    for _ in range(300):
+        line.add(job(0.1, barred=frozenset({"gpu/0"})))
+    line.add(mine)
+    assert line.pull(room("gpu/0"), 0.0, 0.0) is mine
+
+
+def test_a_warm_request_is_queued_by_what_it_is_worth_where_it_is_warm():
+    warm = job(0.002, prompt=4000.0, cached={"gpu/1": 3900.0})
+    assert warm.density > 2 * job(0.002, prompt=4000.0).density and warm.work < 0.5 * job(0.002, prompt=4000.0).work
 
 
 def test_equals_do_not_queue_up_deeper_than_requests_start():

@@ -212,6 +212,15 @@ def test_a_faster_replica_is_preferred_when_room_has_a_price():
     assert decide(CHAT, [IDLE, fast], [API], LIMITS, 0.0).attempts[0].replica == 1
 
 
+def test_a_request_that_no_replica_would_ever_take_does_not_queue_up_behind_others():
+    rooms = [room(IDLE)]
+    for more in ({"barred": frozenset({"gpu/0"})}, {}):
+        api = API if more else replace(API, usd=1e-9)
+        demand, energy = CHAT, [room(replace(IDLE, energy_usd_per_s=1.0))]
+        plan = routing.decide(demand, rooms if more else energy, [api], LIMITS, 0.0, 0.0, others_wait=True, **more)
+        assert plan.attempts[0].backend == "api" and plan.wait_s == 0
+
+
 def test_capability_context_and_residency_are_hard():
     backend = Backend("gpu", frozenset({"chat"}), context_tokens=1000, region="eu")
     assert unable(backend, CHAT, None) is None

@@ -1,7 +1,7 @@
 """decide(): where a request goes, and one reason for every place it does not go.
 
 Pure and deterministic. Asked at arrival, again at each pull (the line of `core.line`), and when the
-request's moment has passed. Order: capability and residency, the operator's thresholds, health, latency
+request's moment has passed. Order: capability and residency, health, the operator's thresholds, latency
 (predicted first token and inter-token time), and only then money:
 
     serve locally  iff  d = (a - m) / w  >=  lambda * occupancy

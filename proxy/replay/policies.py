@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Protocol
 
@@ -41,6 +42,8 @@ Make = Callable[[Simulation], Policy]  # a policy for one simulation
 class AtArrival:
     """Sends each request when it comes: to the replica with the least estimate if that `takes` it, else to the API."""
 
+    closed: Callable[[int, float], object] | None = None  # whether a replica is out of the question now
+
     def __init__(self, sim: Simulation) -> None:
         self.sim = sim
 
@@ -52,12 +55,14 @@ class AtArrival:
         sim, work, engines = self.sim, self.sim.work, self.sim.engines
         told = [(one.alpha_s, one.beta_s, one.kappa_s, one.prefill_token_s, one.chunk_tokens,
                  one.chunk_tokens * PREFILL_SHARE_MIN) for one in sim.fleet.told]
-        look = list(zip(range(len(engines)), engines, told, strict=True))
+        look, closed = list(zip(range(len(engines)), engines, told, strict=True)), self.closed
         for index, (now, prompt, output) in enumerate(zip(work.at_s, work.prompt, work.output, strict=True)):
             best, replica, warm = NEVER, 0, sim.warm(index)
             for number, engine, (alpha, beta, kappa, token_s, chunk, least) in look:
                 if engine.at < now and engine.running:
                     engine.advance(now)
+                if closed is not None and closed(number, now):
+                    continue
                 left = max(chunk - engine.decoding, least)
                 full_s = alpha + beta * (chunk - left) + kappa * engine.cached + token_s * left
                 own = prompt if warm is None else prompt - warm.get(str(number), 0.0)
@@ -129,6 +134,8 @@ class Threshold(AtArrival):
         read = (limits.utilization_max, limits.kv_cache_max, limits.queue_max)
         self._readings = Readings(sim) if any(limit is not None for limit in read) else None
         self._closed_at: list[float | None] = [None] * len(sim.engines)  # by utilisation, since when
+        if self._readings is not None:
+            self.closed = partial(self._over, self._readings)
 
     def takes(self, index: int, replica: int, estimate_s: float, now: float) -> tuple[bool, str]:
         limits, engine = self.limits, self.sim.engines[replica]
@@ -147,7 +154,7 @@ class Threshold(AtArrival):
             return "utilization_max"
         if limits.queue_max is not None and read.waiting > limits.queue_max:
             return "queue_max"
-        if limits.kv_cache_max is not None and read.kv_fraction >= limits.kv_cache_max:
+        if limits.kv_cache_max is not None and read.kv_fraction > limits.kv_cache_max:
             return "kv_cache"
         return None
 

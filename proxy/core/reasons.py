@@ -109,7 +109,7 @@ def overflow(found: Sequence[Refusal], api_only: bool, left: str | None = None) 
     if api_only:
         return "api_only"
     if left in ("hopeless", "outbid"):
-        return left
+        return "hopeless" if left == "hopeless" else "outbid"
     local = [refusal.code for refusal in found if refusal.replica is not None]
     if not local:
         return found[0].code if found else "no_self_hosted_candidate"

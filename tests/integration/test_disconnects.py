@@ -224,7 +224,7 @@ async def test_two_hundred_clients_leave_at_random_and_nothing_is_left(tmp_path,
     """Streams and whole answers, on the engine and on the API, some served to their end."""
     rng = random.Random(7)
     quick = replace(SLOW_API, ttft_ms=30, tpot_ms=1)
-    async with world(tmp_path, monkeypatch, profile=CALM, api_profile=quick) as there:
+    async with world(tmp_path, monkeypatch, profile=CALM, api_profile=quick, route={"wait_ms_max": 50}) as there:
         await there.post({**WHOLE, "max_tokens": 1, "min_tokens": 1})
         await asyncio.sleep(0.6)
         before = len(asyncio.all_tasks())

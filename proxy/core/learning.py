@@ -18,10 +18,10 @@ ERROR_MAX = math.log(1.5)  # of one observation: further out is an outlier
 MOVE_MAX = 0.1  # of the logarithm of a factor, by one observation and within one second
 GAIN_MIN, GAIN_MAX = 0.01, 0.4
 TRACK, TRACK_NOISE = 0.03, 0.35  # smoothing of errors, by which a drift is told from noise, and what noise reaches
-# So many errors of one sign, each at least so large and none smaller between them, mean that the engine has changed: what
-# was learned before then counts for no more observations than they do. First tokens of one iteration are one error; what
-# has seen little learns fast by itself.
-CHANGE, CHANGED_AFTER, CHANGE_APART_S, CHANGED_LEAST = math.log(1.25), 4.0, 0.5, 12.0
+# Page's test (1954): errors beyond TOLERATED, summed while they point one way, say that the engine has changed when
+# they reach CHANGED. What was learned before then counts for AFTER_CHANGE observations at most. Errors of one moment
+# (the first tokens of one iteration) are one error, and what has seen little learns fast by itself.
+TOLERATED, CHANGED, APART_S, AFTER_CHANGE, BEFORE_CHANGE_MIN = 0.15, 1.2, 0.1, 4.0, 12.0
 # How sure a figure is before anything was observed. An operator's was measured, but maybe on another day or driver; the
 # published tables show a prior 8 to 16 % off on average and 50 % at worst, other engines and models untested.
 CONFIDENCE = {"operator": 0.8, "prior": 0.3, "default": 0.1}
@@ -81,8 +81,8 @@ class Correction:
     one second together, where `now` is given: a single hiccup cannot close a backend.
     """
 
-    __slots__ = ("_allowance", "_at", "_bias", "_counts", "_logs", "_means", "_run_at", "_runs", "_spreads",
-                 "_taught_at", "highest", "lowest", "observations")
+    __slots__ = ("_allowance", "_at", "_bias", "_counts", "_logs", "_means", "_spreads", "_summed_at",
+                 "_sums", "_taught_at", "highest", "lowest", "observations")
 
     def __init__(self, lowest: float = 0.2, highest: float = 20.0) -> None:
         self.lowest, self.highest = lowest, highest
@@ -90,8 +90,8 @@ class Correction:
         self._logs = [0.0] * STRATA  # as taught
         self._means = [0.0] * STRATA  # after leaning on the neighbours
         self._counts = [0.0] * STRATA
-        self._runs = [0.0] * STRATA  # large errors in a row, signed
-        self._run_at = [-math.inf] * STRATA  # when the last of them was counted
+        self._sums = [(0.0, 0.0)] * STRATA  # of Page's test, upwards and downwards
+        self._summed_at = [-math.inf] * STRATA
         self._bias = [0.0] * STRATA  # smoothed error, signed
         self._spreads = [0.0] * STRATA  # and its size
         self._allowance, self._at = MOVE_MAX, -math.inf
@@ -144,13 +144,15 @@ class Correction:
         self._lean()
 
     def _notice_change(self, i: int, error: float, weight: float, now: float) -> None:
-        if abs(error) < CHANGE or error * self._runs[i] < 0:
-            self._runs[i] = 0.0
-        if abs(error) >= CHANGE and now - self._run_at[i] >= CHANGE_APART_S:
-            self._runs[i] += math.copysign(weight, error)
-            self._run_at[i] = now
-        if abs(self._runs[i]) >= CHANGED_AFTER and self._counts[i] >= CHANGED_LEAST:
-            self._counts = [min(count, CHANGED_AFTER) for count in self._counts]
+        if now - self._summed_at[i] < APART_S:
+            return
+        up, down = self._sums[i]
+        up, down = max(0.0, up + weight * (error - TOLERATED)), max(0.0, down - weight * (error + TOLERATED))
+        if max(up, down) >= CHANGED:
+            up = down = 0.0
+            if self._counts[i] >= BEFORE_CHANGE_MIN:
+                self._counts = [min(count, AFTER_CHANGE) for count in self._counts]
+        self._sums[i], self._summed_at[i] = (up, down), now
 
     def relax(self, idle_s: float) -> None:
         """Without observations what was learned fades towards 1, so that a bad hour cannot close a backend for ever."""

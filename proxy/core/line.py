@@ -49,7 +49,7 @@ class Job:
         self.value = value or 0.0  # a: what the API would charge
         self.latest, self.deadline, self.tpot_s = latest, deadline, tpot_s
         uncached = max(1.0, prompt - max(cached.values())) if cached else prompt  # where most of it is warm
-        self.work = work = reference.work_s(uncached, output)  # w on a replica of the reference's kind
+        self.work = work = reference.work_s(uncached, output, sequences)  # w on a replica of the reference's kind
         self.prefill_s = uncached * reference.prefill_s
         self.stays = stays  # nobody else could serve it: it leaves only when its moment has passed
         self.density = HIGHEST if self.forced else (self.value - work * reference.usd_per_s) / work  # d there
@@ -92,7 +92,7 @@ def worth(room: Room, job: Job, prompt: float) -> float:
     """
     if job.forced:
         return HIGHEST
-    work = room.work_s(prompt, job.output)
+    work = room.work_s(prompt, job.output, job.slots)
     value = job.value
     if room.risk_per_s:
         value *= max(0.0, 1 - room.risk_per_s * (room.full_s + job.output * room.tpot_s))
@@ -105,11 +105,16 @@ def best_room(rooms: Iterable[Room], job: Job, now: float, price: float, crowded
     best_over, best_first_s, nearly = 0.0, NEVER, NEARLY * job.density
     for room in rooms:
         over = surplus(room, job, now, price, crowded)
-        if over is None or (best is not None and over < best_over - nearly):
+        if over is None:
             continue
-        first_s = room.first_token_s(job.uncached(room), crowded, now)
-        if best is None or over > best_over + nearly or first_s < best_first_s:
-            best, best_over, best_first_s = room, over, first_s
+        if best is None or over > best_over + nearly:
+            best, best_over, best_first_s = room, over, NEVER  # its first token is asked for when there is a choice
+        elif over >= best_over - nearly:
+            if best_first_s == NEVER:
+                best_first_s = best.first_token_s(job.uncached(best), crowded, now)
+            first_s = room.first_token_s(job.uncached(room), crowded, now)
+            if first_s < best_first_s:
+                best, best_over, best_first_s = room, over, first_s
     return best
 
 

@@ -116,10 +116,10 @@ class Room:
         self.alive = state.health == "ok"
         self.open = state.health == "ok" and not state.congested and not state.overdue
 
-    def work_s(self, prompt: float, output: float) -> float:
-        """GPU-seconds of a request with `prompt` uncached and `output` tokens (capacity.py)."""
+    def work_s(self, prompt: float, output: float, sequences: float = 1.0) -> float:
+        """GPU-seconds of a request: `prompt` uncached and `output` tokens of all its sequences (capacity.py)."""
         return (prompt * self.prefill_s + output * self.decode_s
-                + self.kappa_s * (prompt + output * 0.5) * output)
+                + self.kappa_s * (prompt + output * 0.5) * output / max(1.0, sequences))
 
     def first_token_s(self, prompt: float, crowded: bool, now: float) -> float:
         """Expected seconds until the first token of a prompt that is sent now, behind what runs and what is queued.
@@ -129,8 +129,8 @@ class Room:
         tokens, begins_s = self.queued + prompt, self.begins_at - now
         if begins_s < self.lag_s:
             begins_s = self.lag_s
-        whole = tokens // self.budget
-        if whole:
+        if tokens >= self.budget:
+            whole = tokens // self.budget
             begins_s += whole * self.full_s
             tokens -= whole * self.budget
         if not crowded:

@@ -22,7 +22,7 @@ crc = $(shell (pwd; cat $(1) pyproject.toml) | cksum | tr ' ' -)
 RUN_READY := $(VENV)/.run-$(call crc,requirements/run.txt)
 DEV_READY := $(VENV)/.dev-$(call crc,requirements/run.txt requirements/dev.txt)
 
-.PHONY: help run test lint lock accept cells sensitivity decision-bench week test-vllm clean
+.PHONY: help run test lint lock accept cells sensitivity decision-bench week live live-replay test-vllm clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -52,6 +52,12 @@ decision-bench: $(DEV_READY) ## how long a decision takes with 2, 16 and 1,000 r
 week: $(DEV_READY) ## a production week on four fleet sizes; TRACE=path/to/servegen_m_large_week1.csv.zst (10 minutes)
 	@[ -n "$(TRACE)" ] || { echo "make week TRACE=path/to/servegen_m_large_week1.csv.zst" >&2; exit 2; }
 	@exec $(VENV)/bin/python -m tests.bench.week $(TRACE) $(ARGS)
+
+live: $(DEV_READY) ## what the gateway learns of engines whose speed it is not told, and of one that changes (11 minutes)
+	@exec $(VENV)/bin/python -m tests.bench.live $(ARGS)
+
+live-replay: $(DEV_READY) ## recorded traffic through the demo in real time, against what `breakeven replay` forecasts (5 minutes)
+	@exec $(VENV)/bin/python -m tests.bench.live_replay $(ARGS)
 
 test-vllm: $(DEV_READY) ## the gateway against a real vLLM on this machine's CPU (once 2.3 GB, in .real-vllm/)
 	@[ -n "$$REAL_VLLM_URL" ] || $(VENV)/bin/python tests/vllm/start.py --install-only

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
 from proxy.config import Backend, Settings
 from proxy.config.secrets import Secret, SecretError, resolve
 from proxy.core.calibration import Calibration, TooFew
+from proxy.replay.files import replacing
 
 if TYPE_CHECKING:
     from proxy.cli.calibrate_ramp import Bounds, Outcome, Tell
 
 REFERENCES = ("env:", "file:")
+GRACE_S = 90.0  # beyond --seconds: for a first token that loads a model, and for what was asked last
+T = TypeVar("T")
 
 
 def calibrate(
@@ -60,6 +61,8 @@ def calibrate(
     address = url.rstrip("/").removesuffix("/v1") if url else one.urls[0]
     typer.echo(f"Measuring {address} for up to {seconds:g} s: prompts of up to 16,384 tokens one at a time, then up to "
                f"{batch_max} short answers at once, all with random words.", err=True)
+    if output is not None and not output.resolve().parent.is_dir():
+        _stop(f"{output} cannot be written: no such folder")
     outcome, model_name = _measured(one, address, bounds)
     doubts = outcome.calibration.doubts()
     block = yaml_block(outcome, model_name)
@@ -156,8 +159,16 @@ def _measured(backend: Backend, url: str, bounds: Bounds) -> tuple[Outcome, str]
                 _stop(f"{url}: {engine.scrub(said(error))}")
 
     with _progress() as tell:
-        outcome, model = asyncio.run(measure(tell))
+        try:
+            outcome, model = asyncio.run(_within(bounds.seconds + GRACE_S, measure(tell)))
+        except TimeoutError:
+            _stop(f"{url}: not done {GRACE_S:g} s after the {bounds.seconds:g} s it was given; an answer never ends")
     return outcome, model
+
+
+async def _within(seconds: float, measuring: Coroutine[Any, Any, T]) -> T:
+    async with asyncio.timeout(seconds):
+        return await measuring
 
 
 @contextmanager
@@ -245,13 +256,10 @@ def _short(value: float) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all: written beside it, then moved over it."""
+    """Whole or not at all."""
     try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as draft:
-            draft.write(text)
-            draft.flush()
-            os.fsync(draft.fileno())
-        os.replace(draft.name, path)
+        with replacing(path) as out:
+            out.write(text)
     except OSError as error:
         _stop(f"{path} cannot be written: {error.strerror}")
     typer.echo(f"written to {path}", err=True)

@@ -45,6 +45,11 @@ class TooLate(Exception):
     """No first token within the bound."""
 
 
+def _count(value: object) -> int:
+    """What an engine says it counted; 0 for anything that is no count."""
+    return value if isinstance(value, int) and value > 0 else 0
+
+
 @dataclass(slots=True)
 class Timed:
     """One answer: when it was asked for, when tokens came (time, tokens so far), and what the engine counted."""
@@ -70,10 +75,10 @@ class Timed:
         usage, choices = document.get("usage"), document.get("choices")
         before = self.points[-1][1] if self.points else 0
         if isinstance(usage, dict):
-            self.prompt_tokens = int(usage.get("prompt_tokens") or 0)
-            self.output_tokens = int(usage.get("completion_tokens") or 0)
+            self.prompt_tokens = _count(usage.get("prompt_tokens"))
+            self.output_tokens = _count(usage.get("completion_tokens"))
             details = usage.get("prompt_tokens_details")
-            self.cached_tokens = int(details.get("cached_tokens") or 0) if isinstance(details, dict) else 0
+            self.cached_tokens = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0
         if choices and isinstance(choices, list) and isinstance(choices[0], dict):
             delta = choices[0].get("delta")
             said = choices[0].get("text") or (isinstance(delta, dict) and (

@@ -71,6 +71,7 @@ def replay(
     _check(format_, sweep, policy, scale, coverage)
     asked = Asked(trace, route, _names(policy, sweep), scale, coverage, sweep is not None, bound, seed,
                   decisions is not None, from_, to)
+    _check_files([one for one in (decisions, output) if one is not None], Path(trace), config)
     try:
         with _bar() as bar:
             done = _replay(_settings(config), asked, bar)
@@ -261,6 +262,17 @@ def _write(done: Replay, text: str, decisions: Path | None, output: Path | None)
         _refuse(f"{error.filename or output or decisions}: {error.strerror or error}")
     if output is None:
         typer.echo(text, nl=False)
+
+
+def _check_files(written: list[Path], trace: Path, config: Path) -> None:
+    """Refuse before any work what could not be written, or would overwrite what is read."""
+    for path in written:
+        if not path.resolve().parent.is_dir():
+            _refuse(f"{path}: no such folder to write to")
+        if path.resolve() in (trace.resolve(), config.resolve()):
+            _refuse(f"{path}: is read for this replay; write to another file")
+    if len({path.resolve() for path in written}) < len(written):
+        _refuse(f"{written[0]}: --decisions and --output are the same file")
 
 
 def _refuse(message: str) -> NoReturn:

@@ -158,7 +158,8 @@ def _only(traffic: Traffic, kept: list[int]) -> Traffic:
 
 
 def _list(names: object) -> str:
-    shown = [name or "no name" for name in names]  # type: ignore[attr-defined]
+    shown = ["".join(char if char.isprintable() else "?" for char in name)[:60] or "no name"
+             for name in names]  # type: ignore[attr-defined]
     return ", ".join(shown[:NAMED_MAX]) + (", ..." if len(shown) > NAMED_MAX else "") if shown else "none"
 
 

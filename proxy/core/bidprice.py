@@ -17,6 +17,8 @@ BINS = 512
 LOWEST, HIGHEST = 1e-9, 1e1  # USD per GPU-second
 STEP = math.log(HIGHEST / LOWEST) / (BINS - 1)
 _PER_STEP, _LOG_LOWEST = 1 / STEP, math.log(LOWEST)
+FADED_MAX = 40.0  # memories: by then less than 1e-17 is left
+WORK_MAX_S = 60.0  # GPU-seconds of one request that count: none can make the price of minutes by itself
 MEMORY_S = 300.0  # anything from 30 to 900 s prices as well (docs/policy.md)
 
 
@@ -49,7 +51,7 @@ class DemandHistogram:
         if density <= 0 or work_s <= 0:
             return
         self._forget(now)
-        self._work[bin_of(density)] += work_s * self._scale
+        self._work[bin_of(density)] += min(work_s, WORK_MAX_S) * self._scale
 
     def price(self, replicas: float, now: float) -> float:
         """`lambda` for a pool that offers `replicas` GPU-seconds per second. 0 while everything fits."""
@@ -87,8 +89,12 @@ class DemandHistogram:
         if self._at is None:
             self._at = self._began = now
             return
-        self._scale *= math.exp(max(0.0, now - self._at) / self.memory_s)
+        faded = max(0.0, now - self._at) / self.memory_s
         self._at = max(self._at, now)
+        if faded > FADED_MAX:  # a weekend without a request: nothing is left
+            self._work, self._scale = [0.0] * BINS, 1.0
+            return
+        self._scale *= math.exp(faded)
         if self._scale > 1e12:
             self._work = [work / self._scale for work in self._work]
             self._scale = 1.0

@@ -55,6 +55,7 @@ class ApiState:
     usd: float | None
     retry_in_s: float = 0.0  # asked to hold off for that long
     ttft_s: float | None = None
+    usual_usd: float | None = None  # where `usd` is unknown: what the baseline would charge, for ranking alone
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ def detail(code: str, room: Room, state: ReplicaState, job: Job, now: float, pri
                 return f"prefill is {ahead_s:.2f} s ahead of its share of the time, {room.ahead_s:.2f} s allowed"
             return f"{room.tpot_s * 1e3:.0f} ms per token expected, x {room.slack:.2f} > {job.tpot_s * 1e3:.0f} ms"
         case "dearer":
-            cost = room.work_s(job.uncached(room), job.output) * room.usd_per_s
+            cost = room.work_s(job.uncached(room), job.output, job.slots) * room.usd_per_s
             return f"costs {cost:.6f} USD here at the margin, {job.value:.6f} at the API"
         case "outbid":
             density = worth(room, job, job.uncached(room))
@@ -92,7 +92,7 @@ def age(state: ReplicaState) -> str:
 def candidate(room: Room, job: Job, now: float, price: float, crowded: bool) -> dict[str, object]:
     """A replica's figures for this request, for `breakeven explain`. USD, seconds, GPU-seconds, fractions."""
     prompt, state = job.uncached(room), room.state
-    work = room.work_s(prompt, job.output)
+    work = room.work_s(prompt, job.output, job.slots)
     return {
         "backend": state.backend if state else room.key, "replica": state.replica if state else None,
         "obstacle": obstacle(room, job, now, price, crowded) or None,

@@ -29,6 +29,7 @@ API_TTFT_S = 0.5  # where nothing is known of the API
 API_MARGIN_S = 0.05  # beside the API's own time, when a request that waited leaves for it
 START_MARGIN_S = 0.1  # beside the prefill, for the latest start
 LATE_S = 0.05  # before the target a first token must be expected
+LEAST_USD = 1e-9  # what a request is ranked by that an API may serve at a price nobody knows
 WAIT_THRESHOLD_S = 1.2  # under a policy without prices: no longer than this
 
 
@@ -174,7 +175,7 @@ def attempt_on(room: Room, job: Job, reason: str, now: float, crowded: bool = Fa
     state, prompt = room.state, job.uncached(room)
     if state is None:
         raise ValueError("a room without a state")
-    work = room.work_s(prompt, job.output)
+    work = room.work_s(prompt, job.output, job.slots)
     return Attempt(state.backend, state.replica, "gpu", reason, work * room.usd_per_s, work,
                    room.first_token_s(0.0 if taken else prompt, crowded, now), room.tpot_s)
 
@@ -203,8 +204,8 @@ def _why(policy: Policy, value: float | None) -> str:
 
 def _value(api: ApiState | None, demand: Demand, limits: Limits) -> float | None:
     """What not serving it here would cost, in USD; None where nobody knows or nobody else could."""
-    if api is not None and api.usd is not None:
-        return api.usd
+    if api is not None:  # an unknown price is no reason to go first: by what is usual, else last
+        return api.usd if api.usd is not None else api.usual_usd if api.usual_usd is not None else LEAST_USD
     if limits.unserved_usd_per_mtok is not None:
         return limits.unserved_usd_per_mtok * (demand.prompt_tokens + demand.output_tokens) / 1e6
     return None

@@ -160,7 +160,10 @@ class Planner:
                 refused.append(Refusal(name, None, "in_flight_max", detail, busy=True))
             else:
                 usd = self.api_usd(config, model, demand, at_ns, tier, seen.repeated)
-                apis.append(self._board.apis[name].state(now, usd))
+                state = self._board.apis[name].state(now, usd)
+                if usd is None:  # an alias or a tier that nobody prices must not outrank those whose price is known
+                    state = replace(state, usual_usd=self._usual_usd(route, model, demand, at_ns))
+                apis.append(state)
         usable = (able if policy != "api-only" else ()) or (apis if policy != "self-hosted-only" else ())
         if not usable and refused:
             _never(route, [refusal for refusal in refused if self._counts(refusal, policy)], demand)
@@ -223,8 +226,7 @@ class Planner:
             return
         value = plan.value_usd
         if value is None and plan.job.forced:  # no API may serve it: what the baseline would have charged
-            baseline = self._settings.backends[call.route.baseline]
-            value = self.api_usd(baseline, call.wire.model, call.demand, call.arrived_ns)
+            value = self._usual_usd(call.route, call.wire.model, call.demand, call.arrived_ns)
         self.pool(call).market.want(plan.job, now, value)
 
     def stayed(self, call: Call, residence_s: float, usage: Usage) -> None:
@@ -256,6 +258,10 @@ class Planner:
         cost = price.cost_nano(Usage(input_text=int(demand.prompt_tokens) - cached, cache_read=cached,
                                      output_text=int(demand.output_tokens)))
         return None if cost is None else cost / 1e9
+
+    def _usual_usd(self, route: Route, model: str, demand: Demand, at_ns: int) -> float | None:
+        """What the route's baseline would charge in the default tier."""
+        return self.api_usd(self._settings.backends[route.baseline], model, demand, at_ns)
 
     def _core_backend(self, config: BackendConfig) -> Backend:
         return Backend(config.name, config.capabilities, self.context_tokens.get(config.name), config.region)

@@ -332,3 +332,20 @@ def test_of_many_rooms_an_arrival_looks_at_the_emptiest():
     offered = market.emptiest()
     assert len(offered) == ROOMS_MAX
     assert max(one.occupancy for one in offered) <= sorted(one.occupancy for one in market.rooms)[ROOMS_MAX - 1]
+
+
+def test_a_weekend_without_a_request_leaves_a_price_of_nothing_and_no_error():
+    histogram = DemandHistogram()
+    histogram.add(0.01, 500.0, 0.0)
+    assert histogram.price(1.0, 10.0) > 0
+    assert histogram.price(1.0, 10.0 + 60 * 3600) == 0.0
+    histogram.add(0.01, 50.0, 11.0 + 60 * 3600)
+    assert histogram.spread(12.0 + 60 * 3600) is not None
+
+
+def test_one_request_however_large_cannot_make_the_price():
+    histogram = DemandHistogram()
+    for second in range(300):
+        histogram.add(0.001, 0.5, float(second))
+    histogram.add(0.01, 1e9, 300.0)
+    assert histogram.price(1.0, 300.0) == 0.0

@@ -221,6 +221,15 @@ def test_a_request_that_no_replica_would_ever_take_does_not_queue_up_behind_othe
         assert plan.attempts[0].backend == "api" and plan.wait_s == 0
 
 
+def test_a_tier_or_alias_that_nobody_prices_never_goes_before_those_whose_price_is_known():
+    unknown = replace(API, usd=None)
+    full = replace(IDLE, running=20, kv_reserved=150_000.0)
+    assert decide(CHAT, [full], [unknown], LIMITS, 0.001).reason == "outbid"
+    usual = decide(CHAT, [full], [replace(unknown, usual_usd=API.usd)], LIMITS, 0.001)
+    assert usual.job.density == decide(CHAT, [full], [API], LIMITS, 0.001).job.density
+    assert decide(CHAT, [IDLE], [unknown], LIMITS, 0.0).attempts[0].backend == "gpu"
+
+
 def test_capability_context_and_residency_are_hard():
     backend = Backend("gpu", frozenset({"chat"}), context_tokens=1000, region="eu")
     assert unable(backend, CHAT, None) is None

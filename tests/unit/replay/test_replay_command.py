@@ -255,4 +255,4 @@ def test_a_configuration_that_is_wrong_is_told_with_its_lines(place):
 def test_what_cannot_be_written_leaves_nothing_half_written(place):
     (place / "out").mkdir()
     done = run("trace.csv", "--policy", "api-only", "--output", "out/x/y.json", "--format", "json")
-    assert done.exit_code == 2 and "No such file" in done.stderr and not any((place / "out").iterdir())
+    assert done.exit_code == 2 and "no such folder" in done.stderr and not any((place / "out").iterdir())

@@ -108,9 +108,9 @@ def overflow(found: Sequence[Refusal], api_only: bool, left: str | None = None) 
     """The one reason for going to the API. `left`: why it left the line."""
     if api_only:
         return "api_only"
-    if left in ("hopeless", "outbid"):
-        return "hopeless" if left == "hopeless" else "outbid"
     local = [refusal.code for refusal in found if refusal.replica is not None]
+    if not local and left in ("hopeless", "outbid"):
+        return "hopeless" if left == "hopeless" else "outbid"  # room there was, but for others
     if not local:
         return found[0].code if found else "no_self_hosted_candidate"
     return min(local, key=lambda code: NEAREST.index(code) if code in NEAREST else len(NEAREST))

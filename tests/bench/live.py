@@ -52,7 +52,7 @@ TTFT_LEAST_S = 0.1
 WINDOW = 30  # local requests, of TTFT_LEAST_S and more
 SPEED = 0.5
 GOALS = {"ttft_error_percent": 20.0, "breaches_percent": 0.5, "drift_recovered_s": 120.0}
-console = Console(stderr=True)
+console = Console(stderr=True, width=None if sys.stderr.isatty() else 130)
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ from tests.bench.live_fleet import Shot, capacity_of, final_rows, play, settled
 PROMPT_LEAST, PROMPT_MOST, OUTPUT_MOST = 16, 6_000, 800  # tokens: an engine's context is 8,192
 LARGE_SHARE = 0.5  # of the requests ask for the dear model
 GOAL_POINTS = 3.0
-console = Console(stderr=True)
+console = Console(stderr=True, width=None if sys.stderr.isatty() else 130)
 
 
 def slice_of(seconds: float, coverage: float, start_s: float, seed: int) -> Trace:

@@ -1,7 +1,7 @@
 """`make live`: what the gateway learns of engines whose speed nobody told it, and how soon it follows when they change.
 
 A real gateway, two simulated engines and a simulated API, each a process of its own. `capacity: auto`: the gateway
-guesses from GPU and model, and the engines are between 1.5 and 2 times as slow as that, each in its own way; how many
+guesses from GPU and model, and the engines are 1.5 to 2.1 times as slow as that, each in its own way; how many
 sequences they run at once it does not know either. Streams of mixed lengths come as a Poisson process, as many as both
 engines can do (100 % coverage, by the work model of `core.capacity` with the true figures). Then both engines slow down
 to half their speed, and later come back.

@@ -67,7 +67,7 @@ class Room:
         self.pace_s, self.ahead_s = tpot_s, PREFILL_AHEAD * tpot_s
         self.prefill_s = 1 / capacity.prefill_tokens_per_s
         self.decode_s = capacity.alpha_s / capacity.batch_at(tpot_s) + capacity.beta_s
-        self.kappa_s = capacity.kappa_s
+        self.kappa_s, self.token_s = capacity.kappa_s, capacity.prefill_token_s
         self.kv_tokens = float(capacity.kv_tokens)
 
     def against(self, reference: Room) -> None:
@@ -85,7 +85,6 @@ class Room:
         self.budget = max(1.0, capacity.chunk_tokens - running)
         self.free_share = self.budget / capacity.chunk_tokens
         self.step_s = capacity.step_s(running, kv_tokens)
-        self.token_s = capacity.prefill_token_s
         self.full_s = self.step_s + self.budget * self.token_s
         self.tpot_s = self.step_s + capacity.beta_s
         self.backlog = self.queued = backlog
@@ -97,8 +96,10 @@ class Room:
 
     def fill(self, state: ReplicaState, tpot_s: float) -> None:
         """Take a whole reading; `tpot_s` the tightest target of the routes that use it."""
+        known = self.state is not None and self.state.capacity is state.capacity and self.pace_s == tpot_s
         self.state, capacity = state, state.capacity
-        self.suits(capacity, tpot_s)
+        if not known:
+            self.suits(capacity, tpot_s)
         slots = float(capacity.max_running)
         if state.freshness == "unknown":
             slots = min(slots, BATCH_UNKNOWN_MAX)

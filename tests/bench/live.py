@@ -57,10 +57,11 @@ console = Console(stderr=True, width=None if sys.stderr.isatty() else 130)
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """A request that one of our engines answered. Seconds; `at_s` is when its first token came."""
+    """A request that one of our engines answered. Seconds since the beginning: its first token, its end."""
 
     number: int  # of all requests, by arrival
     at_s: float
+    ended_s: float
     backend: str
     predicted_s: float
     observed_s: float
@@ -158,7 +159,7 @@ def local_of(rows: Sequence[dict[str, Any]]) -> list[Local]:
     """Ordered by when the first token came."""
     begin = min(row["started_ns"] for row in rows)
     ordered = sorted(rows, key=lambda row: row["started_ns"])
-    found = [Local(number, (row["first_token_ns"] - begin) / 1e9, row["backend"],
+    found = [Local(number, (row["first_token_ns"] - begin) / 1e9, (row["ended_ns"] - begin) / 1e9, row["backend"],
                    row["decision"]["attempts"][0]["ttft_s"], (row["first_token_ns"] - row["sent_ns"]) / 1e9,
                    row["slo_met"] != 0)
              for number, row in enumerate(ordered)
@@ -189,13 +190,13 @@ def figures(rows: Sequence[dict[str, Any]], marks: Sequence[int]) -> dict[str, A
     begin = min(row["started_ns"] for row in rows)
     slow_s, back_s = [(mark - begin) / 1e9 for mark in marks] or [math.inf, math.inf]
     local = local_of(rows)
-    learnt = [one for one in local if one.number >= LEARNT and one.at_s < slow_s]
-    slow = [one for one in local if slow_s <= one.at_s - one.observed_s < back_s]
-    back = [one for one in local if back_s <= one.at_s - one.observed_s]
+    learnt = [one for one in local if one.number >= LEARNT and one.ended_s < slow_s]
+    slow = [one for one in local if slow_s <= one.ended_s and one.at_s < back_s]
+    back = [one for one in local if back_s <= one.at_s]
     _table({f"first {LEARNT}": [one for one in local if one.number < LEARNT], "after": learnt,
             "half speed": slow, "full speed": back})
     late = [row for row in rows if row["slo_met"] == 0]
-    after = [row for row in rows if begin / 1e9 + slow_s > row["started_ns"] / 1e9][LEARNT:]
+    after = [row for row in rows if row["ended_ns"] < begin + slow_s * 1e9][LEARNT:]
     found = {
         "requests": len(rows), "ttft_error_percent": error_percent(learnt),
         "breaches_percent": breaches_percent(learnt),

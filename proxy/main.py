@@ -32,6 +32,7 @@ from proxy.server import status
 from proxy.server.app import build
 from proxy.server.connection import timed
 from proxy.server.dispatch import Dispatcher
+from proxy.server.guard import Guard
 from proxy.server.handler import Doors, Handler
 from proxy.server.metrics import Metrics
 from proxy.server.planning import Call, Planner, plan_json
@@ -74,15 +75,19 @@ class Gateway:
             settings, settings.route_table(), self.keys, self.board, self.planner, self.dispatcher,
             Settlement(settings, self.planner), self.journal, self.upstreams, time.monotonic, self._observe,
             self._metrics.refused))
-        server = settings.server
-        self.app = build(self, self.handler, self.keys, headers_max=server.headers_max,
-                         header_bytes_max=server.header_bytes_max, stall_s=server.client_write_stall_s,
-                         refused=self._metrics.refused)
+        self.app = self._built(self.handler, operators=settings.server.admin is None)
+        self.admin_app = None if settings.server.admin is None else self._built(None, operators=True)
         self._minutes = MinuteBook(settings, self.board)
         self._unbooked: deque[GpuMinute] = deque(maxlen=UNBOOKED_MINUTES_MAX)
         self.booking_failures = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._scraper: Scraper | None = None
+
+    def _built(self, handler: Handler | None, *, operators: bool) -> Guard:
+        server = self.settings.server
+        return build(self, handler, self.keys, operators=operators, headers_max=server.headers_max,
+                     header_bytes_max=server.header_bytes_max, stall_s=server.client_write_stall_s,
+                     refused=self._metrics.refused)
 
     # ---- life
 
@@ -208,14 +213,22 @@ class Gateway:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, telling us when it listens and when it is asked to stop."""
+    """uvicorn, telling us when it listens and when it is asked to stop. The operators' listener, where there is one,
+    is drained with the other: they share what counts connections."""
 
-    def __init__(self, config: uvicorn.Config, gateway: Gateway, on_ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._gateway, self._on_ready = gateway, on_ready
+    def __init__(self, gateway: Gateway, on_ready: Callable[[], None], admin: socket.socket | None = None) -> None:
+        super().__init__(http_config(gateway.app, gateway.settings))
+        self._gateway, self._on_ready, self._admin = gateway, on_ready, admin
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if self._admin is not None:
+            config = http_config(self._gateway.admin_app, self._gateway.settings)
+            config.load()
+            self.servers.append(await asyncio.get_running_loop().create_server(
+                lambda: config.http_protocol_class(config=config, server_state=self.server_state,
+                                                   app_state=self.lifespan.state),
+                sock=self._admin, backlog=config.backlog))
         self._on_ready()
 
     @contextlib.contextmanager
@@ -245,19 +258,25 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
-async def serve(settings: Settings, sock: socket.socket, on_ready: Callable[[], None]) -> None:
-    """Serve until asked to stop; accepted requests finish, or are settled at the drain's deadline."""
+def http_config(app: Any, settings: Settings) -> uvicorn.Config:
+    """uvicorn's side of a listener. It speaks no WebSocket: an upgrade is ignored."""
+    return uvicorn.Config(
+        app, loop="uvloop", http=timed(settings.server.header_s), ws="none", lifespan="off", access_log=False,
+        log_config=None, server_header=False, date_header=True, timeout_keep_alive=75, backlog=4096,
+        timeout_graceful_shutdown=max(1, round(settings.server.drain_s)))
+
+
+async def serve(settings: Settings, sock: socket.socket, on_ready: Callable[[], None],
+                admin: socket.socket | None = None) -> None:
+    """Serve until asked to stop; accepted requests finish, or are settled at the drain's deadline. `admin` is bound
+    where settings.server.admin says so."""
     gateway = Gateway(settings)
     await gateway.start()
     loop = asyncio.get_running_loop()
     for sig, to in ((signal.SIGUSR1, "all-api"), (signal.SIGUSR2, "all-local")):
         loop.add_signal_handler(sig, _toggle, gateway, to)
-    config = uvicorn.Config(
-        gateway.app, loop="uvloop", http=timed(settings.server.header_s), lifespan="off", access_log=False,
-        log_config=None, server_header=False, date_header=True, timeout_keep_alive=75, backlog=4096,
-        timeout_graceful_shutdown=max(1, round(settings.server.drain_s)))
     try:
-        await Server(config, gateway, on_ready).serve(sockets=[sock])
+        await Server(gateway, on_ready, admin).serve(sockets=[sock])
     finally:
         await gateway.stop()
 
@@ -266,11 +285,12 @@ def _toggle(gateway: Gateway, to: Literal["all-api", "all-local"]) -> None:
     gateway.switch("auto" if gateway.planner.switch == to else to)
 
 
-def run(settings: Settings, sock: socket.socket, on_ready: Callable[[], None]) -> None:
+def run(settings: Settings, sock: socket.socket, on_ready: Callable[[], None],
+        admin: socket.socket | None = None) -> None:
     """`serve` on uvloop, with JSON logs on standard error."""
     configure_logging()
     with contextlib.suppress(KeyboardInterrupt):
-        uvloop.run(serve(settings, sock, on_ready))
+        uvloop.run(serve(settings, sock, on_ready, admin))
 
 
 def configure_logging() -> None:

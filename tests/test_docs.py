@@ -388,7 +388,7 @@ def test_every_limit_of_the_server_is_in_the_table_at_its_default():
     rows = table(section(page("docs/operating.md"), "## Limits"))
     shown = {code.removeprefix("server."): row for row in rows for code in CODE.findall(row[1]) if "server." in code}
     fields = {name: float(field.default) for name, field in Server.model_fields.items()
-              if name not in ("host", "port", "workers")}
+              if name not in ("host", "port", "admin", "workers")}
     assert {name: float(row[2]) for name, row in shown.items()} == fields
     assert all(re.search(rf"(?:server|waits)\.{name}\b", everything()) for name in fields), "a setting nobody reads"
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
+import socket
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from proxy.config import ConfigError, Settings, load, warnings
+from proxy.config.checks import loopback
 from proxy.ledger.errors import LedgerUnavailable
 
 
@@ -31,20 +34,37 @@ def serve(
     from proxy import main
 
     address, number = host or settings.server.host, settings.server.port if port is None else port
-    if not settings.keys.required and address not in ("127.0.0.1", "::1", "localhost"):
+    if not settings.keys.required and not loopback(address):
         _stop(f"keys are not required, so {address} is refused; use 127.0.0.1 or set keys.required: true")
-    try:
-        sock = main.listen(address, number)
-    except OSError as error:
-        reason = "it is in use by another process" if error.errno == errno.EADDRINUSE else error.strerror
-        _stop(f"cannot listen on {address}:{number}: {reason}; choose another with server.port or --port")
-    with sock:
-        where = f"http://{address}:{sock.getsockname()[1]}"
+    with contextlib.ExitStack() as open_sockets:
+        sock = open_sockets.enter_context(_listen(address, number, "server.port or --port"))
+        where, apart = _url(address, sock), settings.server.admin
+        said = f"Breakeven is listening on {where} (base URL {where}/v1)"
+        admin = None
+        if apart is not None:
+            admin = open_sockets.enter_context(_listen(apart.host, apart.port, "server.admin.port"))
+            said += f"; metrics and admin on {_url(apart.host, admin)}"
         gc.freeze()  # what was loaded to start stays; no need to look at it again
         try:
-            main.run(settings, sock, lambda: typer.echo(f"Breakeven is listening on {where} (base URL {where}/v1)"))
+            main.run(settings, sock, lambda: typer.echo(said), admin)
         except LedgerUnavailable as error:
             _stop(error.message)
+
+
+def _listen(address: str, port: int, setting: str) -> socket.socket:
+    """A bound socket, or the reason why there is none, and exit 2."""
+    from proxy import main
+
+    try:
+        return main.listen(address, port)
+    except OSError as error:
+        reason = "it is in use by another process" if error.errno == errno.EADDRINUSE else error.strerror
+        _stop(f"cannot listen on {address}:{port}: {reason}; choose another with {setting}")
+
+
+def _url(address: str, sock: socket.socket) -> str:
+    host = f"[{address}]" if ":" in address else address
+    return f"http://{host}:{sock.getsockname()[1]}"
 
 
 def settings_of(config: Path) -> Settings:
@@ -57,6 +77,6 @@ def settings_of(config: Path) -> Settings:
         raise typer.Exit(2) from None
 
 
-def _stop(message: str) -> None:
+def _stop(message: str) -> NoReturn:
     typer.echo(f"breakeven: {message}", err=True)
     raise typer.Exit(2)

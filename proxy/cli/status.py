@@ -28,7 +28,8 @@ class Unreachable(Exception):
 
 
 def status(
-    url: Annotated[str, typer.Option(help="The gateway, such as https://llm.example.com.")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Option(help="The gateway, such as https://llm.example.com; its operators' address "
+                                     "where server.admin is set.")] = "http://127.0.0.1:8000",
     key: Annotated[str, typer.Option(metavar="ENV_NAME", help=(
         "The environment variable that holds a reader's or admin's key; the key itself is never an argument."
     ))] = "BREAKEVEN_ADMIN_KEY",

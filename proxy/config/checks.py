@@ -86,12 +86,16 @@ def known_zone(name: str) -> bool:
 
 
 def access(look: Look) -> Iterator[Problem]:
-    host = look.settings.server.host
-    if not re.match(r"[A-Za-z0-9._:%\-]+\Z", host):
-        yield look.problem(("server", "host"), "is no address or host name", "such as 127.0.0.1, ::1 or 0.0.0.0")
-    elif not look.settings.keys.required and not loopback(host):
-        yield look.problem(("keys", "required"), "keys are required when the gateway listens beyond this machine",
-                           "server.host is no loopback address")
+    server, admin = look.settings.server, look.settings.server.admin
+    listeners = [(("server", "host"), server.host)] + ([(("server", "admin", "host"), admin.host)] if admin else [])
+    for place, host in listeners:
+        if not re.match(r"[A-Za-z0-9._:%\-]+\Z", host):
+            yield look.problem(place, "is no address or host name", "such as 127.0.0.1, ::1 or 0.0.0.0")
+        elif not look.settings.keys.required and not loopback(host):
+            yield look.problem(("keys", "required"), "keys are required when the gateway listens beyond this machine",
+                               f"{'.'.join(place)} is no loopback address")
+    if admin is not None and admin.port == server.port != 0 and look.sound("server"):
+        yield look.problem(("server", "admin", "port"), "is server.port too", "two listeners need two ports")
 
 
 def loopback(host: str) -> bool:

@@ -22,6 +22,15 @@ MIB = 1_048_576
 RouteName = Annotated[str, Field(pattern=r"^[!-~]{1,128}$")]
 
 
+class AdminListener(BaseModel):
+    """A socket of its own for `/metrics` and `/admin/*`, with the same guard, limits and keys."""
+
+    model_config = FROZEN
+
+    host: Text = setting("127.0.0.1", "Address to listen on", "One in the network of operators and monitoring.")
+    port: Int = setting(9000, "Port to listen on", "Where 9000 is taken; another than server.port.", ge=0, le=65535)
+
+
 class Server(BaseModel):
     """The socket that applications call, and its limits."""
 
@@ -30,6 +39,8 @@ class Server(BaseModel):
     host: Text = setting("127.0.0.1", "Address to listen on", "0.0.0.0 or :: to be reached from other machines; "
         "keys are then required.")
     port: Int = setting(8000, "Port to listen on", "Where 8000 is taken.", ge=0, le=65535)
+    admin: AdminListener | None = setting(None, "A listener for operators", "Takes /metrics and /admin/* away from the "
+        "socket that applications call.", shown_default="unset, the same listener")
     workers: Literal[1] = setting(1, "Worker processes", "More than one is not built yet; run several gateways "
         "instead.")
     body_bytes_max: Int = setting(4 * MIB, "Longest request body", "Raise for very long prompts.", unit="bytes",

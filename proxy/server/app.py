@@ -1,6 +1,7 @@
 """Everything but the data routes: health, models, metrics, status, and the operator's switch. FastAPI.
 
-Deny by default: each route names the roles that may call it. The data routes pass this application by.
+Deny by default: each route names the roles that may call it. The data routes pass this application by. Where
+operators have a listener of their own, two applications are built, and neither knows the other's paths.
 """
 
 from __future__ import annotations
@@ -46,11 +47,12 @@ class Operations(Protocol):
 class Door:
     """The ASGI application: data routes to the handler, the rest to FastAPI, the guard in front of both."""
 
-    def __init__(self, handler: Handler, app: Asgi, stall_s: float) -> None:
+    def __init__(self, handler: Handler | None, app: Asgi, stall_s: float) -> None:
         self._handler, self._app, self._stall_s = handler, app, stall_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in ENDPOINTS:
+        if (scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in ENDPOINTS
+                and self._handler is not None):
             exchange = AsgiExchange(scope, receive, send, self._stall_s)
             try:
                 await self._handler.serve(exchange)
@@ -95,14 +97,17 @@ class DrainBody(BaseModel):
     on: bool = True
 
 
-def build(operations: Operations, handler: Handler, keys: auth.KeyRing | None, *, headers_max: int,
-          header_bytes_max: int, stall_s: float, refused: Callable[[str], None]) -> Guard:
-    """The whole application."""
+def build(operations: Operations, handler: Handler | None, keys: auth.KeyRing | None, *, operators: bool,
+          headers_max: int, header_bytes_max: int, stall_s: float, refused: Callable[[str], None]) -> Guard:
+    """The application of one listener. Without a handler it has no data routes, without `operators` none of theirs."""
     # Redirects would repeat a Host that nobody has vouched for.
     app = FastAPI(title="Breakeven", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    _errors(app)
-    _open_routes(app, operations, _allow(keys, "application", "reader", "admin"))
-    _operator_routes(app, operations, _allow(keys, "reader", "admin"), _allow(keys, "admin"))
+    _errors(app, frozenset() if handler is None else frozenset(ENDPOINTS))
+    _health_routes(app, operations)
+    if handler is not None:
+        _model_routes(app, operations, _allow(keys, "application", "reader", "admin"))
+    if operators:
+        _operator_routes(app, operations, _allow(keys, "reader", "admin"), _allow(keys, "admin"))
     return Guard(Door(handler, app, stall_s), headers_max, header_bytes_max, refused)
 
 
@@ -113,7 +118,7 @@ def _allow(keys: auth.KeyRing | None, *roles: str) -> Caller:
     return caller
 
 
-def _open_routes(app: FastAPI, operations: Operations, anyone: Caller) -> None:
+def _health_routes(app: FastAPI, operations: Operations) -> None:
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         """Alive: the process answers."""
@@ -126,6 +131,8 @@ def _open_routes(app: FastAPI, operations: Operations, anyone: Caller) -> None:
         body = {"status": "ready"} if why is None else {"status": "not_ready", "reason": why}
         return _json(body, 200 if why is None else 503)
 
+
+def _model_routes(app: FastAPI, operations: Operations, anyone: Caller) -> None:
     @app.get("/v1/models")
     async def models(_: Principal = Depends(anyone)) -> dict[str, Any]:
         """The routes, as OpenAI lists models; never the backends behind them."""
@@ -169,8 +176,8 @@ def _operator_routes(app: FastAPI, operations: Operations, reader: Caller,
         return _json({"backend": name, "draining": body.on})
 
 
-def _errors(app: FastAPI) -> None:
-    """Every error in OpenAI's envelope."""
+def _errors(app: FastAPI, data_paths: frozenset[str]) -> None:
+    """Every error in OpenAI's envelope. `data_paths`: known, and served elsewhere."""
     @app.exception_handler(GatewayError)
     async def gateway(_: Request, error: GatewayError) -> Response:
         return _error(error)
@@ -185,7 +192,7 @@ def _errors(app: FastAPI) -> None:
     async def http(request: Request, error: HTTPException) -> Response:
         if error.status_code == 413:
             return _error(BodyTooLarge(f"The body is larger than {OPERATORS_BODY_MAX} bytes."))
-        if request.scope["path"] in ENDPOINTS:
+        if request.scope["path"] in data_paths:
             return _error(MethodNotAllowed("This path takes POST only."), {"allow": "POST"})
         if error.status_code == 405:
             return _error(MethodNotAllowed("This path does not take that method."), error.headers)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import uvicorn
 import yaml
 from sqlalchemy import select
 
@@ -23,7 +22,6 @@ from proxy.demo.serving import serve
 from proxy.ledger import store
 from proxy.ledger.schema import requests
 from proxy.main import Gateway, Server
-from proxy.server.connection import timed
 
 FAST = EngineProfile(model="llama", alpha_ms=2.0, beta_ms=0.1, prefill_tokens_per_s=50_000.0, kv_tokens=65_536,
                      max_num_seqs=16, max_model_len=16_384, tokens_per_answer_mean=16)
@@ -44,6 +42,7 @@ class World:
     api: SimulatedApi
     session: aiohttp.ClientSession
     keys: dict[str, str] = field(default_factory=dict)
+    admin_url: str = ""  # where operators ask; the same as `url` unless server.admin is set
 
     async def post(self, body: dict[str, Any] | bytes, path: str = "/v1/chat/completions",
                    **headers: str) -> tuple[int, dict[str, str], bytes]:
@@ -112,29 +111,29 @@ async def world(tmp_path: Path, monkeypatch: Any, *, engines: int = 1, profile: 
         path = tmp_path / "config.yaml"
         path.write_text(yaml.safe_dump(configuration(ledger, urls, api_url, **options)))
         gateway = Gateway(load(path))
-        url = await stack.enter_async_context(_served(gateway))
+        url, admin_url = await stack.enter_async_context(_served(gateway))
         session = await stack.enter_async_context(aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=60)))
-        one = World(gateway, url, ledger, sims, api, session)
+        one = World(gateway, url, ledger, sims, api, session, admin_url=admin_url)
         if urls:
             await one.until(lambda: all(replica.gauges is not None for replica in gateway.board.every_replica()))
         yield one
 
 
 @contextlib.asynccontextmanager
-async def _served(gateway: Gateway) -> AsyncIterator[str]:
-    """The gateway behind its real HTTP server, on an ephemeral port of this loop."""
+async def _served(gateway: Gateway) -> AsyncIterator[tuple[str, str]]:
+    """The gateway behind its real HTTP server, on ephemeral ports of this loop: (URL, operators' URL)."""
     sock = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    admin = socket.create_server(("127.0.0.1", 0)) if gateway.admin_app is not None else None
     await gateway.start()
     ready = asyncio.Event()
-    config = uvicorn.Config(gateway.app, http=timed(gateway.settings.server.header_s), lifespan="off", access_log=False,
-                            log_config=None, log_level="warning", server_header=False, timeout_graceful_shutdown=2)
-    server = Server(config, gateway, ready.set)
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    server = Server(gateway, ready.set, admin)
+    server.config.timeout_graceful_shutdown = 2
     task = asyncio.create_task(server._serve(sockets=[sock]))
     await ready.wait()
     try:
-        yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+        data, operators = (f"http://127.0.0.1:{one.getsockname()[1]}" for one in (sock, admin or sock))
+        yield data, operators
     finally:
         server.should_exit = True
         await task

@@ -37,6 +37,7 @@ class Intent:
     prompt_tokens_estimate: int
     output_tokens_max: int
     price_version: str
+    hold_nano: int | None = None  # the most it may cost, where a budget holds that
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,9 @@ class RequestEntry:
     `api_nano`: what the API bills (0 on a GPU; None when no price is known). `marginal_nano`: what serving it
     on a GPU varied (energy, elastic charge). `baseline_nano`: what pure-API billing would have charged; None
     when unknown or when the request has none (failed, or not final). `work_ns`: GPU-nanoseconds of the whole
-    backend. `slo_met`: None where the route has no target or no token came.
+    backend. `slo_met`: None where the route has no target or no token came. `hold_nano`: the most that the attempt
+    could cost, where a budget held it. `internal_nano`: the operator's internal rate. `posted_nano`: what its budgets
+    are charged: `charge_nano`, or nothing for the repetition of an answer that was charged already.
     """
 
     request_id: str
@@ -81,11 +84,24 @@ class RequestEntry:
     slo_met: bool | None
     reason: str
     decision: str = field(repr=False, default="{}")  # JSON: candidates, refusals, readings and their age, lambda
+    hold_nano: int | None = None
+    internal_nano: int = 0
+    posted_nano: int = 0
 
     @property
     def succeeded(self) -> bool:
         """The client got an answer it can use: billed in the baseline."""
         return self.end_reason in ("complete", "client_abort", "limit") and self.status < 400
+
+    @property
+    def api_most_nano(self) -> int:
+        """What the API bills; the most it may bill where that is unknown."""
+        return self.api_nano if self.api_nano is not None else self.hold_nano or 0
+
+    @property
+    def charge_nano(self) -> int:
+        """What the attempt costs its budgets: the API, what serving it varied, the internal rate."""
+        return self.api_most_nano + self.marginal_nano + self.internal_nano
 
     @property
     def failed_work(self) -> bool:

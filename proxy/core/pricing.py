@@ -32,6 +32,9 @@ FALLBACK = {
     "output_audio": "output_text",
 }
 
+OUTPUTS = ("output_text", "reasoning", "output_audio")
+INPUTS = tuple(bucket for bucket in BUCKETS if bucket not in OUTPUTS)
+
 
 @dataclass(frozen=True, slots=True)
 class Tier:
@@ -81,14 +84,18 @@ class Price:
                 total += tokens * Fraction(rate)
         return round_nano(total * NANO_PER_TOKEN)
 
-    def dearest_nano(self, input_tokens: int, output_tokens: int) -> int:
-        """An upper bound for any split of that many tokens over buckets and tiers, for holds."""
-        def top(names: tuple[str, ...]) -> Fraction:
-            return max(Fraction(tier.of(name) or 0) for tier in self.tiers for name in names)
-
-        worst = (input_tokens * top(("input_text", "cache_write_5m", "cache_write_1h"))
-                 + output_tokens * top(("output_text", "reasoning")))
-        return -(-(Fraction(self.usd_per_request) * 1_000_000 + worst) * NANO_PER_TOKEN // 1)
+    def dearest_nano(self, input_tokens: int, output_tokens: int) -> int | None:
+        """An upper bound of `cost_nano` for at most that many tokens, however they fall into buckets and tiers; None
+        where some bucket they may fall into has no price. For holds."""
+        total = Fraction(self.usd_per_request) * 1_000_000
+        for tokens, buckets in ((input_tokens, INPUTS), (output_tokens, OUTPUTS)):
+            rates = [tier.of(bucket) for tier in self.tiers if tier.above_input_tokens < max(1, input_tokens)
+                     for bucket in buckets]
+            known = [Fraction(rate) for rate in rates if rate is not None]
+            if tokens and len(known) < len(rates):
+                return None
+            total += tokens * max(known, default=Fraction(0))
+        return -(-total * NANO_PER_TOKEN // 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +111,13 @@ class PriceBook:
             if price.service_tier == service_tier and price.from_ns <= at_ns:
                 found = price
         return found
+
+    def dearest_nano(self, provider: str, model: str, at_ns: int, input_tokens: int, output_tokens: int) -> int | None:
+        """The same over every service tier the provider may bill at `at_ns`; None where no price is known."""
+        tiers = {price.service_tier for price in self.entries.get((provider, model), ())}
+        prices = [price for tier in tiers if (price := self.find(provider, model, at_ns, tier)) is not None]
+        if not any(price.service_tier == "default" for price in prices):
+            return None
+        bounds = [price.dearest_nano(input_tokens, output_tokens) for price in prices]
+        known = [bound for bound in bounds if bound is not None]
+        return max(known) if len(known) == len(bounds) else None

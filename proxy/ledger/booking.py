@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -13,28 +13,21 @@ import orjson
 from sqlalchemy import Connection, select
 from sqlalchemy.dialects.sqlite import insert
 
+from proxy.core.budgets import Budget, Line
 from proxy.core.entries import Intent, RequestEntry
 from proxy.core.pricing import Price
 from proxy.core.savings import GpuMinute, RateLine
 from proxy.core.usage import Usage
-from proxy.ledger import owners
+from proxy.ledger import marks, treasury
+from proxy.ledger.marks import Orphans
 from proxy.ledger.rates import line_of, new_lines
 from proxy.ledger.rates import row_of as rate_row
-from proxy.ledger.rows import INTENT_COLUMNS, deltas, intent_of, row_of
-from proxy.ledger.schema import Int, intents, prices, rates
-from proxy.ledger.statements import (
-    DELETE_INTENTS,
-    GPU_COLUMNS,
-    INSERT_GPU_TIME,
-    INSERT_INTENTS,
-    INSERT_REQUESTS,
-    KNOWN_REQUESTS,
-    OPEN_INTENTS,
-    UPSERT_ROLLUP,
-)
+from proxy.ledger.rows import deltas, row_of
+from proxy.ledger.schema import budget_use, prices, rates
+from proxy.ledger.statements import GPU_COLUMNS, INSERT_GPU_TIME, INSERT_REQUESTS, KNOWN_REQUESTS, UPSERT_ROLLUP
+from proxy.ledger.treasury import Uses
 
 Key = tuple[str, int]
-_INTS = frozenset(c.name for c in intents.columns if c.type is Int)
 
 
 def pack(rows: Iterable[bytes]) -> str:
@@ -42,8 +35,9 @@ def pack(rows: Iterable[bytes]) -> str:
     return (b"[" + b",".join(rows) + b"]").decode()
 
 
-def settle(connection: Connection, entries: dict[Key, tuple[RequestEntry, bytes]]) -> int:
-    """Append the entries that are new, add them to the rollups, close their intents. Returns how many were new.
+def settle(connection: Connection, entries: dict[Key, tuple[RequestEntry, bytes]], uses: Uses) -> int:
+    """Append the entries that are new, add them to the rollups, charge their budgets, end their holds. Returns how
+    many were new.
 
     The write lock is held, so what is not there now cannot appear before the insert."""
     keys = pack(orjson.dumps(key) for key in entries)
@@ -53,47 +47,56 @@ def settle(connection: Connection, entries: dict[Key, tuple[RequestEntry, bytes]
         connection.execute(INSERT_REQUESTS, {"rows": pack(blob for _, blob in new)})
         sums = deltas(entry for entry, _ in new)
         connection.execute(UPSERT_ROLLUP, {"rows": pack(orjson.dumps([*key, *more]) for key, more in sums.items())})
-    connection.execute(DELETE_INTENTS, {"rows": keys})
+    if treasury.any_budget(connection):
+        treasury.post(uses, [entry for entry, _ in new])
+        treasury.release(connection, uses, list(entries))
     return len(new)
-
-
-def intend(connection: Connection, blobs: Iterable[bytes]) -> None:
-    connection.execute(INSERT_INTENTS, {"rows": pack(blobs)})
 
 
 def rehearse(connection: Connection, entry: RequestEntry) -> None:
     """Run the statements of a batch, so that the first real one does not wait for them to be compiled. The caller
     rolls back."""
-    settle(connection, {(entry.request_id, entry.attempt): (entry, orjson.dumps(row_of(entry)))})
-    intend(connection, [orjson.dumps([0 if name in _INTS else "" for name in INTENT_COLUMNS])])
+    uses = Uses(connection)
+    line = Line(Budget(f"key:{entry.key_id}", 1, "day"), 0, 1)
+    treasury.reserve(connection, uses, [treasury.Hold(entry.request_id, entry.attempt, (line,), 0)], "")
+    uses.write()
+    settle(connection, {(entry.request_id, entry.attempt): (entry, orjson.dumps(row_of(entry)))}, uses)
+    uses.write()
 
 
 def probe(connection: Connection) -> None:
     """Write a page and leave no trace."""
-    connection.execute(intents.insert().values({name: 0 if name in _INTS else "" for name in INTENT_COLUMNS}))
-    connection.execute(intents.delete().where(intents.c.owner == ""))
+    connection.execute(budget_use.insert().values(scope="", per="", start_ns=0, posted_nano=0, pending_nano=0))
+    connection.execute(budget_use.delete().where(budget_use.c.scope == ""))
 
 
-def recover(connection: Connection, ledger: Path, now_ns: int) -> int:
-    """Settle as `interrupted` what processes that no longer live had begun. Returns how many."""
-    left = [row for row in connection.execute(OPEN_INTENTS).mappings()]
-    alive = {token: owners.is_alive(ledger, token) for token in {row["owner"] for row in left}}
-    orphans = [intent_of(row) for row in left if not alive[row["owner"]]]
-    last = {intent.request_id: intent.attempt for intent in sorted(orphans, key=lambda one: one.attempt)}
+def recover(connection: Connection, ledger: Path, dead: Sequence[Orphans], now_ns: int) -> int:
+    """Settle as `interrupted` what dead processes had begun, and void what they held without having sent. Returns how
+    many requests."""
+    orphans = {(one.request_id, one.attempt): one for process in dead for one in process.intents}
+    for row in connection.execute(KNOWN_REQUESTS, {"rows": pack(orjson.dumps(key) for key in orphans)}):
+        orphans.pop((row[0], row[1]), None)
+    last = {name: attempt for name, attempt in sorted(orphans)}
     found = {}
-    for intent in orphans:
+    for key, intent in orphans.items():
         entry = interrupted(intent, now_ns, final=last[intent.request_id] == intent.attempt)
-        found[(entry.request_id, entry.attempt)] = (entry, orjson.dumps(row_of(entry)))
-    owners.sweep(ledger)
-    return settle(connection, found) if found else 0
+        found[key] = (entry, orjson.dumps(row_of(entry)))
+    uses = Uses(connection)
+    count = settle(connection, found, uses) if found else 0
+    uses.write()
+    ours = {process.token for process in dead}
+    gone = {owner for owner in treasury.holders(connection) if owner in ours or not marks.is_alive(ledger, owner)}
+    treasury.void_lost(connection, gone, now_ns)
+    return count
 
 
 def interrupted(intent: Intent, now_ns: int, *, final: bool = True) -> RequestEntry:
     """What is known of a request whose process died: the estimate of its prompt, and that it may have cost.
 
     Booked when it is found, so that a period already reported does not change. On an API its price is unknown,
-    never zero; on a GPU the time it took stays in that backend's idle time."""
-    return RequestEntry(
+    never zero, and its budgets are charged the most it may have been; on a GPU the time it took stays in that backend's
+    idle time."""
+    entry = RequestEntry(
         request_id=intent.request_id, attempt=intent.attempt, final=final,
         started_ns=intent.started_ns, sent_ns=intent.started_ns, first_token_ns=None,
         ended_ns=max(now_ns, intent.started_ns), endpoint=intent.endpoint, stream=False,
@@ -103,8 +106,9 @@ def interrupted(intent: Intent, now_ns: int, *, final: bool = True) -> RequestEn
         usage_source="estimated", output_tokens_delivered=0,
         api_nano=None if intent.backend_kind == "api" else 0, price_version=intent.price_version,
         marginal_nano=0, work_ns=0, baseline_nano=None, baseline_model="", baseline_price_version="",
-        baseline_cached_tokens=0, slo_met=None, reason="interrupted",
+        baseline_cached_tokens=0, slo_met=None, reason="interrupted", hold_nano=intent.hold_nano,
         decision='{"recovered":true}')
+    return replace(entry, posted_nano=intent.hold_nano or 0)
 
 
 def book_gpu_minutes(connection: Connection, minutes: Sequence[GpuMinute]) -> int:

@@ -3,13 +3,14 @@
     journal = Journal("sqlite:///data/ledger.db")
     journal.open()                          # creates or upgrades the ledger; LedgerUnavailable when it cannot
     await journal.recover(time.time_ns())   # settle what killed processes left open
-    journal.intend(intent)                  # before sending: never waits
+    await journal.reserve(hold)             # None, or which budget is used up; before sending
+    journal.intend(intent)                  # before sending: a mark that survives the process; microseconds
     await journal.settle(entry)             # returns when the row is on the disk; settling twice counts once
     await journal.close()                   # drains
 
-A settlement is durable when `settle` returns. An intent reaches the file before its settlement, or with it, and
-ends with it. When the ledger cannot be written, `settle` raises LedgerUnavailable within a second or two; with
-`kept` the entry stays in memory and is written as soon as the ledger is back.
+A settlement is durable when `settle` returns, and with it the end of its hold. When the ledger cannot be written,
+`settle` raises LedgerUnavailable within a second or two; with `kept` the entry stays in memory and is written as soon
+as the ledger is back.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection
 
+from proxy.core.budgets import Refused
 from proxy.core.entries import Intent, RequestEntry
 from proxy.core.pricing import Price
 from proxy.core.savings import GpuMinute, RateLine
-from proxy.ledger import booking, store
+from proxy.ledger import booking, marks, store
 from proxy.ledger.errors import LedgerUnavailable
-from proxy.ledger.owners import Owner
-from proxy.ledger.rows import intent_row, row_of
+from proxy.ledger.marks import Marks
+from proxy.ledger.rows import row_of
+from proxy.ledger.treasury import Hold
 from proxy.ledger.writer import STOP, Item, Writer
 
 QUEUE_MAX = 20_000  # entries waiting for the writer; beyond it new ones are refused
@@ -51,7 +54,7 @@ class Journal:
         self._limits = {"batch_max": batch_max, "spool_max": spool_max}
         self._queue_max = queue_max
         self._writer: Writer | None = None
-        self._owner: Owner | None = None
+        self._marks: Marks | None = None
         self._outstanding = 0
         self._stepping_aside: asyncio.AbstractEventLoop | None = None
 
@@ -60,8 +63,8 @@ class Journal:
         if self._writer is None:
             store.prepare(self.url)
             try:
-                self._owner = Owner(self.path)
-                self._writer = Writer(self.url, self.path, **self._limits)
+                self._marks = Marks(self.path)
+                self._writer = Writer(self.url, self.path, self._marks, **self._limits)
             except OSError as error:
                 raise LedgerUnavailable(store.explain(self.path, error)) from error
             self._writer.start()
@@ -101,12 +104,31 @@ class Journal:
         """Commits that wrote them."""
         return 0 if self._writer is None else self._writer.batches
 
+    @property
+    def in_flight(self) -> int:
+        """Marks without a settlement."""
+        return 0 if self._marks is None else len(self._marks)
+
     def intend(self, intent: Intent) -> None:
-        """Leave a mark that survives the process. Never waits; LedgerUnavailable when the queue is full."""
-        writer = self._accepting()
-        assert self._owner is not None
-        writer.queue.put(Item(key=(intent.request_id, intent.attempt),
-                              blob=orjson.dumps(intent_row(intent, self._owner.token))))
+        """Leave a mark that survives the process. LedgerUnavailable when it cannot be written."""
+        self._accepting()
+        assert self._marks is not None
+        try:
+            self._marks.add(intent)
+        except OSError as error:
+            raise LedgerUnavailable(store.explain(self.path, error)) from error
+
+    async def reserve(self, hold: Hold) -> Refused | None:
+        """Hold the most that an attempt may cost, in all of its budgets or in none: then the one that refused.
+
+        Survives the process from when it returns. An attempt that holds already holds this instead."""
+        refused: Refused | None = await self._written(self._accepting(), Item(key=hold.key, hold=hold))
+        return refused
+
+    def void(self, key: tuple[str, int]) -> None:
+        """End a hold whose attempt was never sent. Never waits."""
+        if self._writer is not None:
+            self._writer.queue.put(Item(key=key))
 
     async def settle(self, entry: RequestEntry) -> None:
         """Return when the entry is on the disk. A cancelled caller's entry is written all the same."""
@@ -115,9 +137,20 @@ class Journal:
         await self._written(writer, Item(key=(entry.request_id, entry.attempt), entry=entry, blob=blob))
 
     async def recover(self, now_ns: int | None = None) -> int:
-        """Settle as `interrupted` every intent whose process is dead. Returns how many."""
+        """Settle as `interrupted` what processes that are dead had in flight, and void what they held. Returns how many
+        requests. At the start, and now and then: another gateway on this ledger may have died."""
         now_ns = time.time_ns() if now_ns is None else now_ns
-        return await self._call(functools.partial(booking.recover, ledger=self.path, now_ns=now_ns))
+        dead = marks.left_behind(self.path)
+        try:
+            found: int = await self._call(functools.partial(
+                booking.recover, ledger=self.path, dead=dead, now_ns=now_ns))
+        except BaseException:
+            for process in dead:
+                process.close()
+            raise
+        for process in dead:
+            process.forget()
+        return found
 
     async def book_gpu_minutes(self, minutes: Sequence[GpuMinute]) -> int:
         """Book what was seen of each backend's minute, once, whoever books first. Returns how many were new."""
@@ -143,14 +176,14 @@ class Journal:
     def stop(self, patience_s: float = 5.0) -> int:
         """`close` for those without an event loop."""
         writer, self._writer = self._writer, None
-        owner, self._owner = self._owner, None
+        marks_, self._marks = self._marks, None
         if writer is None:
             return 0
         writer.patience_s = patience_s
         writer.queue.put(STOP)
         writer.join()
-        if owner is not None:
-            owner.release()
+        if marks_ is not None:
+            marks_.close()
         return writer.waiting
 
     async def _call(self, function: Callable[[Connection], Any]) -> Any:
@@ -193,10 +226,10 @@ class Journal:
 
     def _forget(self) -> None:
         """In a forked child: the thread is not here, and the parent's connection must not be touched."""
-        _abandoned.append((self._writer, self._owner))
-        if self._owner is not None:
-            self._owner.forget()
-        self._writer = self._owner = self._stepping_aside = None
+        _abandoned.append((self._writer, self._marks))
+        if self._marks is not None:
+            self._marks.forget()
+        self._writer = self._marks = self._stepping_aside = None
         self._outstanding = 0
 
 

@@ -1,8 +1,8 @@
-"""Virtual keys: who may call.
+"""Virtual keys: who may call, and how much.
 
-A secret is shown once, when it is made, and kept as its SHA-256 alone. Keys are appended; revoking one appends
-an event. `KeyRing` is the gateway's copy in memory: it looks at the newest event at most every half second, so
-a revocation holds within one.
+A secret is shown once, when it is made, and kept as its SHA-256 alone. Keys are appended; revoking one, or giving it
+other limits, appends an event. `KeyRing` is the gateway's copy in memory: it looks at the newest event at most every
+half second, so a revocation holds within one.
 """
 
 from __future__ import annotations
@@ -18,14 +18,43 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import DBAPIError
 
+from proxy.core.budgets import Budget, parse_budget
 from proxy.ledger import store
 from proxy.ledger.errors import LedgerUnavailable
-from proxy.ledger.schema import key_events, keys
+from proxy.ledger.schema import key_events, key_limits, keys
 
 ROLES = ("application", "reader", "admin")
 REFRESH_S = 0.5
 TAGS_MAX = 16
+LIMIT_MAX = 1_000_000_000
+_ROUTE = re.compile(r"[!-+\--~]{1,128}")  # as in the configuration, but without a comma
 _TAG = re.compile(r"[A-Za-z0-9_.-]{1,64}=[A-Za-z0-9_.:/@ -]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLimits:
+    """What a key may do. None: no limit. `budget` as "50/month"; requests and tokens per minute; `routes` are names of
+    routes; `expires_ns` UTC epoch, from when on it is as good as revoked."""
+
+    budget: str | None = None
+    rpm: int | None = None
+    tpm: int | None = None
+    routes: tuple[str, ...] | None = None
+    expires_ns: int | None = None
+
+    def checked(self) -> KeyLimits:
+        """The same, or ValueError: what is wrong with it."""
+        if self.budget is not None:
+            parse_budget(self.budget)
+        for name, value in (("rpm", self.rpm), ("tpm", self.tpm)):
+            if value is not None and not 1 <= value <= LIMIT_MAX:
+                raise ValueError(f"{name} must be from 1 to {LIMIT_MAX:,}")
+        if self.routes is not None and (not self.routes or any(not _ROUTE.fullmatch(name) for name in self.routes)):
+            raise ValueError("routes are names of routes, separated by commas")
+        return self
+
+
+NO_LIMITS = KeyLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +65,11 @@ class Principal:
     name: str
     role: str
     tags: str
+    limits: KeyLimits = NO_LIMITS
+    budget: Budget | None = None
+
+    def may_use(self, route: str) -> bool:
+        return self.limits.routes is None or route in self.limits.routes
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +82,12 @@ class KeyRecord:
     tags: str
     created_ns: int
     revoked_ns: int | None
+    limits: KeyLimits = NO_LIMITS
+
+    def ended_ns(self) -> int | None:
+        """From when on it opens nothing, revoked or expired; None where it does not end."""
+        ends = [end for end in (self.revoked_ns, self.limits.expires_ns) if end is not None]
+        return min(ends, default=None)
 
 
 def canonical_tags(text: str) -> str:
@@ -76,19 +116,34 @@ class KeyStore:
         self.url = url
         store.prepare(url)
 
-    def create(self, name: str, tags: str = "", role: str = "application") -> tuple[str, str]:
+    def create(self, name: str, tags: str = "", role: str = "application",
+               limits: KeyLimits = NO_LIMITS) -> tuple[str, str]:
         """Append a key. Returns its id and its secret, which is shown this once."""
         if role not in ROLES:
             raise ValueError(f"role {role!r} is none of {', '.join(ROLES)}")
         if not name.strip() or len(name) > 200:
             raise ValueError("a key needs a name of at most 200 characters")
+        if limits.checked().expires_ns is not None and limits.expires_ns <= time.time_ns():
+            raise ValueError("the key would have expired already")
         key_id, secret = "key_" + secrets.token_hex(8), "bk-" + secrets.token_urlsafe(32)
         row = {"id": key_id, "sha256": digest(secret), "name": name.strip(), "role": role,
                "tags": canonical_tags(tags), "created_ns": time.time_ns()}
         with _Write(self.url) as connection:
             connection.execute(keys.insert().values(row))
+            if limits != NO_LIMITS:
+                _limit(connection, key_id, limits, row["created_ns"])
             _event(connection, key_id, "created", row["created_ns"])
         return key_id, secret
+
+    def limit(self, key_id: str, limits: KeyLimits) -> None:
+        """Append other limits for a key, in place of all it had. KeyError when there is no such key."""
+        limits.checked()
+        now_ns = time.time_ns()
+        with _Write(self.url) as connection:
+            if connection.execute(select(keys.c.id).where(keys.c.id == key_id)).scalar() is None:
+                raise KeyError(key_id)
+            _limit(connection, key_id, limits, now_ns)
+            _event(connection, key_id, "limited", now_ns)
 
     def revoke(self, key_id: str) -> bool:
         """Append a revocation. False when it was revoked before; KeyError when there is no such key."""
@@ -124,7 +179,7 @@ class KeyRing:
         return len(self._principals)
 
     def authenticate(self, secret: str) -> Principal | None:
-        """Whose secret it is; None for one that is unknown, revoked or malformed, in the same time."""
+        """Whose secret it is; None for one that is unknown, revoked, expired or malformed, in the same time."""
         if self._clock() - self._looked_at >= REFRESH_S:
             try:
                 self.refresh()
@@ -132,7 +187,10 @@ class KeyRing:
                 pass
         given = digest(secret)
         kept, principal = self._principals.get(given, (_NOBODY, None))
-        return principal if hmac.compare_digest(kept, given) else None
+        if not hmac.compare_digest(kept, given) or principal is None:
+            return None
+        expires_ns = principal.limits.expires_ns
+        return None if expires_ns is not None and expires_ns <= time.time_ns() else principal
 
     def refresh(self) -> bool:
         """Load the keys again if a key was made or revoked since. Returns whether one was."""
@@ -149,7 +207,7 @@ class KeyRing:
             self.healthy = False
             self.close()
             raise LedgerUnavailable(store.explain(self._path, error)) from error
-        self._principals = {digests[one.id]: (digests[one.id], Principal(one.id, one.name, one.role, one.tags))
+        self._principals = {digests[one.id]: (digests[one.id], _principal(one))
                             for one in records if one.revoked_ns is None}
         self._seen, self.healthy = seen, True
         return True
@@ -193,10 +251,26 @@ def _event(connection: Connection, key_id: str, event: str, at_ns: int) -> None:
     connection.execute(key_events.insert().values(key_id=key_id, event=event, at_ns=at_ns))
 
 
+def _limit(connection: Connection, key_id: str, limits: KeyLimits, at_ns: int) -> None:
+    connection.execute(key_limits.insert().values(
+        key_id=key_id, budget=limits.budget, rpm=limits.rpm, tpm=limits.tpm, expires_ns=limits.expires_ns, at_ns=at_ns,
+        routes=None if limits.routes is None else ",".join(limits.routes)))
+
+
+def _principal(record: KeyRecord) -> Principal:
+    budget = record.limits.budget
+    return Principal(record.id, record.name, record.role, record.tags, record.limits,
+                     None if budget is None else parse_budget(budget, f"key:{record.id}"))
+
+
 def _records(connection: Connection) -> tuple[list[KeyRecord], int, dict[str, str]]:
     """Every key, the newest event, and the digests by id. Events first: a key made in between is seen next time."""
     events = connection.execute(select(key_events)).all()
     revoked = {event.key_id: event.at_ns for event in events if event.event == "revoked"}
     rows = connection.execute(select(keys).order_by(keys.c.created_ns, keys.c.id)).all()
-    records = [KeyRecord(row.id, row.name, row.role, row.tags, row.created_ns, revoked.get(row.id)) for row in rows]
+    limits = {row.key_id: KeyLimits(row.budget, row.rpm, row.tpm, row.routes and tuple(row.routes.split(",")),
+                                    row.expires_ns)
+              for row in connection.execute(select(key_limits).order_by(key_limits.c.id))}
+    records = [KeyRecord(row.id, row.name, row.role, row.tags, row.created_ns, revoked.get(row.id),
+                         limits.get(row.id, NO_LIMITS)) for row in rows]
     return records, max((event.id for event in events), default=0), {row.id: row.sha256 for row in rows}

@@ -10,18 +10,15 @@ from collections.abc import Iterable, Mapping
 from operator import attrgetter
 from typing import Any
 
-from proxy.core.entries import Intent, RequestEntry, work_by_minute
+from proxy.core.entries import RequestEntry, work_by_minute
 from proxy.core.money import NS_PER_MINUTE
 from proxy.core.usage import BUCKETS, Usage
-from proxy.ledger.schema import ROLLUP_SUMS, intents, requests
+from proxy.ledger.schema import ROLLUP_SUMS, requests
 
 REQUEST_COLUMNS = tuple(c.name for c in requests.columns if c.name != "id")
-INTENT_COLUMNS = tuple(c.name for c in intents.columns)
 
 _USAGE = {**{bucket: f"usage.{bucket}" for bucket in BUCKETS}, "usage_consistent": "usage.consistent"}
 _entry_values = attrgetter(*(_USAGE.get(name, name) for name in REQUEST_COLUMNS))
-_intent_values = attrgetter(*(name for name in INTENT_COLUMNS if name != "owner"))
-_OWNER = INTENT_COLUMNS.index("owner")
 _BOOLS = ("final", "stream", "usage_consistent", "slo_met")
 _COUNTS = tuple(c.name for c in requests.columns
                 if c.name.endswith("_nano") or c.name in (*BUCKETS, "work_ns", "output_tokens_delivered"))
@@ -60,16 +57,6 @@ def entry_of(row: Mapping[str, Any]) -> RequestEntry:
     return RequestEntry(usage=usage, **values)
 
 
-def intent_row(intent: Intent, owner: str) -> tuple[Any, ...]:
-    values = list(_intent_values(intent))
-    values.insert(_OWNER, owner)
-    return tuple(values)
-
-
-def intent_of(row: Mapping[str, Any]) -> Intent:
-    return Intent(**{name: row[name] for name in INTENT_COLUMNS if name != "owner"})
-
-
 def deltas(entries: Iterable[RequestEntry]) -> dict[RollupKey, list[int]]:
     """What the entries add to the rollups: sums in the order of `ROLLUP_SUMS`, by key."""
     sums: dict[RollupKey, list[int]] = {}
@@ -99,7 +86,7 @@ def _booked(entry: RequestEntry) -> list[int]:
         api or 0, int(api is None), 0 if entry.final else api or 0, entry.marginal_nano,
         baseline or 0, int(unknown), (api or 0) if unknown else 0,
         (baseline or 0) if entry.slo_met is False else 0,
-        int(estimated), usage.total if estimated else 0, 0, 0,
+        int(estimated), usage.total if estimated else 0, 0, 0, entry.internal_nano,
     ]
 
 

@@ -1,9 +1,9 @@
 """The ledger's tables.
 
-Invariants: rows of every table except `rollup` and `intents` are appended, never edited (triggers refuse);
-`rollup` equals the sum of `requests`, because both are written in one transaction; an intent lives from just
-before a request is sent until its settlement. Amounts are integers of nano-USD, times UTC nanoseconds,
-minutes whole minutes since the epoch. Rates are exact decimal strings.
+Invariants: rows of every table except `rollup`, `budget_use` and `holds` are appended, never edited (triggers refuse);
+`rollup` equals the sum of `requests`, and `budget_use` that of the requests in its window and of `holds`, because they
+are written in one transaction; a hold lives until its request is settled. Amounts are integers of nano-USD, times UTC
+nanoseconds, minutes whole minutes since the epoch. Rates are exact decimal strings.
 
 A change here is a new migration beside it, a new entry in `REVISIONS`, and nothing else; a fresh ledger is
 created from this page and stamped, and a test proves that both ways give the same tables.
@@ -24,11 +24,12 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     event,
+    text,
 )
 
 from proxy.core.usage import BUCKETS
 
-REVISIONS = ("0001",)  # oldest first; what this program can open
+REVISIONS = ("0001", "0002")  # oldest first; what this program can open
 HEAD = REVISIONS[-1]
 
 Int = Integer().with_variant(BigInteger, "postgresql")
@@ -44,6 +45,11 @@ def _text(name: str, *, null: bool = False) -> Column[str]:
     return Column(name, Text, nullable=null)
 
 
+def _added(name: str) -> Column[int]:
+    """A column that came after the first version, and is 0 in the rows before it."""
+    return Column(name, Int, nullable=False, server_default=text("0"))
+
+
 requests = Table(
     "requests", metadata,
     Column("id", Int, primary_key=True),
@@ -57,19 +63,10 @@ requests = Table(
     _int("api_nano", null=True), _text("price_version"), _int("marginal_nano"), _int("work_ns"),
     _int("baseline_nano", null=True), _text("baseline_model"), _text("baseline_price_version"),
     _int("baseline_cached_tokens"), _int("slo_met", null=True), _text("reason"), _text("decision"),
+    _int("hold_nano", null=True), _added("internal_nano"), _added("posted_nano"),
     UniqueConstraint("request_id", "attempt", name="uq_requests_attempt"),
     Index("ix_requests_ended", "ended_ns"),
     sqlite_strict=True,
-)
-
-intents = Table(
-    "intents", metadata,
-    _text("request_id"), _int("attempt"), _text("owner"),
-    _int("started_ns"), _text("route"), _text("key_id"), _text("tags"),
-    _text("backend"), _text("backend_kind"), _text("model"), _text("endpoint"),
-    _int("prompt_tokens_estimate"), _int("output_tokens_max"), _text("price_version"),
-    PrimaryKeyConstraint("request_id", "attempt", name="pk_intents"),
-    sqlite_strict=True, sqlite_with_rowid=False,
 )
 
 ROLLUP_KEY = ("minute", "backend", "backend_kind", "route", "key_id", "tags", "model")
@@ -77,14 +74,30 @@ ROLLUP_SUMS = (
     "requests", "finals", "succeeded", *BUCKETS,
     "api_nano", "api_unknown", "api_retry_nano", "marginal_nano",
     "baseline_nano", "baseline_unknown", "baseline_unknown_nano", "baseline_late_nano",
-    "estimated", "estimated_tokens", "work_ns", "failed_work_ns",
+    "estimated", "estimated_tokens", "work_ns", "failed_work_ns", "internal_nano",
 )
 
 rollup = Table(
     "rollup", metadata,
     _int("minute"), *(_text(name) for name in ROLLUP_KEY[1:]),
-    *(_int(name) for name in ROLLUP_SUMS),
+    *(_int(name) for name in ROLLUP_SUMS[:-1]), _added(ROLLUP_SUMS[-1]),
     PrimaryKeyConstraint(*ROLLUP_KEY, name="pk_rollup"),
+    sqlite_strict=True, sqlite_with_rowid=False,
+)
+
+# What the windows of budgets have taken. A window appears with its first hold, counted from the rows before it.
+budget_use = Table(
+    "budget_use", metadata,
+    _text("scope"), _text("per"), _int("start_ns"), _int("posted_nano"), _int("pending_nano"),
+    PrimaryKeyConstraint("scope", "per", "start_ns", name="pk_budget_use"),
+    sqlite_strict=True, sqlite_with_rowid=False,
+)
+
+holds = Table(
+    "holds", metadata,
+    _text("request_id"), _int("attempt"), _text("scope"), _text("per"), _int("start_ns"), _int("amount_nano"),
+    _text("owner"), _int("expires_ns"),
+    PrimaryKeyConstraint("request_id", "attempt", "scope", "per", "start_ns", name="pk_holds"),
     sqlite_strict=True, sqlite_with_rowid=False,
 )
 
@@ -123,6 +136,15 @@ keys = Table(
     sqlite_strict=True,
 )
 
+# What a key may do; the newest row counts. Without one: anything its role allows.
+key_limits = Table(
+    "key_limits", metadata,
+    Column("id", Int, primary_key=True),
+    _text("key_id"), _text("budget", null=True), _int("rpm", null=True), _int("tpm", null=True),
+    _text("routes", null=True), _int("expires_ns", null=True), _int("at_ns"),
+    sqlite_strict=True,
+)
+
 key_events = Table(
     "key_events", metadata,
     Column("id", Int, primary_key=True),
@@ -138,7 +160,7 @@ alembic_version = Table(
     PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
 )
 
-APPENDED = (requests, gpu_time, rates, prices, keys, key_events)
+APPENDED = (requests, gpu_time, rates, prices, keys, key_events, key_limits)
 
 # %(table)s is filled in by SQLAlchemy's DDL from the table itself.
 NO_UPDATE = DDL("CREATE TRIGGER %(table)s_no_update BEFORE UPDATE ON %(table)s "

@@ -7,11 +7,12 @@ however many rows are waiting. PostgreSQL has the same idea under `jsonb_array_e
 
 from __future__ import annotations
 
-from sqlalchemy import Insert, Select, Table, bindparam, func, select, tuple_
+from sqlalchemy import Insert, Select, Table, and_, bindparam, func, select, tuple_
 from sqlalchemy.dialects.sqlite import insert
 
-from proxy.ledger.rows import INTENT_COLUMNS, REQUEST_COLUMNS
-from proxy.ledger.schema import ROLLUP_KEY, ROLLUP_SUMS, gpu_time, intents, requests, rollup
+from proxy.core.budgets import GATEWAY
+from proxy.ledger.rows import REQUEST_COLUMNS
+from proxy.ledger.schema import ROLLUP_KEY, ROLLUP_SUMS, budget_use, gpu_time, holds, requests, rollup
 
 
 def _unpacked(width: int) -> Select[tuple[object, ...]]:
@@ -27,13 +28,9 @@ def _insert(table: Table, columns: tuple[str, ...]) -> Insert:
 
 
 INSERT_REQUESTS = _insert(requests, REQUEST_COLUMNS)
-INSERT_INTENTS = _insert(intents, INTENT_COLUMNS).on_conflict_do_nothing()
 
 _key = tuple_(requests.c.request_id, requests.c.attempt)
 KNOWN_REQUESTS = select(requests.c.request_id, requests.c.attempt).where(_key.in_(_unpacked(2)))
-
-DELETE_INTENTS = intents.delete().where(
-    tuple_(intents.c.request_id, intents.c.attempt).in_(_unpacked(2)))
 
 _more = _insert(rollup, (*ROLLUP_KEY, *ROLLUP_SUMS))
 UPSERT_ROLLUP = _more.on_conflict_do_update(
@@ -43,4 +40,29 @@ UPSERT_ROLLUP = _more.on_conflict_do_update(
 GPU_COLUMNS = tuple(c.name for c in gpu_time.columns)
 INSERT_GPU_TIME = _insert(gpu_time, GPU_COLUMNS).on_conflict_do_nothing()
 
-OPEN_INTENTS = select(intents)
+HOLD_COLUMNS = tuple(c.name for c in holds.columns)
+USE_COLUMNS = tuple(c.name for c in budget_use.columns)
+_window = (budget_use.c.scope, budget_use.c.per, budget_use.c.start_ns)
+
+INSERT_HOLDS = _insert(holds, HOLD_COLUMNS)
+KNOWN_USES = select(budget_use).where(tuple_(*_window).in_(_unpacked(3)))
+_use = _insert(budget_use, USE_COLUMNS)
+UPSERT_USE = _use.on_conflict_do_update(
+    index_elements=list(USE_COLUMNS[:3]), set_={name: _use.excluded[name] for name in USE_COLUMNS[3:]})
+_held = tuple_(holds.c.request_id, holds.c.attempt).in_(_unpacked(2))
+HOLDS_OF = select(holds).where(_held)
+DELETE_HOLDS = holds.delete().where(_held)
+
+
+def spent_in(scope: str, start_ns: int, end_ns: int | None) -> Select[tuple[int]]:
+    """What the rows say a window has taken. By `ended_ns`, which has an index, then by when they arrived."""
+    api = requests.c.backend_kind == "api"
+    most = func.coalesce(requests.c.api_nano, requests.c.hold_nano, 0)
+    kind, _, value = scope.partition(":")
+    mine = {GATEWAY: api, "key": requests.c.key_id == value, "route": requests.c.route == value,
+            "tag": func.instr("," + requests.c.tags + ",", f",{value},") > 0}[kind]
+    within = [requests.c.ended_ns >= start_ns, requests.c.started_ns >= start_ns]
+    if end_ns is not None:
+        within.append(requests.c.started_ns < end_ns)
+    return select(func.coalesce(func.sum(most if kind == GATEWAY else requests.c.posted_nano), 0)).where(
+        and_(mine, *within))

@@ -7,9 +7,21 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
+from proxy.core.budgets import Window, window_end_ns
 from proxy.ledger import store
 from proxy.ledger.rows import RollupKey, deltas, entry_of
-from proxy.ledger.schema import ROLLUP_KEY, ROLLUP_SUMS, gpu_time, intents, key_events, keys, requests, rollup
+from proxy.ledger.schema import (
+    ROLLUP_KEY,
+    ROLLUP_SUMS,
+    budget_use,
+    gpu_time,
+    holds,
+    key_events,
+    keys,
+    requests,
+    rollup,
+)
+from proxy.ledger.statements import spent_in
 
 PROBLEMS_MAX = 100
 
@@ -17,7 +29,7 @@ PROBLEMS_MAX = 100
 def verify(url: str) -> list[str]:
     """What is wrong with the ledger, at most a hundred lines; an empty list is what you want."""
     with store.reading(url) as connection:
-        found = [*_integrity(connection), *_rollups(connection), *_settled_intents(connection),
+        found = [*_integrity(connection), *_rollups(connection), *_budgets(connection),
                  *_gpu_minutes(connection), *_key_events(connection)]
     return found[:PROBLEMS_MAX]
 
@@ -52,11 +64,27 @@ def _split(row: Row[Any]) -> tuple[RollupKey, list[int]]:
     return tuple(row[:width]), list(row[width:])  # type: ignore[return-value]
 
 
-def _settled_intents(connection: Connection) -> Iterator[str]:
-    same = (intents.c.request_id == requests.c.request_id) & (intents.c.attempt == requests.c.attempt)
+def _budgets(connection: Connection) -> Iterator[str]:
+    """What windows have taken is what their rows posted and their holds hold; no hold outlives its request."""
+    pending: dict[Window, int] = {}
+    for row in connection.execute(select(holds)):
+        window = (row.scope, row.per, row.start_ns)
+        pending[window] = pending.get(window, 0) + row.amount_nano
+    for row in connection.execute(select(budget_use)):
+        name = f"budget {row.scope} per {row.per} from {row.start_ns}"
+        posted = connection.execute(
+            spent_in(row.scope, row.start_ns, window_end_ns(row.per, row.start_ns))).scalar_one()
+        if posted != row.posted_nano:
+            yield f"{name}: {row.posted_nano} is posted, its rows add up to {posted}"
+        held = pending.pop((row.scope, row.per, row.start_ns), 0)
+        if held != row.pending_nano:
+            yield f"{name}: {row.pending_nano} is pending, its holds add up to {held}"
+    for window in pending:
+        yield f"holds of {window}: belong to no budget"
+    same = (holds.c.request_id == requests.c.request_id) & (holds.c.attempt == requests.c.attempt)
     for request_id, attempt in connection.execute(
-            select(intents.c.request_id, intents.c.attempt).select_from(intents.join(requests, same))):
-        yield f"intent {request_id!r}, attempt {attempt}: is still open although it was settled"
+            select(holds.c.request_id, holds.c.attempt).select_from(holds.join(requests, same)).distinct()):
+        yield f"hold of {request_id!r}, attempt {attempt}: is still there although it was settled"
 
 
 def _gpu_minutes(connection: Connection) -> Iterator[str]:

@@ -21,8 +21,10 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from proxy.core.entries import Intent, RequestEntry
-from proxy.ledger import booking, store
+from proxy.ledger import booking, store, treasury
 from proxy.ledger.errors import LedgerUnavailable
+from proxy.ledger.marks import Marks
+from proxy.ledger.treasury import Hold, Uses
 
 log = logging.getLogger("breakeven.ledger")
 
@@ -31,11 +33,13 @@ RETRY_S = (0.02, 0.05, 0.1, 0.2, 0.5)
 
 @dataclass(slots=True)
 class Item:
-    """One thing to write: a settlement (`entry`), an intent (`key`, `blob`) or a call within the transaction."""
+    """One thing to write: a settlement (`entry` and its row), a hold, the end of one (`key` alone), or a call within
+    the transaction."""
 
     key: booking.Key | None = None
     entry: RequestEntry | None = None
     blob: bytes = b""
+    hold: Hold | None = None
     call: Callable[[Connection], Any] | None = None
     future: asyncio.Future[Any] | None = None
 
@@ -56,13 +60,13 @@ class _Undo(Exception):
 class Writer(threading.Thread):
     """Takes `Item`s from `queue` until STOP, and then until all is written or the patience is over."""
 
-    def __init__(self, url: str, path: Path, *, batch_max: int, spool_max: int) -> None:
+    def __init__(self, url: str, path: Path, marks: Marks, *, batch_max: int, spool_max: int) -> None:
         super().__init__(name="breakeven-ledger", daemon=True)
         self.queue: SimpleQueue[Item] = SimpleQueue()
         self.problem: LedgerUnavailable | None = None
         self.batches = self.settled = self.dropped = 0
         self.patience_s = 5.0
-        self._url, self._path = url, path
+        self._url, self._path, self._marks = url, path, marks
         self._batch_max, self._spool_max = batch_max, spool_max
         self._spool: list[Item] = []
         self._stopping_since: float | None = None
@@ -163,22 +167,31 @@ class Writer(threading.Thread):
         return outcomes
 
     def _commit(self, batch: list[Item]) -> list[tuple[asyncio.Future[Any], Any, Any]]:
-        """Write the batch in one transaction and return what to tell whom."""
-        settled = {item.key: (item.entry, item.blob) for item in reversed(batch) if item.entry is not None}
+        """Write the batch in one transaction and return what to tell whom.
+
+        Settlements come before holds, so that what they free is there to be held."""
+        settled = {item.key: (item.entry, item.blob) for item in reversed(batch)
+                   if item.key is not None and item.entry is not None}
+        holds = [item for item in batch if item.hold is not None]
+        voided = [item.key for item in batch if item.key is not None and item.entry is None and item.hold is None]
         calls = [item for item in batch if item.call is not None]
-        intents = [item.blob for item in batch
-                   if item.entry is None and item.call is None and item.key not in settled]
         connection = self._connected(durable=bool(settled or calls) or not batch)
         with store.transaction(connection):
             if not batch:  # after a failure that left nothing to retry: does it write again?
                 booking.probe(connection)
-            if intents:
-                booking.intend(connection, intents)
-            new = booking.settle(connection, settled) if settled else 0
+            uses = Uses(connection)
+            new = booking.settle(connection, settled, uses) if settled else 0
+            treasury.release(connection, uses, voided)
+            answers = treasury.reserve(connection, uses, [item.hold for item in holds if item.hold is not None],
+                                       self._marks.token) if holds else []
+            uses.write()
             values = [item.call(connection) for item in calls if item.call is not None]
         self.settled += new
-        outcomes = [item.result(value) for item, value in zip(calls, values, strict=True) if item.future]
-        return outcomes + [item.result() for item in batch if item.entry is not None and item.future is not None]
+        for key in settled:
+            self._marks.remove(key)
+        told = [*zip(calls, values, strict=True), *zip(holds, answers, strict=True),
+                *((item, None) for item in batch if item.entry is not None)]
+        return [item.result(value) for item, value in told if item.future is not None]
 
     def _connected(self, *, durable: bool) -> Connection:
         """The connection, reopened after a failure, with the commit mode this batch needs."""
@@ -206,10 +219,10 @@ class Writer(threading.Thread):
         self.problem = LedgerUnavailable(what, kept=True)
         self._failures += 1
         self._disconnect()
-        told = [item.result(error=LedgerUnavailable(what, kept=item.call is None))
+        told = [item.result(error=LedgerUnavailable(what, kept=item.entry is not None))
                 for item in self._spool if item.future is not None]
-        # A call is not repeated behind the back of a caller who was told that it failed.
-        self._spool = [item for item in self._spool if item.call is None]
+        # Neither a call nor a hold is repeated behind the back of a caller who was told that it failed.
+        self._spool = [item for item in self._spool if item.call is None and item.hold is None]
         _deliver(told)
 
     def _disconnect(self) -> None:

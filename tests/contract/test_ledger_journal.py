@@ -1,4 +1,4 @@
-"""What the journal promises: durable, once, in order, and closed intents."""
+"""What the journal promises: durable, once, in order, and no mark left open."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ from proxy.config.versions import versioned
 from proxy.core.money import NS_PER_MINUTE
 from proxy.core.pricing import Price, Tier
 from proxy.core.savings import GpuMinute, RateLine
-from proxy.ledger import store
+from proxy.ledger import marks, store
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.journal import Journal
 from proxy.ledger.verify import verify
@@ -83,32 +83,56 @@ async def test_rows_are_never_edited(journal, table):
                 connection.execute(edit)
 
 
-async def test_an_intent_is_in_the_file_until_its_settlement(journal, url):
+async def test_a_mark_is_in_its_file_at_once_and_open_until_its_settlement(journal, url):
     made = entry()
-    journal.intend(intent(made))
-    await journal.settle(entry())  # what was handed in before is written before, or with it
-    assert ask(journal, "SELECT request_id FROM intents") == [(made.request_id,)]
+    journal.intend(intent(made, hold_nano=7))
+    (file,) = journal.path.parent.glob("ledger.db.owner-*")
+    assert made.request_id in file.read_text()
+    assert journal.in_flight == 1
     await journal.settle(made)
-    assert ask(journal, "SELECT count(*) FROM intents") == [(0,)]
+    assert journal.in_flight == 0
     assert verify(url) == []
 
 
-async def test_an_intent_and_its_settlement_in_one_batch_leave_nothing_open(journal):
-    entries = some_entries(2, 200)
-    for one in entries:
-        journal.intend(intent(one))
-    await asyncio.gather(*(journal.settle(one) for one in entries))
-    assert ask(journal, "SELECT count(*) FROM intents") == [(0,)]
+def marks_with(journal, one):
+    return next(path for path in journal.path.parent.glob("ledger.db.owner-*") if one.request_id in path.read_text())
+
+
+async def test_the_file_of_marks_is_bounded_and_keeps_what_is_open(journal, url, monkeypatch):
+    monkeypatch.setattr(marks, "REWRITE_BYTES", 20_000)
+    other = Journal(url).open()
+    kept = [entry() for _ in range(3)]
+    for one in kept:
+        other.intend(intent(one))
+    for one in some_entries(2, 300):
+        other.intend(intent(one))
+        await other.settle(one)
+    file = marks_with(journal, kept[0])
+    assert file.stat().st_size < 25_000
+    await other.settle(kept[0])
+    await other.close()  # two are still open
+    assert await journal.recover(T0) == 2
+    assert set(ask(journal, "SELECT request_id FROM requests WHERE decision = '{\"recovered\":true}'")) == {
+        (one.request_id,) for one in kept[1:]}
+    assert not file.exists()
+
+
+async def test_a_mark_that_was_cut_short_was_never_sent(journal, url):
+    other = Journal(url).open()
+    other.intend(intent(whole := entry()))
+    file = marks_with(journal, whole)
+    file.write_bytes(file.read_bytes() + b'["req_half", 1, 17')
+    await other.close()
+    assert await journal.recover(T0) == 1
 
 
 async def test_intents_of_the_living_are_left_alone(journal, url):
     other = Journal(url).open()
     other.intend(intent(entry()))
     journal.intend(intent(entry()))
-    await other.settle(entry())
     assert await journal.recover(T0) == 0
     await other.close()
-    assert ask(journal, "SELECT count(*) FROM intents") == [(2,)]
+    assert journal.in_flight == 1
     assert await journal.recover(T0) == 1  # the other one's journal was closed without settling it
 
 

@@ -114,7 +114,7 @@ async def test_it_heals_also_when_nothing_is_left_to_write(url, monkeypatch):
     monkeypatch.setattr(store, "PRAGMAS", store.PRAGMAS[:-1])
     await until_healthy(journal)
     with sqlite3.connect(journal.path) as connection:
-        assert connection.execute("SELECT count(*) FROM intents").fetchone() == (0,)
+        assert connection.execute("SELECT count(*) FROM budget_use").fetchone() == (0,)
         assert connection.execute("SELECT count(*) FROM gpu_time").fetchone() == (0,)  # said to have failed: not done
     await journal.close()
 

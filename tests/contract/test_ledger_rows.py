@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from proxy.core.entries import Intent, RequestEntry
 from proxy.core.money import NS_PER_MINUTE, NS_PER_S
 from proxy.core.usage import BUCKETS, Usage
-from proxy.ledger.rows import REQUEST_COLUMNS, deltas, entry_of, intent_of, intent_row, row_of
+from proxy.ledger.rows import REQUEST_COLUMNS, deltas, entry_of, row_of
 from proxy.ledger.schema import ROLLUP_SUMS
 
 T0 = 1_793_491_200 * NS_PER_S  # 2026-11-01T00:00Z
@@ -73,13 +73,6 @@ nano = st.none() | st.integers(0, 10**15)
 def test_a_row_gives_its_entry_back(usage, api, baseline, met, flag, text):
     made = entry(usage=usage, api_nano=api, baseline_nano=baseline, slo_met=met, final=flag, stream=flag, tags=text)
     assert entry_of(dict(zip(REQUEST_COLUMNS, row_of(made), strict=True))) == made
-
-
-def test_an_intent_gives_itself_back():
-    made = intent(entry())
-    names = ("request_id", "attempt", "owner", "started_ns", "route", "key_id", "tags", "backend", "backend_kind",
-             "model", "endpoint", "prompt_tokens_estimate", "output_tokens_max", "price_version")
-    assert intent_of(dict(zip(names, intent_row(made, "me"), strict=True))) == made
 
 
 @pytest.mark.parametrize("changes", [

@@ -14,9 +14,15 @@ from proxy.ledger.schema import HEAD, REVISIONS
 
 
 def tables(path):
+    """Columns, keys and indexes of each table, and the text of each trigger: a column that was added later stands
+    elsewhere in the table's own text."""
     with sqlite3.connect(path) as connection:
-        return {name: re.sub(r"\s+", " ", sql or "") for name, sql in
-                connection.execute("SELECT name, sql FROM sqlite_master")}
+        found = {name: re.sub(r"\s+", " ", sql or "") for name, sql in
+                 connection.execute("SELECT name, sql FROM sqlite_master WHERE type != 'table'")}
+        for schema, name, *kind in connection.execute("PRAGMA table_list").fetchall():
+            found[name] = (schema, kind, *(connection.execute(f"PRAGMA {about}({name})").fetchall()
+                                           for about in ("table_xinfo", "index_list")))
+        return found
 
 
 def migrated(path, to=HEAD):

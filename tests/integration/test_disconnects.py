@@ -8,12 +8,9 @@ from dataclasses import replace
 
 import orjson
 import pytest
-from sqlalchemy import func, select
 
 from proxy.demo.api import ApiModel, ApiProfile
 from proxy.demo.engine import Behaviour
-from proxy.ledger import store
-from proxy.ledger.schema import intents
 from proxy.ledger.verify import verify
 from tests.support.world import FAST, world
 
@@ -62,11 +59,6 @@ async def freed(there, left_at):
     return time.monotonic() - left_at
 
 
-def open_intents(there):
-    with store.reading(there.ledger) as connection:
-        return connection.execute(select(func.count()).select_from(intents)).scalar()
-
-
 async def at_rest(there):
     """Nothing left of any request: no claim, no intent, nobody in flight, books that balance."""
     gateway = there.gateway
@@ -74,7 +66,7 @@ async def at_rest(there):
     assert all(replica.load.in_flight == 0 and not replica.load.claims and replica.load.sequences == 0
                and replica.load.kv_reserved == replica.load.kv_tokens == replica.load.backlog_tokens == 0
                for replica in gateway.board.every_replica())
-    await there.until(lambda: open_intents(there) == 0)
+    await there.until(lambda: there.gateway.journal.in_flight == 0)
     assert gateway.dispatcher.waiting == 0 and verify(there.ledger) == []
 
 

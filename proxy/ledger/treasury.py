@@ -1,0 +1,168 @@
+"""Budgets in the ledger: hold, post, void. Every function takes the connection whose transaction holds the write lock,
+so what is decided here is decided once, whichever process asks.
+
+Invariants, at every commit: a window's `pending_nano` is the sum of its holds; its `posted_nano` the sum of what the
+requests that arrived in it posted; and a hold is admitted only where both together stay within the limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import orjson
+from sqlalchemy import Connection, select
+
+from proxy.core.budgets import (
+    GATEWAY,
+    PERS,
+    Line,
+    Refused,
+    Use,
+    Window,
+    admit,
+    scopes_of,
+    window_end_ns,
+    window_start_ns,
+)
+from proxy.core.entries import RequestEntry
+from proxy.ledger.schema import budget_use, holds
+from proxy.ledger.statements import (
+    DELETE_HOLDS,
+    HOLDS_OF,
+    INSERT_HOLDS,
+    KNOWN_USES,
+    UPSERT_USE,
+    spent_in,
+)
+
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What one attempt may cost at most, in each of its budgets."""
+
+    request_id: str
+    attempt: int
+    lines: tuple[Line, ...]
+    expires_ns: int
+
+    @property
+    def key(self) -> Key:
+        return self.request_id, self.attempt
+
+
+class Uses:
+    """The windows a transaction touches: read once, changed in memory, written once."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._uses: dict[Window, Use] = {}
+        self._missing: set[Window] = set()
+        self._changed: set[Window] = set()
+
+    def load(self, windows: Iterable[Window]) -> None:
+        """Read those that are not known yet."""
+        wanted = {window for window in windows if window not in self._uses and window not in self._missing}
+        if not wanted:
+            return
+        for row in self._connection.execute(KNOWN_USES, {"rows": _packed(wanted)}):
+            self._uses[row.scope, row.per, row.start_ns] = Use(row.posted_nano, row.pending_nano)
+        self._missing |= wanted - self._uses.keys()
+
+    def get(self, window: Window) -> Use | None:
+        """None: nothing has ever been held in that window."""
+        return self._uses.get(window)
+
+    def change(self, window: Window) -> Use:
+        """The window, to be written; one that is new is counted from the rows there are."""
+        use = self._uses.get(window)
+        if use is None:
+            scope, per, start_ns = window
+            spent = self._connection.execute(spent_in(scope, start_ns, window_end_ns(per, start_ns))).scalar_one()
+            use = self._uses[window] = Use(int(spent))
+        self._changed.add(window)
+        return use
+
+    def write(self) -> None:
+        if self._changed:
+            rows = [[*window, self._uses[window].posted_nano, self._uses[window].pending_nano]
+                    for window in self._changed]
+            self._connection.execute(UPSERT_USE, {"rows": _packed(rows)})
+
+
+def reserve(connection: Connection, uses: Uses, asked: Sequence[Hold], owner: str) -> list[Refused | None]:
+    """Hold what fits, in the order in which it was asked for. Asking again for the same attempt holds that instead."""
+    release(connection, uses, [hold.key for hold in asked])
+    uses.load(line.window for hold in asked for line in hold.lines)
+    rows, outcomes = [], []
+    for hold in asked:
+        refused = admit({line.window: uses.change(line.window) for line in hold.lines}, hold.lines)
+        outcomes.append(refused)
+        if refused is None:
+            rows += [[*hold.key, *line.window, line.amount_nano, owner, hold.expires_ns] for line in hold.lines]
+    if rows:
+        connection.execute(INSERT_HOLDS, {"rows": _packed(rows)})
+    return outcomes
+
+
+def release(connection: Connection, uses: Uses, keys: Sequence[Key]) -> None:
+    """Void what these attempts hold."""
+    if not keys:
+        return
+    packed = {"rows": _packed(keys)}
+    held = connection.execute(HOLDS_OF, packed).all()
+    if not held:
+        return
+    uses.load((row.scope, row.per, row.start_ns) for row in held)
+    for row in held:
+        uses.change((row.scope, row.per, row.start_ns)).pending_nano -= row.amount_nano
+    connection.execute(DELETE_HOLDS, packed)
+
+
+def post(uses: Uses, entries: Sequence[RequestEntry]) -> None:
+    """Charge new rows to every window that counts them: those that have had a hold."""
+    spent: dict[Window, int] = {}
+    for entry in entries:
+        for scope, amount in amounts(entry):
+            for per in PERS:
+                window = (scope, per, window_start_ns(per, entry.started_ns))
+                spent[window] = spent.get(window, 0) + amount
+    uses.load(spent)
+    for window, amount in spent.items():
+        if amount and uses.get(window) is not None:
+            uses.change(window).posted_nano += amount
+
+
+def amounts(entry: RequestEntry) -> list[tuple[str, int]]:
+    """(scope, nano-USD) that a row posts; the gateway's own budget counts what APIs bill, whoever is charged."""
+    found = [(scope, entry.posted_nano) for scope in scopes_of(entry.key_id, entry.route, entry.tags)]
+    if entry.backend_kind == "api":
+        found.append((GATEWAY, entry.api_most_nano))
+    return [(scope, amount) for scope, amount in found if amount]
+
+
+def any_budget(connection: Connection) -> bool:
+    """Whether anything has ever been held: without that no row posts anywhere."""
+    return connection.execute(select(budget_use.c.scope).limit(1)).first() is not None
+
+
+def void_lost(connection: Connection, owners: Iterable[str], now_ns: int) -> int:
+    """Void what dead processes, and processes that forgot, still hold. Returns how many holds."""
+    gone = holds.c.owner.in_(list(owners)) | (holds.c.expires_ns < now_ns)
+    keys = sorted({(row.request_id, row.attempt) for row in connection.execute(
+        select(holds.c.request_id, holds.c.attempt).where(gone))})
+    uses = Uses(connection)
+    release(connection, uses, keys)
+    uses.write()
+    return len(keys)
+
+
+def holders(connection: Connection) -> set[str]:
+    """Tokens of the processes that hold anything."""
+    return {row.owner for row in connection.execute(select(holds.c.owner).distinct())}
+
+
+def _packed(rows: Iterable[Sequence[object]]) -> str:
+    return orjson.dumps([list(row) for row in rows]).decode()

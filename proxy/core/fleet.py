@@ -12,7 +12,8 @@ from typing import Literal, NamedTuple
 from proxy.core.capacity import Capacity
 
 Freshness = Literal["fresh", "stale", "unknown"]
-Health = Literal["ok", "suspect", "wedged", "asleep", "paused", "unreachable", "ejected", "draining"]
+Health = Literal["ok", "suspect", "wedged", "asleep", "paused", "unreachable", "ejected", "probation",
+                 "draining"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class ReplicaState:
     risk_per_s: float = 0.0  # chance that it vanishes within a second: spot
     iteration_ends_at: float | None = None  # the running one, monotonic seconds; None: nobody knows
     queued_tokens: float = 0.0  # of the backlog, what comes after it, where that is known
+    share: float = 1.0  # of its places, what it is given: less in slow start (health.py)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ class ApiState:
     usd: float | None
     retry_in_s: float = 0.0  # asked to hold off for that long
     ttft_s: float | None = None
+    returning: bool = False  # in slow start, and it has its share
     usual_usd: float | None = None  # where `usd` is unknown: what the baseline would charge, for ranking alone
 
 

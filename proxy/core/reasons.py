@@ -13,9 +13,10 @@ from proxy.core.line import Job, worth
 from proxy.core.room import Room
 
 BARRED = "barred"  # closed by its caller, who also says why
-BUSY = frozenset({"suspect", "in_flight_max", "no_slot", "congested", "kv_cache", "ttft", "tpot"})  # may pass
+# What may pass.
+BUSY = frozenset({"suspect", "in_flight_max", "no_slot", "slow_start", "congested", "kv_cache", "ttft", "tpot"})
 # The reason for going to the API is the refusal of the replica that came nearest to taking the request.
-NEAREST = ("outbid", "dearer", "ttft", "tpot", "no_slot", "kv_cache", "congested")
+NEAREST = ("outbid", "dearer", "ttft", "tpot", "no_slot", "kv_cache", "slow_start", "congested")
 
 
 def obstacle(room: Room, job: Job, now: float, price: float, crowded: bool = False) -> str:
@@ -25,13 +26,16 @@ def obstacle(room: Room, job: Job, now: float, price: float, crowded: bool = Fal
         return state.health
     if room.key in job.barred:
         return BARRED
+    gently = state is not None and state.share < 1
     if room.running and job.slots > room.slots_left:
+        if gently:
+            return "slow_start"
         full = state is not None and state.in_flight_max is not None and state.in_flight >= state.in_flight_max
         return "in_flight_max" if full else "no_slot"
     if not room.open:
         return "congested"
     if room.running and job.need > room.kv_left:
-        return "kv_cache"
+        return "slow_start" if gently else "kv_cache"
     prompt = job.uncached(room)
     if now + room.first_token_s(prompt, crowded, now) * room.slack > job.deadline:
         return "ttft"
@@ -62,6 +66,8 @@ def detail(code: str, room: Room, state: ReplicaState, job: Job, now: float, pri
             return f"{state.in_flight} in flight, limit {state.in_flight_max}"
         case "no_slot":
             return f"{state.running:.0f} of {room.slots_left + state.running:.0f} sequences running ({state.freshness})"
+        case "slow_start":
+            return f"it failed a while ago and is given {state.share:.0%} of its places, {state.running:.0f} are taken"
         case "congested":
             if state.overdue:
                 return f"a first token is overdue: {state.backlog_tokens:.0f} prompt tokens to come"

@@ -112,6 +112,10 @@ class Room:
         if state.trial:
             self.slack /= TRIAL
         self.usd_per_s, self.risk_per_s = state.energy_usd_per_s, state.risk_per_s
+        if state.share < 1:  # slow start; of an empty one anything is within its share
+            most = max(1.0, state.share * min(slots, float(capacity.batch_at(tpot_s))))
+            self.slots_left = min(self.slots_left, most - state.running)
+            self.kv_left -= (1 - state.share) * capacity.kv_tokens
         if state.in_flight_max is not None:
             self.slots_left = min(self.slots_left, state.in_flight_max - state.in_flight)
         self.alive = state.health == "ok"

@@ -223,6 +223,8 @@ def _best_api(apis: Sequence[ApiState], demand: Demand, found: list[Refusal]) ->
             found.append(Refusal(api.backend, None, "tried", "already tried for this request"))
         elif api.health != "ok":
             found.append(Refusal(api.backend, None, api.health, f"held off for {api.retry_in_s:.1f} s", busy=True))
+        elif api.returning:
+            found.append(Refusal(api.backend, None, "slow_start", "it failed a while ago and has its share", busy=True))
         elif best is None or _dearness(api) < _dearness(best):
             best, api = api, best  # the dearer one is refused below
             if api is not None:
@@ -237,8 +239,9 @@ def _dearness(api: ApiState) -> tuple[bool, float]:
 
 
 def _held_api(apis: Sequence[ApiState], demand: Demand) -> ApiState | None:
-    """An API that asked to be left alone for a moment: when nothing else is left its own answer beats ours."""
-    held = [api for api in apis if api.health == "suspect" and api.backend not in demand.tried]
+    """An API that asked to be left alone for a moment, or returns gently: when nothing else is left its own answer
+    beats ours."""
+    held = [api for api in apis if (api.health == "suspect" or api.returning) and api.backend not in demand.tried]
     return min(held, key=lambda api: api.retry_in_s, default=None)
 
 

@@ -39,7 +39,8 @@ WORDS = {
     "dwell": "a threshold closed our engine a moment ago",
     "queue_max": "our engine's queue is too long", "client_left": "its client left while it waited",
     "interrupted": "the process died", "no_backend_available": "nothing could serve it",
-    "ejected": "our engine was ejected", "wedged": "our engine hangs", "suspect": "our engine is silent",
+    "ejected": "our engine was ejected", "probation": "our engines fail",
+    "slow_start": "our engine comes back gently", "wedged": "our engine hangs", "suspect": "our engine is silent",
     "unreachable": "our engine is unreachable", "asleep": "our engine sleeps", "draining": "our engine drains",
     "paused": "our engine is paused",
 }

@@ -158,6 +158,7 @@ class Handler:
         """
         tried: frozenset[str] = frozenset()
         bare: frozenset[str] = frozenset()  # backends that refused to be asked for usage
+        self._judge.asked()
         for attempt_no in itertools.count(1):
             attempt, relayed = await self._send(exchange, call, placement, attempt_no, bare)
             again: Placement | None = None
@@ -170,7 +171,9 @@ class Handler:
                 else:
                     tried |= {key_of(placement)}
                     if self._judge.elsewhere(relayed, tried):
+                        await asyncio.sleep(self._judge.pause_s())
                         again = await self._again(exchange, call, tried)
+                        self._judge.asked_elsewhere(relayed, again is not None)
             except BaseException:  # stopped meanwhile: what was spent is booked all the same
                 entry = self._do.settlement.entry(call, placement, attempt_no, relayed.outcome, final=True)
                 self._after(self._settle(entry, relayed))

@@ -1,19 +1,21 @@
 """What an attempt says of its upstream, and whether another may be made.
 
 The board and the estimators learn here how an upstream did. A second upstream is asked at most once per
-request, and only while the client has seen nothing; a question about usage that an upstream refuses is
-left out on the same upstream, and remembered of the backend once asking without it has worked, so that no
-caller can teach the gateway to meter worse.
+request, only while the client has seen nothing, and only within the budget for retries; a question about
+usage that an upstream refuses is left out on the same upstream, and remembered of the backend once asking
+without it has worked, so that no caller can teach the gateway to meter worse.
 """
 
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Callable
 
 from proxy.config.model import Backend, Settings
-from proxy.core.errors import UpstreamOverloaded, UpstreamRefused
+from proxy.core.errors import UpstreamError, UpstreamOverloaded, UpstreamRefused, UpstreamUnreachable
 from proxy.core.health import Breaker
+from proxy.core.retry import WINDOW_S, pause_s
 from proxy.server.dispatch import Placement
 from proxy.server.faults import UpstreamMisconfigured
 from proxy.server.planning import Call, Planner
@@ -24,6 +26,7 @@ from proxy.wire.openai import UsageInjection, is_context_overflow, mentions_stre
 log = logging.getLogger("breakeven.server")
 
 ASK_AGAIN_S = 600.0  # after which an upstream that refused to report usage is asked again
+FREE = (UpstreamUnreachable, UpstreamRefused)  # of the retry budget: never asked; no failure
 UPSTREAMS_MAX = 2  # asked for one request: the client retries too, and retries multiply
 
 
@@ -32,6 +35,7 @@ class Judge:
 
     def __init__(self, settings: Settings, board: Board, planner: Planner, clock: Callable[[], float]) -> None:
         self._settings, self._board, self._planner, self._clock = settings, board, planner, clock
+        self._said_at = float("-inf")  # that the budget is used up
         self._fingerprints: dict[str, str] = {}
         self._no_stream_options: dict[str, float] = {}  # until when; a fault of an hour must not last for ever
 
@@ -51,7 +55,7 @@ class Judge:
         breaker = self._timed(placement, relayed)
         error, who = relayed.error, key_of(placement)
         if error is None and relayed.outcome.end_reason == "complete":
-            breaker.success()
+            breaker.success(self._clock())
             if attempt.meter.fingerprint is not None:
                 self._fingerprints[who] = attempt.meter.fingerprint
             if placement.attempt.backend in bare:
@@ -61,9 +65,16 @@ class Judge:
             if placement.attempt.kind == "gpu":
                 self._planner.stayed(call, self._clock() - placement.claim.sent_at, relayed.outcome.usage)
         elif not (error is None or relayed.abandoned or isinstance(error, UpstreamOverloaded | UpstreamRefused)):
-            fatal = isinstance(error, UpstreamMisconfigured)
-            if breaker.failure(self._clock(), fatal=fatal):
-                log.warning("%s is ejected for a while: %s", who, error.message)
+            self._failed(placement.attempt.backend, breaker, who, error)
+
+    def _failed(self, backend: str, breaker: Breaker, who: str, error: UpstreamError) -> None:
+        outliers, kept = self._board.outliers[backend], breaker.kept
+        if outliers.failure(breaker, self._clock(), fatal=isinstance(error, UpstreamMisconfigured)):
+            log.warning("%s is ejected for a while: %s", who, error.message)
+        elif breaker.kept and not kept:
+            log.warning("panic mode: %s should be ejected and is kept, because %s: %s", who,
+                        f"{outliers.ejected_max} of {backend}'s replicas are ejected already" if outliers.ejected_max
+                        else "a route has nothing else", error.message)
 
     def _timed(self, placement: Placement, relayed: Relayed) -> Breaker:
         """Its speed, and whether it asked to be left alone; returns its breaker."""
@@ -96,7 +107,30 @@ class Judge:
             return False
         if isinstance(error, UpstreamRefused):
             return is_context_overflow(error.status, error.body)  # another may be long enough
-        return error.retryable
+        return error.retryable and (isinstance(error, FREE) or self._affordable())
+
+    def _affordable(self) -> bool:
+        now = self._clock()
+        if self._board.retries.take(now):
+            return True
+        if now - self._said_at > WINDOW_S:
+            self._said_at = now
+            log.warning("the retry budget is used up (%d in %.0f s): what fails is not asked elsewhere; %d so far",
+                        self._board.retries.allowed, WINDOW_S, self._board.retries.refused)
+        return False
+
+    def asked(self) -> None:
+        """A client's request is about to be sent; once per request."""
+        self._board.retries.asked(self._clock())
+
+    def pause_s(self) -> float:
+        """How long to wait before a second upstream is asked."""
+        return pause_s(1, random.random())  # noqa: S311  # jitter, not a secret
+
+    def asked_elsewhere(self, relayed: Relayed, found: bool) -> None:
+        """Whether there was a second upstream to ask: what was not asked is not counted."""
+        if not found and not isinstance(relayed.error, FREE):
+            self._board.retries.give_back(self._clock())
 
 
 def key_of(placement: Placement) -> str:

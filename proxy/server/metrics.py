@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from proxy.core.entries import RequestEntry
@@ -84,7 +84,7 @@ class Live(Collector):
     def __init__(self, board: Board, planner: Planner, dispatcher: Dispatcher, journal: Journal) -> None:
         self._board, self._planner, self._dispatcher, self._journal = board, planner, dispatcher, journal
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         now = self._board.clock()
         labels = ("backend", "replica")
         gauges = {
@@ -127,6 +127,16 @@ class Live(Collector):
         for name, one in self._board.apis.items():
             api.add_metric((name,), float(one.state(now, None).health == "ok"))
         yield api
+        panic = GaugeMetricFamily("breakeven_backend_panic", "1 while a replica is kept that should be ejected",
+                                  labels=("backend",))
+        for name, outliers in self._board.outliers.items():
+            panic.add_metric((name,), float(outliers.panic))
+        yield panic
+        retries = CounterMetricFamily("breakeven_retries", "Second upstreams asked for a request, and those that the "
+                                      "budget for retries did not allow", labels=("outcome",))
+        retries.add_metric(("made",), self._board.retries.made)
+        retries.add_metric(("refused",), self._board.retries.refused)
+        yield retries
         yield GaugeMetricFamily("breakeven_waiting_requests", "Requests waiting for room", self._dispatcher.waiting)
         yield GaugeMetricFamily("breakeven_ledger_healthy", "1 when the ledger can be written",
                                 float(self._journal.healthy))

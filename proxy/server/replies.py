@@ -6,6 +6,7 @@ and no cut answer ever looks like a whole one.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 
 import orjson
@@ -89,9 +90,16 @@ def refusal(request_id: str, error: GatewayError, placement: Placement | None = 
     else:
         body = error_body(_public(error), error.type, error.param, error.code)
         if error.retry_after_s is not None or error.status in (429, 503):
-            headers.append((b"retry-after", b"%d" % max(1, round(error.retry_after_s or 1.0))))
+            headers += come_back(error.retry_after_s)
     headers.append((b"content-length", b"%d" % len(body)))
     return error.status, headers, body
+
+
+def come_back(after_s: float | None) -> Head:
+    """When to ask again; OpenAI's clients heed the second, in which no two are told the same, so that who was refused
+    together does not come back together."""
+    seconds = max(1, round(after_s or 1.0))
+    return [(b"retry-after", b"%d" % seconds), (b"retry-after-ms", b"%d" % (1e3 * seconds * (1 + random.random())))]  # noqa: S311
 
 
 def last_words(error: GatewayError) -> bytes:

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from proxy.config.model import Backend, Settings
+from proxy.config.model import Backend, Route, Settings
 from proxy.core.capacity import Capacity, prior
 from proxy.core.fleet import ApiState, Health
-from proxy.core.health import Breaker
+from proxy.core.health import Breaker, Outliers
 from proxy.core.learning import RunningMean
 from proxy.core.market import Market
+from proxy.core.retry import RetryBudget
 from proxy.signals.inflight import Load
 from proxy.signals.replica import Replica
 
@@ -46,7 +47,9 @@ class Api:
     def state(self, now: float, usd: float | None) -> ApiState:
         health: Health = "ejected" if self.breaker.is_open(now) else "suspect" if self.breaker.held_off(now) else "ok"
         wait = max(self.breaker.held_off(now), self.breaker.ejected_until - now, 0.0)
-        return ApiState(self.backend, health, usd, wait, self.ttft.mean)
+        share = self.breaker.share(now)
+        returning = health == "ok" and share < 1 and self.in_flight >= max(1, int(share * self.load.most))
+        return ApiState(self.backend, health, usd, wait, self.ttft.mean, returning)
 
 
 class Pool:
@@ -87,9 +90,23 @@ class Board:
                 targets = [route.slo.tpot_ms for route in settings.routes.values() if backend.name in route.backends]
                 self.replicas[backend.name] = [_replica(backend, index, url, min(targets, default=200), settings)
                                                for index, url in enumerate(backend.urls)]
+        self.retries = RetryBudget()
+        self.outliers = {backend.name: self._outliers(backend, settings) for backend in settings.backends.values()}
         self.pools = self._pools(settings)
         self._settings = settings
         self.reprice(time.time_ns())
+
+    def _outliers(self, backend: Backend, settings: Settings) -> Outliers:
+        """How many of its replicas may be ejected: all of one only where each of its routes has another backend."""
+        breakers = [one.breaker for one in self.replicas.get(backend.name, ())]
+        routes = [route for route in settings.routes.values() if backend.name in route.backends]
+        return Outliers(breakers or [self.apis[backend.name].breaker],
+                        all(self._another(backend.name, route, settings) for route in routes))
+
+    def _another(self, name: str, route: Route, settings: Settings) -> bool:
+        """Whether the route's policy lets another backend serve instead of `name`."""
+        sides = {"self-hosted-only": (True,), "api-only": (False,)}.get(route.policy, (True, False))
+        return any((settings.backends[other].gpu is not None) in sides for other in route.backends if other != name)
 
     def _pools(self, settings: Settings) -> dict[str, Pool]:
         """By route: routes that share a self-hosted backend share a pool, directly or through others."""

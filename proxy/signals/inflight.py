@@ -117,8 +117,8 @@ class Load:
     """The claims on one replica and their sums. Tokens; `progress_at` is monotonic seconds."""
 
     __slots__ = ("answering", "backlog_tokens", "busy_at", "changed", "claims", "iterations", "kv_reserved",
-                 "kv_tokens", "on_room", "on_second", "output_done", "output_pending", "output_settled", "pending",
-                 "progress_at", "prompt_done", "sequences")
+                 "kv_tokens", "most", "on_room", "on_second", "output_done", "output_pending", "output_settled",
+                 "pending", "progress_at", "prompt_done", "sequences")
 
     def __init__(self) -> None:
         self.claims: set[Claim] = set()
@@ -127,7 +127,7 @@ class Load:
         self.on_room: Callable[[], None] | None = None  # told when room opens: a first token came, a request ended
         self.on_second: Callable[[Claim, float], None] | None = None  # told when a request gets its second token
         self.iterations = Iterations()
-        self.sequences = 0
+        self.sequences = self.most = 0  # the most requests at once, since start
         self.backlog_tokens = self.kv_tokens = self.kv_reserved = 0.0
         self.prompt_done = self.output_done = 0.0  # since start, for rates
         self.output_pending = self.output_settled = 0.0  # in flight as seen; ended, as the engine counted
@@ -149,6 +149,7 @@ class Load:
         if not self.claims and self.answering:
             self.progress_at, self.answering = now, False  # idleness is not a stall
         self.claims.add(claim)
+        self.most = max(self.most, len(self.claims))
         self.pending[claim] = now + due_s
         self.changed = True
         self.sequences += sequences

@@ -29,6 +29,7 @@ SILENT_S_MAX = 300.0  # for answers in one piece from an engine that shows no he
 BATCHES_SEEN = 8  # full batches looked at, to learn how large they get
 CACHED_MEMORY_TOKENS = 50_000.0
 SURE_OF_ENGINE, SURE_OF_QUEUE = 0.95, 0.7  # of its cache by its own word; of its batch by the requests it holds back
+LOST = frozenset({"unreachable", "wedged"})  # whoever was that returns gently
 REFILL_S = 0.05  # what only time changes, such as health, is looked at this often
 
 
@@ -76,6 +77,7 @@ class Replica:
     engine_output_total: float = 0.0
     state_changes: int = 0
     _health_was: Health = "ok"
+    _lost: bool = False  # it was there, and is away
     _own_at_scrape: tuple[float, float] = (0.0, 0.0)
     _excess_before: float = 0.0
     _waiting_before: bool = False
@@ -202,6 +204,11 @@ class Replica:
     def health(self, now: float) -> Health:
         """Evaluated at every look, so that silence is noticed without a timer."""
         health = self._health(now)
+        if health in LOST and self.read_at is not None:  # at process start nothing has been lost yet
+            self._lost = True
+        elif health == "ok" and self._lost:
+            self._lost = False
+            self.breaker.returns(now)
         if health != self._health_was:
             self._health_was = health
             self.state_changes += 1
@@ -220,6 +227,8 @@ class Replica:
             return "unreachable"
         if self.breaker.is_open(now):
             return "ejected"
+        if self.breaker.on_probation(now):
+            return "probation"
         silent = self.silence_s(now)
         if silent is None:
             return "ok"
@@ -357,6 +366,7 @@ class Replica:
             margin=self.margin.value, energy_usd_per_s=self.energy_usd_per_s,
             prefix_trust=self.prefix_trust, in_flight_max=self.in_flight_max, risk_per_s=self.risk_per_s,
             overdue=load.overdue(now), iteration_ends_at=ends_at, queued_tokens=queued,
+            share=self.breaker.share(now),
             trial=self.auto and not load.claims and not foreign and now - self.speed.learned_at > TRIAL_AFTER_S)
 
     def _running(self, capacity: Capacity, running: float, kv_tokens: float, now: float) -> tuple[float | None, float]:

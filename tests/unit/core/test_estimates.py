@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from proxy.core.bidprice import DemandHistogram
 from proxy.core.capacity import DEFAULT, Capacity, prior
 from proxy.core.entries import work_by_minute
-from proxy.core.health import EJECT_S, FAILURES_MAX, Breaker
 from proxy.core.learning import Correction, Margin, Ratio
 from proxy.core.lengths import LABELS_MAX, OutputLength
 from proxy.core.liveness import freshness, stall_budget_s
@@ -61,24 +60,6 @@ def test_more_capacity_never_raises_the_bid_price(requests, replicas):
     for density, work in requests:
         demand.add(density, work, 0.0)
     assert demand.price(replicas * 2, 1.0) <= demand.price(replicas, 1.0)
-
-
-def test_a_breaker_ejects_tries_again_and_ejects_for_longer():
-    breaker = Breaker()
-    assert [breaker.failure(0.0) for _ in range(FAILURES_MAX)] == [False] * (FAILURES_MAX - 1) + [True]
-    assert breaker.is_open(EJECT_S - 1) and not breaker.is_open(EJECT_S + 1)
-    assert breaker.failure(EJECT_S + 1)  # the trial failed
-    assert breaker.is_open(EJECT_S + 1 + 2 * EJECT_S - 1)
-    breaker.success()
-    assert breaker.failures == 0 and not breaker.trial
-
-
-def test_overload_holds_off_without_opening_the_breaker():
-    breaker = Breaker()
-    breaker.overload(10.0, 2.5)
-    assert breaker.held_off(11.0) == 1.5 and not breaker.is_open(11.0)
-    breaker.overload(10.0, 1e9)
-    assert breaker.held_off(10.0) == 10.0
 
 
 def test_a_batch_of_long_prompts_is_given_the_time_of_one_iteration():

@@ -40,6 +40,9 @@ _HINTS = (
     ("malformed", "the file is damaged: keep a copy, then restore a backup or `sqlite3 FILE .recover` into a new one"),
     ("not a database", "this is not a ledger: give another path, or move the file away"),
     ("disk i/o", "check the disk"),
+    ("input/output", "check the disk"),
+    ("no space", "free space on the disk"),
+    ("denied", "make the file and its directory writable for this user"),
 )
 
 
@@ -78,7 +81,7 @@ def _remove(pid: int, folder: str) -> None:
 
 def explain(path: Path, error: BaseException) -> str:
     """One sentence for the operator: the path, what happened, what to do."""
-    what = str(getattr(error, "orig", None) or error)
+    what = str(getattr(error, "orig", None) or getattr(error, "strerror", None) or error)
     lower = what.lower()
     hint = next((hint for sign, hint in _HINTS if sign in lower), "see the error above")
     return f"ledger {path}: {what}; {hint}"
@@ -118,6 +121,24 @@ def _pragma(connection: Connection, pragma: str) -> None:
             if patience_s is None or "locked" not in str(error):
                 raise
             time.sleep(patience_s)
+
+
+def empty_log(connection: Connection, path: Path) -> bool:
+    """Bring what the log holds into the file itself, durably, and empty it. False while somebody is in the way.
+
+    When a sync of the log fails, the system counts its pages as written although the disk does not have them. Whoever
+    opens the log next finds that batch whole; what is appended behind it and synced, and so acknowledged, would be
+    lost with it at a power cut, because reading a log ends at its first hole. And a log that ends at a hole would take
+    the file back to what it was before: so the emptying is synced too, which SQLite leaves to the next commit."""
+    busy, _, _ = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()
+    log = path.with_name(path.name + "-wal")
+    if not busy and log.exists():
+        fd = os.open(log, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    return not busy
 
 
 @contextmanager
@@ -218,3 +239,9 @@ def is_outage(error: BaseException) -> bool:
         return True
     origin = getattr(error, "orig", error)
     return isinstance(origin, sqlite3.OperationalError) or type(origin) is sqlite3.DatabaseError
+
+
+def is_doubtful(error: BaseException) -> bool:
+    """Whether, after this error, what the log shows may not be on the disk: `empty_log` before going on."""
+    code: int = getattr(getattr(error, "orig", error), "sqlite_errorcode", 0)
+    return code & 0xFF == sqlite3.SQLITE_IOERR

@@ -70,9 +70,15 @@ class Writer(threading.Thread):
         self._batch_max, self._spool_max = batch_max, spool_max
         self._spool: list[Item] = []
         self._stopping_since: float | None = None
+        self._doubtful = False
         self._connection: Connection | None = store.writing(url)
         self._inode = path.stat().st_ino
         self._durable = True
+        try:  # a process before us may have ended on a disk that failed; whoever is in the way has opened it before us
+            store.empty_log(self._connection, path)
+        except (DBAPIError, OSError) as error:
+            self._connection.close()
+            raise LedgerUnavailable(store.explain(path, error)) from error
         self._failures = 0
         self._rehearse()
 
@@ -198,6 +204,11 @@ class Writer(threading.Thread):
         if self._connection is None:
             self._connection = store.writing(self._url)
             self._inode, self._durable = self._path.stat().st_ino, True
+        if self._doubtful:
+            if not store.empty_log(self._connection, self._path):
+                raise LedgerUnavailable(f"ledger {self._path}: after a disk error, what was written must be secured, and "
+                                        "a report or another process is reading; it goes on when they are done")
+            self._doubtful = False
         try:
             moved = self._path.stat().st_ino != self._inode
         except FileNotFoundError:
@@ -218,6 +229,7 @@ class Writer(threading.Thread):
             log.error("%s", what)
         self.problem = LedgerUnavailable(what, kept=True)
         self._failures += 1
+        self._doubtful |= store.is_doubtful(error)
         self._disconnect()
         told = [item.result(error=LedgerUnavailable(what, kept=item.entry is not None))
                 for item in self._spool if item.future is not None]

@@ -206,8 +206,8 @@ class Writer(threading.Thread):
             self._inode, self._durable = self._path.stat().st_ino, True
         if self._doubtful:
             if not store.empty_log(self._connection, self._path):
-                raise LedgerUnavailable(f"ledger {self._path}: after a disk error, what was written must be secured, and "
-                                        "a report or another process is reading; it goes on when they are done")
+                raise LedgerUnavailable(f"ledger {self._path}: after a disk error, what was written is to be secured, "
+                                        "and a report or another process is in the way; it goes on when they are done")
             self._doubtful = False
         try:
             moved = self._path.stat().st_ino != self._inode

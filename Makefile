@@ -22,7 +22,7 @@ crc = $(shell (pwd; cat $(1) pyproject.toml) | cksum | tr ' ' -)
 RUN_READY := $(VENV)/.run-$(call crc,requirements/run.txt)
 DEV_READY := $(VENV)/.dev-$(call crc,requirements/run.txt requirements/dev.txt)
 
-.PHONY: help run test lint lock accept cells sensitivity decision-bench week live live-replay test-vllm clean
+.PHONY: help run test lint lock accept cells sensitivity decision-bench week live live-replay disk test-vllm clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -58,6 +58,9 @@ live: $(DEV_READY) ## what the gateway learns of engines whose speed it is not t
 
 live-replay: $(DEV_READY) ## recorded traffic through the demo in real time, against what `breakeven replay` forecasts (5 minutes)
 	@exec $(VENV)/bin/python -m tests.bench.live_replay $(ARGS)
+
+disk: $(DEV_READY) ## every write, sync, truncation and opening of the ledger made to fail in turn; power cuts (3 minutes)
+	@exec $(VENV)/bin/python -m tests.disk $(ARGS)
 
 test-vllm: $(DEV_READY) ## the gateway against a real vLLM on this machine's CPU (once 2.3 GB, in .real-vllm/)
 	@[ -n "$$REAL_VLLM_URL" ] || $(VENV)/bin/python tests/vllm/start.py --install-only

@@ -1,6 +1,6 @@
 """Every n-th call fails in turn. Runs on a failing disk (tests.disk), where `sweep` starts it:
 
-    python -m tests.disk.nth FOLDER PLATTER write:ENOSPC:stuck sync:EIO:once ...
+    python -m tests.disk.nth FOLDER PLATTER STEP as-it-is write:ENOSPC:stuck sync:EIO:once ...
 
 For each fault and for n = 1, 2, 3, ... until a run meets no failure: a new ledger is opened and written to while the
 n-th call of that kind fails, `once` or until it is repaired (`stuck`). Prints one JSON object for each fault.
@@ -184,29 +184,33 @@ def sweep_one(folder: Path, platter: Path, fault: str, step: int = 1) -> dict[st
         finally:
             disk.heal()
         found["runs"] += 1
+        found["lost"] += sum("lost" in what for what in run.wrong)
+        found["wrong"] += [f"n={n}: {what}" for what in run.wrong]
         if not disk["failed"]:
-            found["calls"] = disk["calls"]
             return found
         found["faults"] += 1
         found["told"] += bool(run.told)
         found["recovered"] += not run.wrong
-        found["lost"] += sum("lost" in what for what in run.wrong)
-        found["wrong"] += [f"n={n}: {what}" for what in run.wrong]
         n += step
 
 
-def sweep(folder: Path, faults: Sequence[str] = FAULTS, step: int = 1) -> list[dict[str, Any]]:
-    """Start this module on a failing disk in `folder` and return what it found, one object for each fault."""
+def sweep(folder: Path, faults: Sequence[str] = FAULTS, step: int = 1, *,
+          careless: bool = False) -> list[dict[str, Any]]:
+    """Start this module on a failing disk in `folder` and return what it found, one object for each fault.
+    `careless`: with a journal that goes on after a failed sync as if it could be repeated, to see that it is seen."""
     disk = Disk(folder, folder / "on-it" / "ledger.db", early=30)
-    done = subprocess.run([sys.executable, "-m", "tests.disk.nth", str(folder / "on-it"), str(disk.platter),
-                           str(step), *faults], env={**os.environ, **disk.env}, capture_output=True, text=True,
+    how = "careless" if careless else "as-it-is"
+    done = subprocess.run([sys.executable, "-m", "tests.disk.nth", str(folder / "on-it"), str(disk.platter), str(step),
+                           how, *faults], env={**os.environ, **disk.env}, capture_output=True, text=True,
                           cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def main() -> None:
-    folder, platter, step, *faults = sys.argv[1:]
+    folder, platter, step, how, *faults = sys.argv[1:]
+    if how == "careless":
+        store.empty_log = lambda connection, path: True
     store.PRAGMAS.append("PRAGMA wal_autocheckpoint=12")  # so that the file itself is written to as well
     writer.RETRY_S = (0.002, 0.005)  # a hundred times as often as in life: there are hundreds of runs
     for fault in faults:

@@ -1,0 +1,37 @@
+"""The journal on a disk that fails at every n-th call, and when the power goes. `make disk` is the long form."""
+
+import errno
+import random
+
+import pytest
+
+from tests.disk.nth import sweep
+from tests.disk.power import cut_power
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("fault", "step", "at_least"), [
+    ("sync:EIO:stuck", 1, 15), ("sync:EIO:once", 1, 15), ("write:ENOSPC:stuck", 9, 15), ("write:EIO:once", 9, 15),
+    ("truncate:EIO:stuck", 1, 2), ("open:EROFS:stuck", 1, 5)])
+def test_nothing_acknowledged_is_lost_and_it_recovers_by_itself(tmp_path, fault, step, at_least):
+    """The file itself, the file after a power cut at that moment, and the closed file hold all that was acknowledged
+    and all that was kept; whoever was refused was told which file, what happened and what to do."""
+    [found] = sweep(tmp_path, [fault], step)
+    assert found["wrong"] == []
+    assert found["faults"] == found["recovered"] >= at_least, "every n, until a run meets no failure"
+    assert found["told"] >= found["faults"] // 2, "that it failed is not kept from those who wait"
+
+
+@pytest.mark.timeout(60)
+def test_a_journal_that_only_repeated_a_failed_sync_would_be_caught(tmp_path):
+    """The system counts the pages of a sync that failed as written: the next one succeeds without them."""
+    [found] = sweep(tmp_path, ["sync:EIO:stuck"], careless=True)
+    assert found["lost"] > 0 and any("after a power cut" in what for what in found["wrong"])
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("early", "error"), [(0, 0), (50, 0), (10, errno.EIO), (90, errno.ENOSPC)])
+def test_what_was_acknowledged_is_there_when_the_power_is_back(tmp_path, early, error):
+    for number in range(2):
+        cut = cut_power(tmp_path / str(number), random.Random(10 * early + number), early=early, error=error)
+        assert cut.acknowledged and not cut.lost and cut.wrong == []

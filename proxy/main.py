@@ -64,7 +64,7 @@ class Gateway:
         self.keys = KeyRing(settings.ledger) if settings.keys.required else None
         self.board = Board(settings, time.monotonic)
         self.planner = Planner(settings, self.board, self.prices)
-        self.dispatcher = Dispatcher(self.planner, time.monotonic)
+        self.dispatcher = Dispatcher(self.planner, time.monotonic, settings.server.line_max)
         self.totals = status.Totals()
         self.decided: deque[tuple[int, str, str, Plan]] = deque(maxlen=DECISIONS_KEPT)
         self.dispatcher.on_plan = self._decided

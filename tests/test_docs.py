@@ -37,7 +37,7 @@ from proxy.ledger.keys import TAGS_MAX
 from proxy.ledger.schema import metadata
 from proxy.main import DECISIONS_KEPT
 from proxy.reports.statement import build
-from proxy.server import dispatch, judge, relay
+from proxy.server import judge, relay
 from proxy.server.guard import CODES
 from proxy.signals import replica
 from proxy.wire import openai, sse
@@ -395,7 +395,7 @@ def test_every_limit_of_the_server_is_in_the_table_at_its_default():
 
 def test_figures_in_the_text_are_those_of_the_code():
     says = " ".join(page("docs/operating.md").split())
-    for bound in (dispatch.LINE_MAX, judge.UPSTREAMS_MAX, journal.QUEUE_MAX, journal.SPOOL_MAX, DECISIONS_KEPT,
+    for bound in (judge.UPSTREAMS_MAX, journal.QUEUE_MAX, journal.SPOOL_MAX, DECISIONS_KEPT,
                   TAGS_MAX, f"{openai.JSON_DEPTH_MAX}; {openai.CHOICES_MAX}; {openai.BATCH_MAX}",
                   f"{relay.ANSWER_BYTES_MAX >> 20} MiB; {sse.FRAME_BYTES_MAX >> 20} MiB"):
         assert f"| fixed | {bound} |" in says

@@ -54,6 +54,8 @@ class Server(BaseModel):
         ge=8, le=1000)
     in_flight_max: Int = setting(10_000, "Most requests at once", "Lower on small machines: beyond it the gateway "
         "answers 503 at once.", unit="requests", ge=1, le=1_000_000)
+    line_max: Int = setting(10_000, "Most requests waiting for room, for each pool of engines", "Lower on small "
+        "machines: beyond it requests go to the API at once, or are refused.", unit="requests", ge=1, le=1_000_000)
     drain_s: Float = setting(120.0, "Time to finish at shutdown", "As long as your longest answer; the "
         "orchestrator's grace period must be longer.", unit="seconds", ge=0, le=3600)
     first_byte_s: Float = setting(60.0, "Upstream's first byte", "Raise where prompts are very long.",

@@ -148,6 +148,11 @@ class Line:
         self._prefill_s[job.bin] += job.prefill_s
         self._count += 1
 
+    def ahead_of(self, job: Job) -> int:
+        """How many would start before `job` if it came now: all worth more, and its equals that can wait less."""
+        dearer = sum(len(self._bins[index]) for index in self._occupied(job.bin + 1))
+        return dearer + bisect_left(self._bins[job.bin], (job.latest, self._sequence + 1))
+
     def remove(self, job: Job) -> None:
         """Leave, for whatever reason. Idempotent."""
         if not job.waiting:

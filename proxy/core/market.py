@@ -15,7 +15,7 @@ from math import exp
 from proxy.core.bidprice import DemandHistogram
 from proxy.core.lengths import Stay
 from proxy.core.line import Job, Left, Line
-from proxy.core.room import Room
+from proxy.core.room import NEVER, Room
 
 PRICE_EVERY_S = 2.0
 ROOMS_MAX = 32  # looked at for one arrival, emptiest first: a thousand replicas cost no more than these
@@ -114,6 +114,14 @@ class Market:
         if not len(self.line):
             return []
         return self.line.leaving(now, self.reprice(now), self.rooms, self.starts_per_s(now))
+
+    def starts_in_s(self, job: Job, now: float) -> float:
+        """Seconds until `job` could start if it queued up now, behind those who would start before it."""
+        ahead = self.line.ahead_of(job)
+        if not ahead:
+            return 0.0
+        rate = self.starts_per_s(now)
+        return ahead / rate if rate > 0 else NEVER
 
     def starts_per_s(self, now: float) -> float:
         """Requests that the pool starts: as seen lately, or as many as end by Little's law, whichever is more."""

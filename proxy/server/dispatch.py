@@ -1,7 +1,8 @@
 """Late binding: a request waits here, not in an engine's queue, until a replica pulls it.
 
 The rules are the market's (`core.market`, `core.line`); this carries them out. Invariants: a request is in
-the line at most once; it leaves the line placed, at the end of its moment, or because its client left;
+the line at most once; it leaves the line placed, at the end of its moment, or because its client left; who
+stands no chance, and has nobody else, is told so when it comes and not when its moment has passed;
 whoever places it claims the room in the same breath, before any await, so no two requests take one slot.
 """
 
@@ -24,8 +25,8 @@ from proxy.signals.inflight import Claim
 from proxy.signals.replica import Replica
 
 LOOK_EVERY_S = 0.02  # how often the line is looked at while anyone waits and nothing else happens
-LINE_MAX = 10_000
-RETRY_AFTER_S = 2.0
+SURE = 0.6  # of its moment: behind more than starts in that time, a request that nobody else could serve is refused
+RETRY_AFTER_S, RETRY_AFTER_S_MAX = 2.0, 60.0
 OnGone = Callable[[Callable[[], object] | None], None]
 
 
@@ -54,8 +55,8 @@ class _Waiting:
 class Dispatcher:
     """Places calls of one process. Each pool of backends has a line of its own, so none waits behind another's."""
 
-    def __init__(self, planner: Planner, clock: Callable[[], float]) -> None:
-        self._planner, self._clock = planner, clock
+    def __init__(self, planner: Planner, clock: Callable[[], float], line_max: int = 10_000) -> None:
+        self._planner, self._clock, self._line_max = planner, clock, line_max
         self._timer: asyncio.TimerHandle | None = None
         self._soon: set[Pool] = set()  # pools that will be looked at in this turn of the loop
         self.on_plan: Callable[[Call, Plan], None] = lambda call, plan: None
@@ -78,16 +79,20 @@ class Dispatcher:
         plan = self._planner.plan(call, self._clock(), tried)
         if not tried and not again:
             self._planner.want(call, plan, self._clock())
+        crowded_s: float | None = None  # until it could have started, of one that did not even queue up
         while not plan.attempts and plan.wait_s > 0 and plan.job is not None:
             outcome: Outcome = "hopeless"
-            if len(market.line) < LINE_MAX:
+            starts_in_s = market.starts_in_s(plan.job, self._clock())
+            if len(market.line) >= self._line_max or (plan.job.stays and starts_in_s > SURE * plan.wait_s):
+                crowded_s = starts_in_s
+            else:
                 outcome = await self._wait(self._planner.pool(call), call, plan, plan.job, on_gone)
             if isinstance(outcome, Placement):
                 return outcome
             plan = self._planner.plan(call, self._clock(), tried, None if outcome == "again" else outcome)
         if plan.room is not None and plan.job is not None:
             market.take(plan.room, plan.job, self._clock())
-        return self._bind(call, plan)
+        return self._bind(call, plan, crowded_s)
 
     def reconsider(self) -> None:
         """The operator's switch was thrown: who waits is decided anew."""
@@ -167,15 +172,12 @@ class Dispatcher:
         except Exception as error:  # whoever waits is told, whatever it is
             waiting.future.set_exception(error)
 
-    def _bind(self, call: Call, plan: Plan) -> Placement:
+    def _bind(self, call: Call, plan: Plan, crowded_s: float | None = None) -> Placement:
         """Claim the room of the first attempt. Nothing may be awaited between the plan and this."""
         self.on_plan(call, plan)
         now = self._clock()
         if not plan.attempts:
-            refusal = plan.refusals[0] if plan.refusals else None
-            because = f" ({refusal.code})" if refusal else ""
-            raise Unavailable(f"No backend can serve model '{call.route.name}' now{because}. Please try again.",
-                              retry_after_s=RETRY_AFTER_S)
+            raise _unavailable(call, plan, crowded_s)
         attempt, demand = plan.attempts[0], call.demand
         uncached, due_s, expected = demand.prompt_tokens, NEVER, demand.output_tokens
         if attempt.replica is None:
@@ -191,6 +193,16 @@ class Dispatcher:
         claim = load.claim(demand.prompt_tokens, uncached, expected, demand.sequences, now, due_s)
         claim.told_s = attempt.ttft_s
         return Placement(attempt, plan, claim, now - call.arrived)
+
+
+def _unavailable(call: Call, plan: Plan, crowded_s: float | None) -> Unavailable:
+    """Why nothing serves it, and when it may come back; `crowded_s`: what the line ahead of it takes."""
+    if crowded_s is not None:
+        return Unavailable(f"Model '{call.route.name}' has more requests than it can answer in time. Please try again.",
+                           code="overloaded", retry_after_s=min(max(RETRY_AFTER_S, crowded_s), RETRY_AFTER_S_MAX))
+    because = f" ({plan.refusals[0].code})" if plan.refusals else ""
+    return Unavailable(f"No backend can serve model '{call.route.name}' now{because}. Please try again.",
+                       retry_after_s=RETRY_AFTER_S)
 
 
 def _resolve(job: Job, outcome: Outcome) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 
 import aiohttp
@@ -75,4 +76,52 @@ async def test_without_an_api_who_finds_no_room_in_time_is_told_so(tmp_path, mon
         answers = await asyncio.gather(*(there.post({**ask(number), "max_tokens": 200}) for number in range(12)))
         assert {status for status, _, _ in answers} == {200, 503}
         assert all("retry-after" in headers for status, headers, _ in answers if status == 503)
+        await there.until(lambda: at_rest(there))
+
+
+async def test_who_stands_no_chance_is_told_so_when_it_comes(tmp_path, monkeypatch):
+    """Two places of some 0.9 s each and a moment of 1.9 s: two or three may wait, whoever comes after them need not."""
+    async with crowded(tmp_path, monkeypatch, policy="self-hosted-only") as there:
+        line, longest = there.gateway.dispatcher, 0
+        for _ in range(2):  # how long an answer keeps its place is learned
+            await asyncio.gather(*(there.post(ask(number)) for number in range(2)))
+
+        async def one(number):
+            nonlocal longest
+            status, headers, body = await there.post(ask(number))
+            longest = max(longest, line.waiting)
+            return status, headers, json.loads(body)["error"] if status == 503 else None
+
+        asked = [asyncio.create_task(one(number)) for number in range(40)]
+        await there.until(lambda: sum(task.done() for task in asked) >= 30)
+        replica = there.gateway.board.replicas["llama"][0]
+        assert replica.load.in_flight == 2 and 1 <= line.waiting <= 8, "refused while the first are answered"
+        answers = await asyncio.gather(*asked)
+        refused = [(headers, error) for status, headers, error in answers if status == 503]
+        assert len(refused) >= 30
+        early = [(headers, error) for headers, error in refused if error["code"] == "overloaded"]
+        assert len(early) >= 30 and all(int(headers["retry-after"]) >= 2 for headers, _ in early)
+        assert all(headers["x-breakeven-reason"] == "overloaded" for headers, _ in early)
+        rows = await there.settled(44)
+        assert sum(row["reason"] == "overloaded" for row in rows) == len(early)
+        await there.until(lambda: at_rest(there))
+
+
+async def test_the_line_is_as_long_as_it_may_be_and_no_longer(tmp_path, monkeypatch):
+    async with world(tmp_path, monkeypatch, profile=SLOW, engine={"capacity": CAPACITY}, server={"line_max": 3},
+                     route={"wait_ms_max": 5000, "slo": {"ttft_ms": 20_000}}) as there:
+        running = [asyncio.create_task(there.post({**ask(number), "max_tokens": 120, "min_tokens": 120}))
+                   for number in range(2)]
+        await there.until(lambda: there.gateway.board.replicas["llama"][0].load.in_flight == 2)
+        waiting = [asyncio.create_task(there.post(ask(10 + number))) for number in range(3)]
+        await there.until(lambda: there.gateway.dispatcher.waiting == 3)
+        status, headers, _ = await there.post(ask(20))
+        assert status == 200 and headers["x-breakeven-backend"] == "api", "the fourth does not wait"
+        assert there.gateway.dispatcher.waiting == 3
+        there.gateway.switch("all-local")
+        await there.until(lambda: there.gateway.dispatcher.waiting == 3)
+        status, headers, body = await there.post(ask(21))
+        assert status == 503 and json.loads(body)["error"]["code"] == headers["x-breakeven-reason"] == "overloaded"
+        there.gateway.switch("all-api")
+        await asyncio.gather(*running, *waiting)
         await there.until(lambda: at_rest(there))

@@ -349,3 +349,21 @@ def test_one_request_however_large_cannot_make_the_price():
         histogram.add(0.001, 0.5, float(second))
     histogram.add(0.01, 1e9, 300.0)
     assert histogram.price(1.0, 300.0) == 0.0
+
+
+def test_how_many_would_start_first_is_told_before_anyone_queues_up():
+    line = Line()
+    for one in (job(0.001, latest=0.5), job(0.01, latest=1.0), job(0.01, latest=1.4), job(0.1, latest=9.0)):
+        line.add(one)
+    assert line.ahead_of(job(0.01, latest=1.2)) == 2, "the dearer one, and the equal that can wait less"
+    assert line.ahead_of(job(0.01, latest=1.4)) == 3, "an equal that came first goes first"
+    assert line.ahead_of(job(1.0, latest=99.0)) == 0 and len(line) == 4
+
+
+def test_when_it_could_start_is_what_is_ahead_at_the_rate_of_starts():
+    market = Market([room(running=8)])
+    assert market.starts_in_s(job(), 0.0) == 0.0, "nobody is ahead"
+    for _ in range(6):
+        market.line.add(job(latest=1.0))
+    assert market.starts_in_s(job(latest=2.0), 0.0) == pytest.approx(6 / market.starts_per_s(0.0))
+    assert market.starts_in_s(job(latest=0.5), 0.0) == 0.0

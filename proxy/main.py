@@ -71,10 +71,11 @@ class Gateway:
         self.upstreams: dict[tuple[str, int], Upstream] = {}
         self._exporters: dict[str, Upstream] = {}
         self._metrics = Metrics(self.board, self.planner, self.dispatcher, self.journal)
+        self.refused = self._metrics.refused
         self.handler = Handler(Doors(
             settings, settings.route_table(), self.keys, self.board, self.planner, self.dispatcher,
             Settlement(settings, self.planner), self.journal, self.upstreams, time.monotonic, self._observe,
-            self._metrics.refused))
+            self.refused))
         self.app = self._built(self.handler, operators=settings.server.admin is None)
         self.admin_app = None if settings.server.admin is None else self._built(None, operators=True)
         self._minutes = MinuteBook(settings, self.board)
@@ -87,7 +88,7 @@ class Gateway:
         server = self.settings.server
         return build(self, handler, self.keys, operators=operators, headers_max=server.headers_max,
                      header_bytes_max=server.header_bytes_max, stall_s=server.client_write_stall_s,
-                     refused=self._metrics.refused)
+                     body_s=server.body_s, refused=self.refused)
 
     # ---- life
 
@@ -217,13 +218,13 @@ class Server(uvicorn.Server):
     is drained with the other: they share what counts connections."""
 
     def __init__(self, gateway: Gateway, on_ready: Callable[[], None], admin: socket.socket | None = None) -> None:
-        super().__init__(http_config(gateway.app, gateway.settings))
+        super().__init__(http_config(gateway.app, gateway))
         self._gateway, self._on_ready, self._admin = gateway, on_ready, admin
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self._admin is not None:
-            config = http_config(self._gateway.admin_app, self._gateway.settings)
+            config = http_config(self._gateway.admin_app, self._gateway)
             config.load()
             self.servers.append(await asyncio.get_running_loop().create_server(
                 lambda: config.http_protocol_class(config=config, server_state=self.server_state,
@@ -258,12 +259,13 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
-def http_config(app: Any, settings: Settings) -> uvicorn.Config:
+def http_config(app: Any, gateway: Gateway) -> uvicorn.Config:
     """uvicorn's side of a listener. It speaks no WebSocket: an upgrade is ignored."""
+    server = gateway.settings.server
     return uvicorn.Config(
-        app, loop="uvloop", http=timed(settings.server.header_s), ws="none", lifespan="off", access_log=False,
-        log_config=None, server_header=False, date_header=True, timeout_keep_alive=75, backlog=4096,
-        timeout_graceful_shutdown=max(1, round(settings.server.drain_s)))
+        app, loop="uvloop", http=timed(server.header_s, server.body_s, server.header_bytes_max, gateway.refused),
+        ws="none", lifespan="off", access_log=False, log_config=None, server_header=False, date_header=True,
+        timeout_keep_alive=75, backlog=4096, timeout_graceful_shutdown=max(1, round(server.drain_s)))
 
 
 async def serve(settings: Settings, sock: socket.socket, on_ready: Callable[[], None],

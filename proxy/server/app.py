@@ -6,6 +6,7 @@ operators have a listener of their own, two applications are built, and neither 
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal, Protocol
@@ -19,6 +20,7 @@ from starlette.exceptions import HTTPException
 from proxy.core.errors import BodyTooLarge, GatewayError, InvalidRequest, MethodNotAllowed, NotFound
 from proxy.ledger.keys import Principal
 from proxy.server import auth
+from proxy.server.connection import FRAMING
 from proxy.server.exchange import Asgi, AsgiExchange, Receive, Scope, Send
 from proxy.server.guard import Guard
 from proxy.server.handler import Handler
@@ -47,8 +49,8 @@ class Operations(Protocol):
 class Door:
     """The ASGI application: data routes to the handler, the rest to FastAPI, the guard in front of both."""
 
-    def __init__(self, handler: Handler | None, app: Asgi, stall_s: float) -> None:
-        self._handler, self._app, self._stall_s = handler, app, stall_s
+    def __init__(self, handler: Handler | None, app: Asgi, stall_s: float, body_s: float) -> None:
+        self._handler, self._app, self._stall_s, self._body_s = handler, app, stall_s, body_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if (scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in ENDPOINTS
@@ -59,18 +61,23 @@ class Door:
             finally:
                 exchange.close()
         elif scope["type"] == "http":
-            await self._app(scope, _bounded(receive), _named(send))
+            await self._app(scope, _bounded(receive, self._body_s), _named(scope, send))
         else:
             await self._app(scope, receive, send)
 
 
-def _bounded(receive: Receive) -> Receive:
-    """`receive`, refusing a body that no operator's route needs: FastAPI reads it whole before it asks for the key."""
-    seen = 0
+def _bounded(receive: Receive, body_s: float) -> Receive:
+    """`receive`, refusing a body that no operator's route needs, or that takes longer than any of them may: FastAPI
+    reads it whole before it asks for the key."""
+    seen, ends_at = 0, asyncio.get_running_loop().time() + body_s
 
     async def bounded() -> Any:
         nonlocal seen
-        message = await receive()
+        try:
+            async with asyncio.timeout_at(ends_at):
+                message = await receive()
+        except TimeoutError:
+            raise HTTPException(408) from None
         seen += len(message.get("body", b""))
         if seen > OPERATORS_BODY_MAX:
             raise HTTPException(413)
@@ -79,11 +86,17 @@ def _bounded(receive: Receive) -> Receive:
     return bounded
 
 
-def _named(send: Send) -> Send:
-    """`send`, giving the answer an id to quote."""
+def _named(scope: Scope, send: Send) -> Send:
+    """`send`, giving the answer an id to quote. A body that was not asked for, or not waited for, ends the connection:
+    reading on would keep it busy for nothing."""
+    unread = any(name in FRAMING and value != b"0" for name, value in scope["headers"])
+
     async def named(message: Any) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message["headers"], (b"x-request-id", f"req_{secrets.token_hex(12)}".encode())]
+            more = [(b"x-request-id", f"req_{secrets.token_hex(12)}".encode())]
+            if unread and (scope["method"] != "POST" or message["status"] >= 400):
+                more.append((b"connection", b"close"))
+            message["headers"] = [*message["headers"], *more]
         await send(message)
 
     return named
@@ -98,7 +111,8 @@ class DrainBody(BaseModel):
 
 
 def build(operations: Operations, handler: Handler | None, keys: auth.KeyRing | None, *, operators: bool,
-          headers_max: int, header_bytes_max: int, stall_s: float, refused: Callable[[str], None]) -> Guard:
+          headers_max: int, header_bytes_max: int, stall_s: float, body_s: float,
+          refused: Callable[[str], None]) -> Guard:
     """The application of one listener. Without a handler it has no data routes, without `operators` none of theirs."""
     # Redirects would repeat a Host that nobody has vouched for.
     app = FastAPI(title="Breakeven", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
@@ -108,7 +122,7 @@ def build(operations: Operations, handler: Handler | None, keys: auth.KeyRing | 
         _model_routes(app, operations, _allow(keys, "application", "reader", "admin"))
     if operators:
         _operator_routes(app, operations, _allow(keys, "reader", "admin"), _allow(keys, "admin"))
-    return Guard(Door(handler, app, stall_s), headers_max, header_bytes_max, refused)
+    return Guard(Door(handler, app, stall_s, body_s), headers_max, header_bytes_max, refused)
 
 
 def _allow(keys: auth.KeyRing | None, *roles: str) -> Caller:
@@ -192,6 +206,8 @@ def _errors(app: FastAPI, data_paths: frozenset[str]) -> None:
     async def http(request: Request, error: HTTPException) -> Response:
         if error.status_code == 413:
             return _error(BodyTooLarge(f"The body is larger than {OPERATORS_BODY_MAX} bytes."))
+        if error.status_code == 408:
+            return _error(InvalidRequest("The body did not arrive in time.", code="body_timeout"))
         if request.scope["path"] in data_paths:
             return _error(MethodNotAllowed("This path takes POST only."), {"allow": "POST"})
         if error.status_code == 405:

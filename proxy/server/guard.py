@@ -1,9 +1,10 @@
 """The first thing a request meets: what is ambiguous or oversized goes no further.
 
-Sits in front of every route, as ASGI middleware. One well-formed Host; one length, in digits, never
-beside a transfer encoding; bounded headers without control characters; no compressed bodies. Refusals
-close the connection, because what follows on it cannot be trusted. (Two parsers measured side by side,
-and why httptools with this guard: `docs/decisions/0003`.)
+Sits in front of every route, as ASGI middleware. A plain target; one well-formed Host; one length, in digits, never
+beside a transfer encoding; no field twice that two readers could read differently; bounded heads without control
+characters; no compressed bodies. Refusals close the connection, because what follows on it cannot be trusted. What
+an application cannot see (trailers, slow heads, heads that never end) is refused in connection.py. (Two parsers
+measured side by side, and why httptools with this guard: `docs/decisions/0003`.)
 """
 
 from __future__ import annotations
@@ -16,46 +17,65 @@ from proxy.server.exchange import Asgi, Receive, Scope, Send
 from proxy.wire.openai import error_body
 
 HOST = re.compile(rb"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252})?|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+TARGET = re.compile(rb"/[!-\"$-~]*")  # origin form: no other host in it, no fragment, nothing but ASCII
 CODES = {400: "malformed_request", 415: "unsupported_media_type", 431: "request_header_fields_too_large"}
 CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+# Where one reader takes the first and another the last, both are right and the caller is two people.
+ONCE = frozenset((b"host", b"content-length", b"transfer-encoding", b"content-encoding", b"content-type",
+                  b"authorization", b"x-api-key", b"api-key", b"x-breakeven-tags", b"idempotency-key"))
+NAMES_ENCODED = b"/v1/models/"  # a model's name may hold a slash; no other path needs percent-encoding
 
 
-def objection(headers: list[tuple[bytes, bytes]], headers_max: int, bytes_max: int) -> tuple[int, str] | None:
+def objection(headers: list[tuple[bytes, bytes]], headers_max: int, bytes_max: int, target: bytes = b"/",
+              version: str = "1.1", method: str = "GET") -> tuple[int, str] | None:
     """(status, what is wrong) for a request head that must not go further; None for a sound one."""
     if len(headers) > headers_max:
         return 431, f"More than {headers_max} header fields."
-    if sum(len(name) + len(value) + 4 for name, value in headers) > bytes_max:
-        return 431, f"Header fields are larger than {bytes_max} bytes."
-    seen: dict[bytes, list[bytes]] = {}
+    if len(target) + sum(len(name) + len(value) + 4 for name, value in headers) > bytes_max:
+        return 431, f"The head of the request is larger than {bytes_max} bytes."
+    seen: dict[bytes, bytes] = {}
     for name, value in headers:
         if CONTROL.search(value):
             return 400, "A header field holds a control character."
-        if name in (b"host", b"content-length", b"transfer-encoding", b"content-encoding"):
-            seen.setdefault(name, []).append(value)
-    hosts = seen.get(b"host", [])
-    if len(hosts) != 1 or not HOST.fullmatch(hosts[0]):
+        if name in ONCE:
+            if name in seen:
+                return 400, f"The header field {name.decode()} is given twice."
+            seen[name] = value
+    return _bad_line(target, version, method) or _bad_framing(seen, version)
+
+
+def _bad_line(target: bytes, version: str, method: str) -> tuple[int, str] | None:
+    if version not in ("1.1", "1.0") or method == "CONNECT" or not TARGET.fullmatch(target):
+        return 400, "The request line must hold a path of this server and HTTP/1.1."
+    if b"%" in target.partition(b"?")[0] and not target.startswith(NAMES_ENCODED):
+        return 400, "The path must not be percent-encoded."
+    return None
+
+
+def _bad_framing(seen: dict[bytes, bytes], version: str) -> tuple[int, str] | None:
+    if not HOST.fullmatch(seen.get(b"host", b"")):
         return 400, "Exactly one well-formed Host header is required."
-    lengths, transfer = seen.get(b"content-length", []), seen.get(b"transfer-encoding", [])
-    if lengths and (transfer or len(lengths) > 1 or not re.fullmatch(rb"[0-9]{1,15}", lengths[0])):
+    length, transfer = seen.get(b"content-length"), seen.get(b"transfer-encoding")
+    if length is not None and (transfer is not None or not re.fullmatch(rb"[0-9]{1,15}", length)):
         return 400, "The length of the body is ambiguous."
-    if transfer and (len(transfer) > 1 or transfer[0].lower() != b"chunked"):
+    if transfer is not None and (transfer.lower() != b"chunked" or version == "1.0"):  # RFC 9112 section 6.1
         return 400, "The only transfer encoding accepted is chunked."
-    if any(value.lower() != b"identity" for value in seen.get(b"content-encoding", [])):
+    if seen.get(b"content-encoding", b"identity").lower() != b"identity":
         return 415, "Compressed request bodies are not accepted."
     return None
 
 
 class Guard:
-    """ASGI middleware around the whole application."""
+    """ASGI middleware around the whole application. Anything but HTTP is dropped."""
 
     def __init__(self, app: Asgi, headers_max: int, header_bytes_max: int, refused: Callable[[str], None]) -> None:
         self._app, self._headers_max, self._bytes_max, self._refused = app, headers_max, header_bytes_max, refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
             return
-        wrong = objection(scope["headers"], self._headers_max, self._bytes_max)
+        wrong = objection(scope["headers"], self._headers_max, self._bytes_max,
+                          scope.get("target", scope.get("raw_path", b"/")), scope["http_version"], scope["method"])
         if wrong is None:
             await self._app(scope, receive, send)
             return

@@ -23,7 +23,7 @@ RUN_READY := $(VENV)/.run-$(call crc,requirements/run.txt)
 DEV_READY := $(VENV)/.dev-$(call crc,requirements/run.txt requirements/dev.txt)
 
 .PHONY: help run test lint lock accept cells sensitivity decision-bench week live live-replay disk test-vllm clean
-.PHONY: overload
+.PHONY: fuzz overload
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -66,6 +66,9 @@ disk: $(DEV_READY) ## every write, sync, truncation and opening of the ledger ma
 overload: $(DEV_READY) ## three times what the engines can do: goodput, how soon the rest is refused, how soon it is over (2 minutes)
 	@exec $(VENV)/bin/python -m tests.bench.overload $(ARGS)
 
+fuzz: $(DEV_READY) ## the parsers under atheris, a minute each (Linux); ARGS="--seconds 600" for longer, --help for more
+	@exec $(VENV)/bin/python -m tests.fuzz $(ARGS)
+
 test-vllm: $(DEV_READY) ## the gateway against a real vLLM on this machine's CPU (once 2.3 GB, in .real-vllm/)
 	@[ -n "$$REAL_VLLM_URL" ] || $(VENV)/bin/python tests/vllm/start.py --install-only
 	@exec $(VENV)/bin/python -m pytest -p tests.skips -m vllm tests/vllm $(ARGS)
@@ -79,7 +82,7 @@ lock: ## requirements/*.txt from *.in; UPGRADE=1 takes newer versions, else only
 	$(COMPILE) --constraint requirements/dev.txt --output-file requirements/run.txt requirements/run.in
 
 clean: ## remove everything made here but the real vLLM (rm -r .real-vllm) and the ledger in data/
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .fuzz
 	find proxy tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:

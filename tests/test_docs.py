@@ -397,7 +397,7 @@ def test_figures_in_the_text_are_those_of_the_code():
     says = " ".join(page("docs/operating.md").split())
     for bound in (judge.UPSTREAMS_MAX, journal.QUEUE_MAX, journal.SPOOL_MAX, DECISIONS_KEPT,
                   TAGS_MAX, f"{openai.JSON_DEPTH_MAX}; {openai.CHOICES_MAX}; {openai.BATCH_MAX}",
-                  f"{relay.ANSWER_BYTES_MAX >> 20} MiB; {sse.FRAME_BYTES_MAX >> 20} MiB"):
+                  f"{relay.ANSWER_BYTES_MAX >> 20} MiB; {sse.FRAME_BYTES_MAX >> 10} KiB"):
         assert f"| fixed | {bound} |" in says
     for told in (f"{health.EJECT_S:.0f} s later, longer by as much each time, at most {health.EJECT_S_MAX:.0f} s",
                  f"no progress for {liveness.WEDGED_AFTER} stall budgets", f"at most {health.HOLD_OFF_S_MAX:.0f} s",

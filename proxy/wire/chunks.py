@@ -8,11 +8,15 @@ import orjson
 
 from proxy.core.usage import Usage
 from proxy.wire.endpoints import Endpoint
-from proxy.wire.scrub import scrub
+from proxy.wire.scrub import scrub, text_of
 from proxy.wire.usage import usage_from_dict
 
 ERROR_CHARS_MAX = 500
-CHOICES_MAX = 4096  # indices remembered; an upstream that invents more is not worth the memory
+CHOICES_MAX = 256  # of one stream, remembered one by one: twice what OpenAI's `n` allows
+FINGERPRINT_CHARS_MAX = 256
+
+_COUNTS = {"prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details", "completion_tokens_details"}
+_NUMBERS = {int, type(None)}
 
 
 class RunningUsage:
@@ -20,28 +24,43 @@ class RunningUsage:
 
     vLLM's chunk of choice `i` carries the tokens of that choice only. So a cut stream of several
     choices used the sum of the last count of each, and each prompt once; choices are numbered
-    prompt by prompt."""
+    prompt by prompt. Of more choices than CHOICES_MAX no sum is known."""
 
-    __slots__ = ("_endpoint", "_last", "_per_prompt", "simple")
+    __slots__ = ("_endpoint", "_last", "_per_prompt", "_seen", "_too_many", "simple")
 
     def __init__(self, endpoint: Endpoint, choices: int, prompts: int) -> None:
         self._endpoint = endpoint
         self._per_prompt = max(1, choices // max(1, prompts))
-        self._last: dict[int, dict[str, Any]] = {}
+        self._last: dict[int, Usage | dict[str, Any]] = {}  # a dict: short, and not read yet
+        self._seen = self._too_many = False
         self.simple = choices == 1  # whatever its index, the last count is the count
 
     def __bool__(self) -> bool:
-        return bool(self._last)
+        return self._seen
+
+    def note_short(self, usage: dict[str, Any]) -> None:
+        """A short count of a stream of one choice: kept as it is, and read when somebody asks."""
+        self._last[0], self._seen = usage, True
 
     def note(self, index: int, usage: dict[str, Any]) -> None:
-        if self.simple:
-            self._last[0] = usage
+        """Any count. Of what is not short only the numbers are kept: an upstream may add to it without end."""
+        self._seen = True
+        index = 0 if self.simple else index
+        short = usage.keys() <= _COUNTS and set(map(type, usage.values())) <= _NUMBERS
+        read = usage if short else usage_from_dict(usage, self._endpoint)
+        if read is None:
+            self._last.pop(index, None)
         elif index in self._last or len(self._last) < CHOICES_MAX:
-            self._last[index] = usage
+            self._last[index] = read
+        else:
+            self._too_many = True
 
     def usage(self) -> Usage | None:
         """None when no usable count came."""
-        read = {index: usage_from_dict(usage, self._endpoint) for index, usage in self._last.items()}
+        if self._too_many:
+            return None
+        read = {index: usage_from_dict(usage, self._endpoint) if isinstance(usage, dict) else usage
+                for index, usage in self._last.items()}
         counts = {index: usage for index, usage in read.items() if usage is not None}
         if len(counts) <= 1:
             return next(iter(counts.values()), None)
@@ -61,7 +80,7 @@ class RunningUsage:
 
 def text_bytes(choices: list[dict[str, Any]]) -> int:
     """Bytes of what the choices carry: content, reasoning, refusal, tool calls; anything else
-    that is not empty, such as audio, counts as one."""
+    that is not empty, such as audio or calls nested beyond writing, counts as one."""
     size = 0
     for choice in choices:
         delta = choice.get("delta")
@@ -76,14 +95,21 @@ def _size(name: str, value: Any) -> int:
         return 0
     if isinstance(value, str):
         return len(value) if value.isascii() else len(value.encode("utf-8", "replace"))
-    return len(orjson.dumps(value)) if name in ("tool_calls", "function_call") else 1
+    if name not in ("tool_calls", "function_call"):
+        return 1
+    try:
+        return len(orjson.dumps(value))
+    except orjson.JSONEncodeError:  # parsing goes deeper than writing
+        return 1
 
 
 def with_payload(frame: bytes, old: bytes, new: bytes) -> bytes:
     """The frame with other data; data on several lines stays on several lines."""
-    at = frame.find(old)
-    if at >= 0:
-        return frame[:at] + new + frame[at + len(old):]
+    for field in (b"data: ", b"data:") if b"\n" not in old else ():
+        at = frame.find(field + old)
+        if at == 0 or (at > 0 and frame[at - 1] in b"\r\n"):  # not the same words in a comment
+            at += len(field)
+            return frame[:at] + new + frame[at + len(old):]
     return b"".join(b"data: " + line + b"\n" for line in new.split(b"\n")) + b"\n"
 
 
@@ -99,8 +125,9 @@ def stamped(frame: bytes, fingerprint: str) -> bytes:
 def error_text(problem: Any) -> str:
     """What an upstream says went wrong, bounded and scrubbed."""
     if isinstance(problem, dict):
-        problem = problem.get("message") or problem.get("type") or "the upstream reported an error"
-    return scrub(str(problem)[:4 * ERROR_CHARS_MAX])[:ERROR_CHARS_MAX]
+        problem = problem.get("message") or problem.get("type")
+    text = text_of(problem) or "the upstream reported an error"
+    return scrub(text[:4 * ERROR_CHARS_MAX])[:ERROR_CHARS_MAX]
 
 
 def is_object(payload: bytes) -> bool:

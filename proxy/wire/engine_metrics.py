@@ -16,10 +16,13 @@ from math import isfinite
 
 from proxy.wire.engine_names import ENGINE_NAMES, Names
 
-SERIES_MAX = 4096  # per name, of all its label sets
+LINES_MAX = 1 << 16
+SERIES_MAX = 8192  # wanted ones; a large deployment has some hundreds
+LINE_BYTES_MAX = 1 << 14  # of a wanted one
+KV_TOKENS_MAX = 1 << 48  # far above any memory: a broken page, not a capacity
 
-_LABELS = re.compile(rb'\{((?:[^"}]|"(?:[^"\\]|\\.)*")*)\}\s*(\S+)')
-_LABEL = re.compile(rb'([A-Za-z_][A-Za-z0-9_]*)\s*=\s*"((?:[^"\\]|\\.)*)"')
+_LABELS = re.compile(rb'\{((?:[^"}]++|"(?:[^"\\]++|\\.)*+")*+)\}\s*(\S+)')
+_LABEL = re.compile(rb'([A-Za-z_][A-Za-z0-9_]*+)\s*+=\s*+"((?:[^"\\]++|\\.)*+)"')
 
 Series = tuple[dict[str, str], float | None]
 
@@ -148,23 +151,30 @@ def _counter_names(candidates: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _series(page: bytes | str, wanted: frozenset[bytes]) -> dict[str, list[Series]]:
-    """The wanted lines, taken apart: name -> (labels, value) of each series."""
+    """The wanted lines, taken apart: name -> (labels, value) of each series. A page over the limits
+    says nothing: half a page would make a busy engine look idle."""
     if isinstance(page, str):
         page = page.encode("utf-8", "replace")
     found: dict[str, list[Series]] = {}
+    if page.count(b"\n") > LINES_MAX:
+        return found
+    left = SERIES_MAX
     for line in page.split(b"\n"):
         name = line.partition(b"{")[0]
         if name == line:
             name = line.partition(b" ")[0]
         if name in wanted:
-            series = found.setdefault(name.decode(), [])
-            if len(series) < SERIES_MAX:
-                series.append(_parse(line, len(name)))
+            if not left:
+                return {}
+            left -= 1
+            found.setdefault(name.decode(), []).append(_parse(line, len(name)))
     return found
 
 
 def _parse(line: bytes, at: int) -> Series:
     """Labels and value of one line; a value that is none is None."""
+    if len(line) > LINE_BYTES_MAX:
+        return {}, None
     if line[at:at + 1] != b"{":
         rest = line[at:].split()
         return {}, _value(rest[0]) if rest else None
@@ -221,19 +231,22 @@ def _capacity(found: dict[str, list[Series]], names: Names, values: dict[str, fl
     """KV tokens of all engines: the engine's own figure where it gives one (it knows of hybrid
     layers and context parallelism), else block size times blocks."""
     if (direct := values.get("kv_tokens_capacity")) is not None:
-        return int(direct)
+        return int(direct) if direct <= KV_TOKENS_MAX else None
     block, blocks = values.get("block_tokens"), values.get("blocks")
     if block is not None and blocks is not None:
-        return int(block * blocks) or None
+        return int(block * blocks) or None if block * blocks <= KV_TOKENS_MAX else None
     total = 0
     for name, (block_label, blocks_label) in names.cache_info.items():
         for labels, _ in _pick(found, (name,)):
-            own = labels.get("kv_cache_size_tokens", "")
-            block_text, blocks_text = labels.get(block_label, ""), labels.get(blocks_label, "")
-            if own.isdecimal():
-                total += int(own)
-            elif block_text.isdecimal() and blocks_text.isdecimal():
-                total += int(block_text) * int(blocks_text)
-            else:
+            own = _whole(labels.get("kv_cache_size_tokens", ""))
+            if own is None:
+                block, blocks = _whole(labels.get(block_label, "")), _whole(labels.get(blocks_label, ""))
+                own = block * blocks if block is not None and blocks is not None else None
+            if own is None:
                 return None
-    return total or None
+            total += own
+    return total if 0 < total <= KV_TOKENS_MAX else None
+
+
+def _whole(text: str) -> int | None:
+    return int(text) if text.isdecimal() and len(text) <= 16 else None

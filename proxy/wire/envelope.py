@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from proxy.core.errors import GatewayError
-from proxy.wire.scrub import scrub
+from proxy.wire.scrub import scrub, text_of
 from proxy.wire.sse import data_frame
 
 MESSAGE_BYTES_MAX = 4096
@@ -105,9 +105,7 @@ def _read(body: bytes) -> dict[str, Any]:
         found = {name: document.get(name) for name in ("type", "param", "code")}
         message = next((document[name] for name in ("message", "error", "detail", "error_msg")
                         if document.get(name)), "")
-    if not isinstance(message, str):
-        message = orjson.dumps(message).decode() if message else ""
-    found["message"] = message[:READ_BYTES_MAX]
+    found["message"] = text_of(message)[:READ_BYTES_MAX]
     return found
 
 

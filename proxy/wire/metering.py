@@ -31,6 +31,7 @@ import orjson
 from proxy.core.usage import Usage
 from proxy.wire.chunks import (
     CHOICES_MAX,
+    FINGERPRINT_CHARS_MAX,
     RunningUsage,
     error_text,
     is_object,
@@ -40,10 +41,11 @@ from proxy.wire.chunks import (
 )
 from proxy.wire.endpoints import Endpoint
 from proxy.wire.openai import Strip
-from proxy.wire.sse import FRAME_BYTES_MAX, FrameSplitter, FrameTooLong, frame_data
-from proxy.wire.usage import tail_member, tier_of, top_member, usage_from_dict
+from proxy.wire.sse import DONE_FRAME, FRAME_BYTES_MAX, FrameSplitter, FrameTooLong, frame_data
+from proxy.wire.usage import tail_member, tier_of, usage_from_dict, without_member
 
 COMMENT_BYTES_MAX = 16_384  # heartbeats that may pile up behind a held chunk
+HELD_BYTES_MAX = 32_768  # a longer chunk is not held: it goes without its fingerprint
 
 _TEXT_KEYS = {
     Endpoint.CHAT: (b'"content":"', b'"reasoning_content":"', b'"reasoning":"', b'"arguments":"'),
@@ -57,7 +59,10 @@ _STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*(?=")')
 
 class StreamMeter:
     """Meters one stream; see the module. `choices` is how many the answer will have (n times the
-    prompts), `prompts` how many prompts it answers."""
+    prompts), `prompts` how many prompts it answers.
+
+    Between two calls at most 1 MiB is kept, whatever the upstream sends: a frame that has not ended
+    (with what a growing buffer takes besides), a held chunk, the end, and a few facts of each choice."""
 
     def __init__(self, endpoint: Endpoint, *, strip: Strip, choices: int = 1, prompts: int = 1,
                  fingerprint: str | None = None, frame_bytes_max: int = FRAME_BYTES_MAX) -> None:
@@ -165,7 +170,9 @@ class StreamMeter:
             if member is None or not self._running.simple:
                 return self._closely(frame)
             if member[2] is not None:
-                self._running.note(0, member[2])
+                if type(member[2]) is not dict:
+                    return self._closely(frame)
+                self._running.note_short(member[2])
             if self._strip is Strip.ALL or (self._strip is Strip.RUNNING and member[2] is not None):
                 frame = frame[:member[0] + 6] + frame[member[1] + 6:]
         self.content_frames += 1
@@ -209,8 +216,10 @@ class StreamMeter:
         # usage-only chunk follows.
         lone = self._strip is Strip.RUNNING and self._final is not None and seen is not frame
         if ending and (self._strip is Strip.ALL or lone):
-            self._held = (frame, seen)
-            return before
+            if len(frame) <= HELD_BYTES_MAX:
+                self._held = (frame, seen)
+                return before
+            return before + (frame if lone else seen)
         return before + seen
 
     def _read(self, choices: list[dict[str, Any]]) -> bool:
@@ -218,8 +227,9 @@ class StreamMeter:
         ending = False
         for choice in choices:
             reason, index = choice.get("finish_reason"), choice.get("index")
-            if isinstance(reason, str) and reason and len(self._finished) < CHOICES_MAX:
-                self._finished[index if isinstance(index, int) else 0] = reason[:64]
+            if isinstance(reason, str) and reason:
+                if len(self._finished) < CHOICES_MAX:
+                    self._finished[index if isinstance(index, int) else 0] = reason[:64]
                 ending = True
         if size := text_bytes(choices):
             self.content_frames += 1
@@ -243,10 +253,7 @@ class StreamMeter:
         quick = tail_member(payload, payload.find(b'"usage"'))
         if quick is not None:
             return with_payload(frame, payload, payload[:quick[0]] + payload[quick[1]:])
-        cut = payload
-        while (span := top_member(cut, b"usage")) is not None:
-            cut = cut[:span[0]] + cut[span[1]:]
-        return with_payload(frame, payload, cut)
+        return with_payload(frame, payload, without_member(payload, b"usage"))
 
     def _release(self, usage_follows: bool = False, fingerprint: Any = None) -> bytes:
         """The held chunk, now that what follows shows how the client would have seen it."""
@@ -256,7 +263,8 @@ class StreamMeter:
         self._held, self._comments = None, b""
         if self._strip is Strip.RUNNING:
             return (seen if usage_follows else raw) + comments
-        if usage_follows and isinstance(fingerprint, str) and stamped(seen, fingerprint) is not seen:
+        if (usage_follows and isinstance(fingerprint, str) and len(fingerprint) <= FINGERPRINT_CHARS_MAX
+                and stamped(seen, fingerprint) is not seen):
             self.fingerprint = fingerprint
         return (stamped(seen, self.fingerprint) if self.fingerprint else seen) + comments
 
@@ -271,7 +279,8 @@ class StreamMeter:
     def _ended(self, frame: bytes) -> bytes:
         before = self._release()
         if not self._stopped and not self.done:
-            self.done, self._plain, self._end = True, False, frame
+            self.done, self._plain = True, False
+            self._end = frame if len(frame) <= COMMENT_BYTES_MAX else DONE_FRAME
         return before
 
     def _stop(self, *, error: str | None = None, malformed: str | None = None) -> bytes:

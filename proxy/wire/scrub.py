@@ -6,6 +6,9 @@ and HTTP stacks name hosts and URLs. What is taken out is replaced by a word tha
 from __future__ import annotations
 
 import re
+from typing import Any
+
+import orjson
 
 REDACTED = "[redacted]"
 UPSTREAM = "[upstream]"
@@ -32,7 +35,18 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?<![\w/+-])(?=[\w/+-]*\d)(?=[\w/+-]*[a-z])[\w/+-]{40,}={0,2}", REDACTED),
     ))
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]+")
-_ALIASES = re.compile(r"\s*Valid aliases:.*", re.DOTALL)  # vLLM lists what else it serves
+_ALIASES = re.compile(r"(?<!\s)\s*+Valid aliases:.*", re.DOTALL)  # vLLM lists what else it serves
+
+
+def text_of(value: Any) -> str:
+    """What an upstream put where a message belongs, as text: JSON if it is none. Parsing goes deeper
+    than writing does, so what is nested beyond that has no text."""
+    if isinstance(value, str):
+        return value
+    try:
+        return orjson.dumps(value).decode() if value else ""
+    except orjson.JSONEncodeError:
+        return ""
 
 
 def scrub(text: str) -> str:

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import re
 
-FRAME_BYTES_MAX = 1 << 20
-PIECE_BYTES = 1 << 18  # what is copied at a time, so that a huge read cannot double itself
+FRAME_BYTES_MAX = 1 << 19  # all that a stream keeps is at most twice this; see StreamMeter
+PIECE_BYTES = 1 << 16  # what is copied at a time, so that a huge read cannot double itself
 
 DONE_FRAME = b"data: [DONE]\n\n"
 BOM = b"\xef\xbb\xbf"
@@ -99,6 +99,8 @@ class FrameSplitter:
 def frame_data(frame: bytes) -> bytes | None:
     """The frame's data, lines joined by `\\n`; None when it has no `data` field (a comment, an
     `id`, a heartbeat)."""
+    if b"data" not in frame:
+        return None
     if frame[:6] == b"data: " and frame[-2:] == b"\n\n" and frame.find(b"\n") == len(frame) - 2:
         data = frame[6:-2]
         if b"\r" not in data:

@@ -19,8 +19,9 @@ from proxy.wire.endpoints import Endpoint
 
 TOKENS_MAX = 1 << 31  # above any batch an endpoint takes; more is a broken upstream, not a bill
 TAIL_BYTES_MAX = 4096  # what may follow the usage for the quick look to be quick
+USAGE_BYTES_MAX = 4096  # and how long the usage itself may be
 
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]]', re.DOTALL)
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\]]', re.DOTALL)
 _COLON = re.compile(rb"\s*:\s*")
 _COMMA = re.compile(rb"\s*,\s*")
 _SCALAR = re.compile(rb"[^\s,}\]]+")
@@ -109,24 +110,27 @@ def tail_member(text: bytes, at: int) -> tuple[int, int, Any] | None:
     if text[value_at:value_at + 4] == b"null":
         end, value = value_at + 4, None
     else:
-        end = text.find(b"}", value_at) + 1
+        most = value_at + USAGE_BYTES_MAX
+        end = text.find(b"}", value_at, most) + 1
         while end and text.count(b"{", value_at, end) > text.count(b"}", value_at, end):
-            end = text.find(b"}", end) + 1
+            end = text.find(b"}", end, most) + 1
         try:
             value = orjson.loads(text[value_at:end])
         except orjson.JSONDecodeError:
             return None
-    if text[end:] != b"}":
+    if len(text) != end + 1 or text[end] != 0x7D:
         rest = text[end:].rstrip() if len(text) - end <= TAIL_BYTES_MAX else b""
         if rest[-1:] != b"}" or rest.count(b"}") != 1 or b'"usage"' in rest:
             return None
     return at - 1, end, value
 
 
-def top_member(text: bytes, name: bytes) -> tuple[int, int] | None:
-    """Where the outermost object's member `name` lies, one of its commas included; None when it
-    has none. Exact for any valid JSON, and slow: for what `tail_member` gave up."""
+def without_member(text: bytes, name: bytes) -> bytes:
+    """`text` without the outermost object's members `name`, each cut with one of its commas: the one
+    before it if a member that stays comes before. Exact for any valid JSON and linear, but slow: for
+    what `tail_member` gave up."""
     depth, key, tokens = 0, b'"' + name + b'"', _TOKEN.finditer(text)
+    kept, pieces, stays = 0, [], False
     for token in tokens:
         first = text[token.start()]
         if first in b"{[":
@@ -134,8 +138,18 @@ def top_member(text: bytes, name: bytes) -> tuple[int, int] | None:
         elif first in b"}]":
             depth -= 1
         elif depth == 1 and token[0] == key and (colon := _COLON.match(text, token.end())):
-            return _with_comma(text, token.start(), _value_end(text, colon.end(), tokens))
-    return None
+            start, end = token.start(), _value_end(text, colon.end(), tokens)
+            if stays:
+                while text[start - 1] in b" \t\r\n":
+                    start -= 1
+                start -= 1
+            elif comma := _COMMA.match(text, end):
+                end = comma.end()
+            pieces.append(text[kept:start])
+            kept = end
+        elif depth == 1:
+            stays = True
+    return b"".join([*pieces, text[kept:]])
 
 
 def _value_end(text: bytes, at: int, tokens: Iterator[re.Match[bytes]]) -> int:
@@ -149,14 +163,6 @@ def _value_end(text: bytes, at: int, tokens: Iterator[re.Match[bytes]]) -> int:
         if depth == 0:
             return token.end()
     return len(text)
-
-
-def _with_comma(text: bytes, start: int, end: int) -> tuple[int, int]:
-    before = text[:start].rstrip()
-    if before[-1:] == b",":
-        return len(before) - 1, end
-    after = _COMMA.match(text, end)  # the first member takes the comma behind it along
-    return start, after.end() if after else end
 
 
 class _Details:

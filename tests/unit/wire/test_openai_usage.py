@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from proxy.core.usage import Usage
 from proxy.wire.endpoints import Endpoint
-from proxy.wire.usage import read_usage, served_tier, tail_member, top_member, usage_from_dict
+from proxy.wire.usage import read_usage, served_tier, tail_member, usage_from_dict, without_member
 
 SAMPLES = Path(__file__).parents[2] / "samples" / "vllm"
 CHAT, EMBEDDINGS = Endpoint.CHAT, Endpoint.EMBEDDINGS
@@ -133,15 +133,23 @@ def test_a_member_is_cut_out_exactly_whatever_else_looks_like_it(document, space
     if spaced:
         text = orjson.dumps(document, option=orjson.OPT_INDENT_2)
     rest = {name: value for name, value in document.items() if name != "usage"}
-    span = top_member(text, b"usage")
-    assert (span is not None) == ("usage" in document)
-    if span:
-        assert orjson.loads(text[:span[0]] + text[span[1]:]) == rest
+    assert orjson.loads(without_member(text, b"usage")) == rest
+    assert "usage" in document or without_member(text, b"usage") == text
     for at in (match.start() for match in re.finditer(b'"usage"', text)):
         quick = tail_member(text, at)
         if quick:
             assert quick[2] == document["usage"]
             assert orjson.loads(text[:quick[0]] + text[quick[1]:]) == rest
+
+
+@pytest.mark.parametrize(("text", "rest"), [
+    (b'{"usage":1,"usage":[2]}', b"{}"),
+    (b'{"usage":1 , "usage":2,"a":3}', b'{"a":3}'),
+    (b'{"a":{"usage":1} , "usage":"x","usage":{"usage":3}}', b'{"a":{"usage":1} }'),
+    (b'{"usage":null,"a":"usage" ,\n"usage":4,"b":5,"usage":6 }', b'{"a":"usage" ,"b":5 }'),
+])
+def test_a_member_given_several_times_is_cut_out_each_time(text, rest):
+    assert without_member(text, b"usage") == rest
 
 
 def test_megabytes_of_embeddings_are_not_parsed_for_their_usage():

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import os
 import time
 import weakref
@@ -42,6 +43,9 @@ SPOOL_MAX = 100_000  # entries kept in memory while the ledger cannot be written
 BATCH_MAX = 1_000  # rows in one commit
 ASIDE_S = 0.001  # how often a busy event loop steps aside for the writer, and
 PAUSE_S = 0.000_02  # for how long
+MARK_RETRY_S = 0.2  # after a mark that could not be written, how often that is tried again, at most
+
+log = logging.getLogger("breakeven.ledger")
 
 
 class Journal:
@@ -55,6 +59,8 @@ class Journal:
         self._queue_max = queue_max
         self._writer: Writer | None = None
         self._marks: Marks | None = None
+        self._unmarked: LedgerUnavailable | None = None  # why no marks can be left at the moment
+        self._mark_again_at = 0.0
         self._outstanding = 0
         self._stepping_aside: asyncio.AbstractEventLoop | None = None
 
@@ -63,10 +69,15 @@ class Journal:
         if self._writer is None:
             store.prepare(self.url)
             try:
-                self._marks = Marks(self.path)
-                self._writer = Writer(self.url, self.path, self._marks, **self._limits)
+                marks_ = Marks(self.path)
+                try:
+                    self._writer = Writer(self.url, self.path, marks_, **self._limits)
+                except BaseException:
+                    marks_.close()
+                    raise
             except OSError as error:
                 raise LedgerUnavailable(store.explain(self.path, error)) from error
+            self._marks, self._unmarked = marks_, None
             self._writer.start()
             _open_journals.add(self)
         return self
@@ -79,15 +90,18 @@ class Journal:
 
     @property
     def healthy(self) -> bool:
-        """Whether the last write succeeded and the writer lives."""
-        return self._writer is not None and self._writer.is_alive() and self._writer.problem is None
+        """Whether the last write succeeded and the writer lives. Asking tries marks again that could not be left: while
+        nothing is accepted, nobody else does."""
+        return (self._writer is not None and self._writer.is_alive() and self._writer.problem is None
+                and self._marking())
 
     @property
     def problem(self) -> str | None:
         """Why it is not healthy, for the operator."""
         if self._writer is None:
             return f"ledger {self.path}: not open"
-        return None if self._writer.problem is None else self._writer.problem.message
+        problem = self._writer.problem or self._unmarked
+        return None if problem is None else problem.message
 
     @property
     def waiting(self) -> int:
@@ -116,7 +130,7 @@ class Journal:
         try:
             self._marks.add(intent)
         except OSError as error:
-            raise LedgerUnavailable(store.explain(self.path, error)) from error
+            raise self._not_marked(error) from error
 
     async def reserve(self, hold: Hold) -> Refused | None:
         """Hold the most that an attempt may cost, in all of its budgets or in none: then the one that refused.
@@ -223,6 +237,25 @@ class Journal:
             raise LedgerUnavailable(f"ledger {self.path}: {self._queue_max} entries are waiting to be written; "
                                     "the disk is too slow for the traffic")
         return writer
+
+    def _marking(self) -> bool:
+        """Whether marks can be left."""
+        if self._unmarked is not None and self._marks is not None and time.monotonic() >= self._mark_again_at:
+            try:
+                self._marks.probe()
+            except OSError as error:
+                self._not_marked(error)
+            else:
+                self._unmarked = None
+                log.warning("ledger %s: marks can be left again", self.path)
+        return self._unmarked is None
+
+    def _not_marked(self, error: OSError) -> LedgerUnavailable:
+        why = LedgerUnavailable(store.explain(self.path, error))
+        if self._unmarked is None:
+            log.error("%s", why.message)
+        self._unmarked, self._mark_again_at = why, time.monotonic() + MARK_RETRY_S
+        return why
 
     def _forget(self) -> None:
         """In a forked child: the thread is not here, and the parent's connection must not be touched."""

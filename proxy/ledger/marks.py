@@ -11,6 +11,7 @@ microseconds instead of for the disk; it is a line of JSON, and a line that was 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
@@ -42,7 +43,7 @@ class Marks:
             if path.exists():  # else a sweep took it for a dead one's before it was locked
                 break
             os.close(self._fd)
-        self._size, self._rewrite_at = 0, REWRITE_BYTES
+        self._size, self._rewrite_at, self._torn = 0, REWRITE_BYTES, False
 
     def __len__(self) -> int:
         return len(self._open)
@@ -70,14 +71,21 @@ class Marks:
             os.close(self._fd)
             self._fd = -1
 
+    def probe(self) -> None:
+        """Write something that means nothing. OSError while that is not possible."""
+        self._append(b"\n")
+
     def _append(self, line: bytes) -> None:
+        """A write that fails may leave half a line: it counts for nothing, and must not spoil the next one."""
         if self._size > self._rewrite_at:
             self._rewrite()
-        written = os.write(self._fd, line)
+        data = b"\n" + line if self._torn else line
+        self._torn = True
+        written = os.write(self._fd, data)
         self._size += written
-        if written < len(line):  # the disk is full: a half line counts for nothing, and must not spoil the next
-            os.write(self._fd, b"\n")
-            raise OSError(28, "No space left on device")
+        if written < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._torn = False
 
     def _rewrite(self) -> None:
         """A new file with what is open, put in the old one's place: whoever reads finds one or the other."""
@@ -88,13 +96,14 @@ class Marks:
         try:
             lines = b"".join(list(self._open.values()))  # at once: the writer's thread removes what is settled
             if os.write(fd, lines) < len(lines):
-                raise OSError(28, "No space left on device")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.replace(fresh, path)
         except OSError:
             os.close(fd)
             raise
         os.close(self._fd)
         self._fd, self._size, self._rewrite_at = fd, len(lines), max(REWRITE_BYTES, 4 * len(lines))
+        self._torn = False
 
 
 class Orphans:

@@ -1,10 +1,16 @@
 """The journal on a disk that fails at every n-th call, and when the power goes. `make disk` is the long form."""
 
 import errno
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+from proxy.ledger import marks
+from tests.disk import Disk
 from tests.disk.nth import sweep
 from tests.disk.power import cut_power
 
@@ -35,3 +41,39 @@ def test_what_was_acknowledged_is_there_when_the_power_is_back(tmp_path, early, 
     for number in range(2):
         cut = cut_power(tmp_path / str(number), random.Random(10 * early + number), early=early, error=error)
         assert cut.acknowledged and not cut.lost and cut.wrong == []
+
+
+MARKS = """
+import errno, sys
+from pathlib import Path
+from proxy.core.entries import Intent
+from proxy.ledger.marks import Marks
+from tests.disk import WRITE, Disk
+
+def intent(name):
+    return Intent(name, 1, 0, "chat", "k", "", "b", "gpu", "m", "/v1", 10, 5, "")
+
+marks, disk = Marks(Path(sys.argv[1])), Disk.of_this_process()
+marks.add(intent("before"))
+disk.fail(WRITE, int(sys.argv[2]))
+for _ in range(2):
+    try:
+        marks.add(intent("never sent"))
+    except OSError:
+        print("refused")
+disk.heal()
+marks.add(intent("after"))
+"""
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+def test_half_a_mark_does_not_spoil_the_next(tmp_path, error):
+    ledger = tmp_path / "on-it" / "ledger.db"
+    ledger.parent.mkdir()
+    disk = Disk(tmp_path, ledger)
+    done = subprocess.run([sys.executable, "-c", MARKS, str(ledger), str(error)], env={**os.environ, **disk.env},
+                          capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.stdout == "refused\n" * 2, done.stderr
+    [left] = marks.left_behind(ledger)
+    assert [one.request_id for one in left.intents] == ["before", "after"]
+    left.forget()

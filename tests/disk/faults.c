@@ -47,7 +47,7 @@ static struct control *control;
 static const char *watched, *platter;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static struct file files[FILES];
-static __thread int half_written;
+static __thread int half_written = -1; /* the file of which a full disk has just taken half */
 
 #define REAL(name) static __typeof__(&name) real; if (!real) real = (__typeof__(real))dlsym(RTLD_NEXT, #name)
 
@@ -185,18 +185,22 @@ static void folder_synced(const char *folder) {
 
 /* ------------------------------------------------------------------ the calls */
 
+/* Whether this is the second half of a write that a full disk took half of. */
+static int other_half(int fd) {
+    int same = half_written == fd;
+    half_written = -1;
+    return same && control->kinds & WRITE;
+}
+
 /* -2: go on; else what to return. A full disk takes half and refuses the rest; a broken one leaves half behind. */
 static ssize_t faulty_write(int fd, const void *data, size_t length, off_t at, char path[4096]) {
-    if (half_written) {
-        half_written = 0;
-        return refuse();
-    }
+    if (other_half(fd)) return refuse();
     if (!fails(WRITE)) return -2;
     if (length < 2) return refuse();
     ssize_t done = real_pwrite(fd, data, length / 2, at);
     if (done > 0) wrote(fd, path, data, (size_t)done, at);
     if (control->error != ENOSPC || done < 0) return refuse();
-    half_written = 1;
+    half_written = fd;
     return done;
 }
 
@@ -219,17 +223,14 @@ ssize_t write(int fd, const void *data, size_t length) {
     if (!path_of(fd, path)) return real(fd, data, length);
     int appends = fcntl(fd, F_GETFL) & O_APPEND;
     off_t at = lseek(fd, 0, appends ? SEEK_END : SEEK_CUR);
-    if (half_written) {
-        half_written = 0;
-        return refuse();
-    }
+    if (other_half(fd)) return refuse();
     if (fails(WRITE)) {
         if (length < 2) return refuse();
-        length /= 2;
-        half_written = control->error == ENOSPC;
-        ssize_t done = real(fd, data, length);
+        ssize_t done = real(fd, data, length / 2);
         if (done > 0) wrote(fd, path, data, (size_t)done, at);
-        return half_written ? done : refuse();
+        if (control->error != ENOSPC) return refuse();
+        half_written = fd;
+        return done;
     }
     ssize_t done = real(fd, data, length);
     if (done > 0) wrote(fd, path, data, (size_t)done, at);

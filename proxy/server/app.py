@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import orjson
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 from proxy.core.errors import BodyTooLarge, GatewayError, InvalidRequest, MethodNotAllowed, NotFound
@@ -25,11 +25,12 @@ from proxy.server.exchange import Asgi, AsgiExchange, Receive, Scope, Send
 from proxy.server.guard import Guard
 from proxy.server.handler import Handler
 from proxy.wire.endpoints import ENDPOINTS
-from proxy.wire.openai import error_body
+from proxy.wire.openai import check_content_type, error_body
 
 OPERATORS_BODY_MAX = 64 * 1024  # a switch or a drain: read before anyone is asked for a key
 
 Caller = Callable[[Request], Awaitable[Principal]]
+Body = TypeVar("Body", bound=BaseModel)
 
 
 class Operations(Protocol):
@@ -66,9 +67,23 @@ class Door:
             await self._app(scope, receive, send)
 
 
+async def _body(request: Request, model: type[Body]) -> Body:
+    """The body, read after the key was looked at: who has none learns nothing, not even of his JSON. It must say that
+    it is JSON, which no form of another site's page can."""
+    check_content_type(request.headers.get("content-type", ""))
+    try:
+        return model.model_validate_json(await request.body())
+    except ValidationError as error:
+        raise _invalid(error.errors(include_input=False)[0]) from None
+
+
+def _invalid(first: Mapping[str, Any], skip: int = 0) -> InvalidRequest:
+    where = ".".join(str(part) for part in first["loc"][skip:])[:128]
+    return InvalidRequest(f"{where or 'body'}: {first['msg']}", param=where or None)
+
+
 def _bounded(receive: Receive, body_s: float) -> Receive:
-    """`receive`, refusing a body that no operator's route needs, or that takes longer than any of them may: FastAPI
-    reads it whole before it asks for the key."""
+    """`receive`, refusing a body that no operator's route needs, or that takes longer than any of them may."""
     seen, ends_at = 0, asyncio.get_running_loop().time() + body_s
 
     async def bounded() -> Any:
@@ -122,7 +137,7 @@ def build(operations: Operations, handler: Handler | None, keys: auth.KeyRing | 
         _model_routes(app, operations, _allow(keys, "application", "reader", "admin"))
     if operators:
         _operator_routes(app, operations, _allow(keys, "reader", "admin"), _allow(keys, "admin"))
-    return Guard(Door(handler, app, stall_s, body_s), headers_max, header_bytes_max, refused)
+    return Guard(Door(handler, app, stall_s, body_s), headers_max, header_bytes_max, refused, keyless=keys is None)
 
 
 def _allow(keys: auth.KeyRing | None, *roles: str) -> Caller:
@@ -178,14 +193,16 @@ def _operator_routes(app: FastAPI, operations: Operations, reader: Caller,
         return _json(operations.explain(model, prompt_tokens, output_tokens))
 
     @app.post("/admin/switch")
-    async def switch(body: SwitchBody, _: Principal = Depends(admin)) -> Response:
+    async def switch(request: Request, _: Principal = Depends(admin)) -> Response:
         """Everything to the API, or nothing, at once; `auto` gives the policies back their say."""
+        body = await _body(request, SwitchBody)
         operations.switch(body.to)
         return _json({"switch": body.to})
 
     @app.post("/admin/backends/{name}/drain")
-    async def drain(name: str, body: DrainBody, _: Principal = Depends(admin)) -> Response:
+    async def drain(name: str, request: Request, _: Principal = Depends(admin)) -> Response:
         """Nothing new to this backend; what runs there finishes."""
+        body = await _body(request, DrainBody)
         operations.drain(name, body.on)
         return _json({"backend": name, "draining": body.on})
 
@@ -198,9 +215,7 @@ def _errors(app: FastAPI, data_paths: frozenset[str]) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:])
-        return _error(InvalidRequest(f"{where}: {first['msg']}", param=where or None))
+        return _error(_invalid(error.errors()[0], skip=1))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:

@@ -18,11 +18,13 @@ from proxy.wire.openai import error_body
 
 HOST = re.compile(rb"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252})?|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 TARGET = re.compile(rb"/[!-\"$-~]*")  # origin form: no other host in it, no fragment, nothing but ASCII
-CODES = {400: "malformed_request", 415: "unsupported_media_type", 431: "request_header_fields_too_large"}
+CODES = {400: "malformed_request", 403: "permission_denied", 415: "unsupported_media_type",
+         431: "request_header_fields_too_large"}
 CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 # Where one reader takes the first and another the last, both are right and the caller is two people.
 ONCE = frozenset((b"host", b"content-length", b"transfer-encoding", b"content-encoding", b"content-type",
                   b"authorization", b"x-api-key", b"api-key", b"x-breakeven-tags", b"idempotency-key"))
+LOOPBACK = re.compile(rb"(?:https?://)?(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[0-9]{1,5})?")
 NAMES_ENCODED = b"/v1/models/"  # a model's name may hold a slash; no other path needs percent-encoding
 
 
@@ -65,17 +67,34 @@ def _bad_framing(seen: dict[bytes, bytes], version: str) -> tuple[int, str] | No
     return None
 
 
+def foreign_page(headers: list[tuple[bytes, bytes]]) -> tuple[int, str] | None:
+    """Where no key is asked for, loopback is the only lock, and every page that is open in a browser of this machine is
+    inside it: by a form or script of its own, or under a name that it lets resolve to 127.0.0.1 (DNS rebinding).
+    Browsers say which page asks."""
+    given = dict(headers)
+    origin, site = given.get(b"origin"), given.get(b"sec-fetch-site")
+    if origin is None and site is None:
+        return None
+    if site == b"cross-site" or not all(map(LOOPBACK.fullmatch, (origin or b"localhost", given.get(b"host", b"")))):
+        return 403, "Without keys, a page of another site may not call this gateway."
+    return None
+
+
 class Guard:
     """ASGI middleware around the whole application. Anything but HTTP is dropped."""
 
-    def __init__(self, app: Asgi, headers_max: int, header_bytes_max: int, refused: Callable[[str], None]) -> None:
+    def __init__(self, app: Asgi, headers_max: int, header_bytes_max: int, refused: Callable[[str], None],
+                 keyless: bool = False) -> None:
         self._app, self._headers_max, self._bytes_max, self._refused = app, headers_max, header_bytes_max, refused
+        self._keyless = keyless
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         wrong = objection(scope["headers"], self._headers_max, self._bytes_max,
                           scope.get("target", scope.get("raw_path", b"/")), scope["http_version"], scope["method"])
+        if wrong is None and self._keyless:
+            wrong = foreign_page(scope["headers"])
         if wrong is None:
             await self._app(scope, receive, send)
             return

@@ -105,7 +105,7 @@ def parse_request(endpoint: Endpoint, body: bytes, content_type: str | None = No
 
     Raises InvalidRequest (with `param`) or UnsupportedMediaType. Of a key given twice the last
     counts, as in every common parser."""
-    _check_content_type(content_type)
+    check_content_type(content_type)
     document = _parse(endpoint, body, json_depth_max)
     model = document.get("model")
     if not isinstance(model, str) or not model.strip():
@@ -154,7 +154,7 @@ def upstream_body(request: WireRequest, *, model: str | None, usage: UsageInject
     return orjson.dumps({**document, **changes}) if changes else request.body
 
 
-def _check_content_type(content_type: str | None) -> None:
+def check_content_type(content_type: str | None) -> None:
     if content_type is None:
         return
     kind, _, rest = content_type.partition(";")

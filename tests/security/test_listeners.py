@@ -123,3 +123,34 @@ def test_without_keys_no_option_leads_off_the_loopback(tmp_path, monkeypatch, ho
     done = CliRunner().invoke(app, ["serve", "--config", str(written(tmp_path)), "--host", host, "--port", "0"])
     assert done.exit_code == 2 and "keys are not required" in done.output, done.output
     assert "listens on loopback only" in done.output, "and it says so at every such start"
+
+
+PAGES = {
+    "a script of another site": ({"origin": "https://evil.example"}, 403),
+    "a form of another site, in a file": ({"origin": "null"}, 403),
+    "an image of another site": ({"sec-fetch-site": "cross-site"}, 403),
+    "a name that resolves to 127.0.0.1": ({"origin": "http://evil.example:8000", "host": "evil.example:8000"}, 403),
+    "the same, reading": ({"sec-fetch-site": "same-origin", "host": "evil.example:8000"}, 403),
+    "a name that only begins like ours": ({"origin": "http://localhost.evil.example"}, 403),
+    "a page of this machine": ({"origin": "http://localhost:3000", "sec-fetch-site": "same-site"}, 200),
+    "an address typed in": ({"sec-fetch-site": "none"}, 200),
+    "no browser": ({}, 200),
+    "no browser, behind a proxy": ({"host": "llm.example.com"}, 200),
+}
+
+
+async def test_without_keys_no_page_of_another_site_gets_in(tmp_path, monkeypatch):
+    async with world(tmp_path, monkeypatch) as there:
+        for name, (headers, expected) in PAGES.items():
+            for method, path, body in (("POST", "/v1/chat/completions", CHAT), ("GET", "/admin/status", None),
+                                       ("POST", "/admin/switch", {"to": "auto"})):
+                async with there.session.request(method, there.url + path, json=body, headers=headers) as answer:
+                    assert answer.status == expected, (name, path, await answer.read())
+        assert len(await there.settled(4)) == 4
+        for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
+            async with there.session.post(there.url + "/admin/switch", data=b'{"to": "all-api"}',
+                                          headers={"content-type": kind}) as answer:
+                assert answer.status == 415 and there.gateway.planner.switch == "auto", "what a form can send"
+    (tmp_path / "keys").mkdir()
+    async with world(tmp_path / "keys", monkeypatch, engines=0, keys={"required": True}) as there:
+        assert (await there.post(CHAT, origin="https://app.example"))[0] == 401, "with keys, the key decides"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from proxy.demo.engine_profile import EngineProfile
 from proxy.demo.serving import serve
 from proxy.ledger import store
 from proxy.ledger.schema import requests
-from proxy.main import Gateway, Server
+from proxy.main import Gateway, Server, listen
 
 FAST = EngineProfile(model="llama", alpha_ms=2.0, beta_ms=0.1, prefill_tokens_per_s=50_000.0, kv_tokens=65_536,
                      max_num_seqs=16, max_model_len=16_384, tokens_per_answer_mean=16)
@@ -123,8 +122,8 @@ async def world(tmp_path: Path, monkeypatch: Any, *, engines: int = 1, profile: 
 @contextlib.asynccontextmanager
 async def _served(gateway: Gateway) -> AsyncIterator[tuple[str, str]]:
     """The gateway behind its real HTTP server, on ephemeral ports of this loop: (URL, operators' URL)."""
-    sock = socket.create_server(("127.0.0.1", 0), backlog=2048)
-    admin = socket.create_server(("127.0.0.1", 0)) if gateway.admin_app is not None else None
+    sock = listen("127.0.0.1", 0)
+    admin = listen("127.0.0.1", 0) if gateway.admin_app is not None else None
     await gateway.start()
     ready = asyncio.Event()
     server = Server(gateway, ready.set, admin)

@@ -179,6 +179,8 @@ class Planner:
                 continue
             if room.key in demand.tried:
                 closed = Refusal(state.backend, state.replica, "tried", "already tried for this request")
+            elif demand.tried and self.replica(state.backend, state.replica).breaker.kept:  # it has failed enough
+                closed = Refusal(state.backend, state.replica, "probation", "it fails too, and is kept")
             elif (found := self.thresholds.closed(state, limits, waiting, now)) is not None:
                 closed = found
             else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 CUTS_MAX = 8
-REPEATED = 224  # below, that is mostly, nothing is repeated: long bodies are slow to run
+REPEATED = 250  # below, that is mostly, nothing is repeated: long bodies are slow to run
 LONG_BYTES = 1 << 16  # how long a repetition gets: enough to tell quadratic from linear
 
 

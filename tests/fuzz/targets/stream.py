@@ -41,7 +41,8 @@ def run(data: bytes) -> None:
         cut, cut_meter = relay(pieces, endpoint, options)
         assert cut == out, "other bytes for another split"
         assert state(cut_meter) == facts, "other facts for another split"
-        assert frames_of(pieces, frame_bytes_max) == frames_of([body], frame_bytes_max)
+        if not draw.long:
+            assert frames_of(pieces, frame_bytes_max) == frames_of([body], frame_bytes_max)
 
     counts_are_sane(meter, body)
     if strip is Strip.NOTHING:

@@ -215,6 +215,9 @@ def _read_prompt(endpoint: Endpoint, document: dict[str, Any]) -> tuple[Prompt, 
         field = _PROMPT_FIELDS[endpoint]
         count = _prompt_count(document.get(field), field)
         prompt.texts(document[field])
+        messages = document.get("messages")  # vLLM embeds chats, pictures included, if they are given beside `input`
+        if isinstance(messages, list):
+            prompt.messages([message for message in messages if isinstance(message, dict)])
     for name in ("tools", "functions", "response_format", "documents", "guided_json", "structured_outputs"):
         prompt.definitions(document.get(name))
     if isinstance(suffix := document.get("suffix"), str):

@@ -8,6 +8,7 @@ it answers is whether some server might fetch it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ _MEDIA_KEYS = {
 _TEXT_KEYS = ("text", "refusal", "thinking", "reasoning", "reasoning_content")
 _LABELS = ("type", "detail", "format", "uuid", "id", "mime_type", "media_type", "cache_control")
 _DEPTH_MAX = 8
+_AUTHORITY = re.compile(r"[\x00-\x20]*[/\\][\x00-\x20]*[/\\]")  # //host, and what some take for it
 
 
 @dataclass(slots=True)
@@ -104,19 +106,22 @@ class Prompt:
                 if isinstance(inner, str) and (key == "url" or key.endswith("_url")):
                     self._url(inner)
                 elif isinstance(inner, str):
-                    if "://" in inner[:64]:
+                    if "://" in inner:
                         self._url(inner)
-                elif isinstance(inner, dict):
-                    self._media(inner) if key == "source" else self._unknown(key, inner, 1)
+                elif isinstance(inner, dict) and key == "source":
+                    self._media(inner)
+                else:
+                    self._unknown(key, inner, 1)
         elif isinstance(value, list):
-            for inner in value[:1024]:
+            for inner in value:
                 if isinstance(inner, (str, dict)):
                     self._media(inner)
 
     def _url(self, url: str) -> None:
         # Exactly `data:`, with nothing before it: two parsers that disagree about a leading blank
-        # or a backslash are how a URL gets past a check (CVE-2026-24779).
-        if url[:5].lower() != "data:" and (":" in url[:256] or url.strip()[:2] in ("//", "\\\\")):
+        # or a backslash are how a URL gets past a check (CVE-2026-24779). Blanks and control
+        # characters before a scheme are skipped by most, however many; bare base64 has no colon.
+        if url[:5].lower() != "data:" and (":" in url or _AUTHORITY.match(url)):
             self.remote_media = True
 
     def _unknown(self, key: str, value: Any, depth: int) -> None:

@@ -23,7 +23,7 @@ RUN_READY := $(VENV)/.run-$(call crc,requirements/run.txt)
 DEV_READY := $(VENV)/.dev-$(call crc,requirements/run.txt requirements/dev.txt)
 
 .PHONY: help run test lint lock accept cells sensitivity decision-bench week live live-replay disk test-vllm clean
-.PHONY: fuzz overload
+.PHONY: fuzz disconnects overload
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -62,6 +62,9 @@ live-replay: $(DEV_READY) ## recorded traffic through the demo in real time, aga
 
 disk: $(DEV_READY) ## every write, sync, truncation and opening of the ledger made to fail in turn; power cuts (3 minutes)
 	@exec $(VENV)/bin/python -m tests.disk $(ARGS)
+
+disconnects: $(DEV_READY) ## 10,000 clients leave at random: how soon the engine hears of it, and what stays behind (4 minutes)
+	@exec $(VENV)/bin/python -m tests.bench.disconnects $(ARGS)
 
 overload: $(DEV_READY) ## three times what the engines can do: goodput, how soon the rest is refused, how soon it is over (2 minutes)
 	@exec $(VENV)/bin/python -m tests.bench.overload $(ARGS)

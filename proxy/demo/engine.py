@@ -134,7 +134,8 @@ class SimulatedEngine(Application):
 
     def _record(self, request: Request, prompt: int, cached: int, sent: int, generated: int, end: str) -> None:
         self.log.add(request_id=request.request_id, endpoint=request.path, prompt_tokens=prompt,
-                     cached_tokens=cached, completion_tokens=sent, generated_tokens=generated, end=end)
+                     cached_tokens=cached, completion_tokens=sent, generated_tokens=generated, end=end,
+                     caller=request.headers.get("x-sim-caller", ""))
 
     async def _embed(self, request: Request, raw: bytes) -> None:
         body = requests.parse(raw, request.headers.get("content-type", ""), "input")

@@ -117,6 +117,7 @@ class Dispatcher:
         finally:
             on_gone(None)
             pool.market.line.remove(job)
+            job.owner = None  # the plan is kept for the operator, the request is not
 
     def _room(self, pool: Pool) -> None:
         """Room may have opened, or somebody came: look once in this turn of the loop, however many call."""

@@ -6,9 +6,10 @@ the process; the ledger is the truth.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -31,6 +32,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._codes: set[str] = set()
         self.registry.register(Live(board, planner, dispatcher, journal))
+        ProcessCollector(registry=self.registry)
         where = ("route", "backend")
         self.requests = Counter("breakeven_requests", "Attempts settled", (*where, "end_reason"),
                                 registry=self.registry)
@@ -137,6 +139,7 @@ class Live(Collector):
         retries.add_metric(("made",), self._board.retries.made)
         retries.add_metric(("refused",), self._board.retries.refused)
         yield retries
+        yield GaugeMetricFamily("breakeven_tasks", "Tasks of the event loop", _tasks())
         yield GaugeMetricFamily("breakeven_waiting_requests", "Requests waiting for room", self._dispatcher.waiting)
         yield GaugeMetricFamily("breakeven_ledger_healthy", "1 when the ledger can be written",
                                 float(self._journal.healthy))
@@ -144,3 +147,11 @@ class Live(Collector):
                                 self._journal.waiting)
         yield GaugeMetricFamily("breakeven_threshold_changes", "Transitions of thresholds with hysteresis",
                                 self._planner.thresholds.changes)
+
+
+def _tasks() -> int:
+    """Of the running loop; none where there is no loop."""
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:
+        return 0

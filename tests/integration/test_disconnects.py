@@ -2,6 +2,8 @@
 and the books get one row, however it went."""
 
 import asyncio
+import gc
+import os
 import random
 import time
 from dataclasses import replace
@@ -12,6 +14,11 @@ import pytest
 from proxy.demo.api import ApiModel, ApiProfile
 from proxy.demo.engine import Behaviour
 from proxy.ledger.verify import verify
+from proxy.server.exchange import AsgiExchange
+from proxy.server.planning import Call
+from proxy.server.relay import Attempt
+from proxy.signals.inflight import Claim
+from proxy.wire.openai import WireRequest
 from tests.support.world import FAST, world
 
 LONG = {"model": "gpt-4o", "messages": [{"role": "user", "content": "tell me a long story"}], "stream": True,
@@ -229,6 +236,7 @@ async def test_two_hundred_clients_leave_at_random_and_nothing_is_left(tmp_path,
                     await caller.tokens(3) if asked["stream"] else None
                 await asyncio.sleep(rng.random() ** 2 * 0.6)
 
+        fds = len(os.listdir("/proc/self/fd"))
         await asyncio.gather(*(one(number) for number in range(200)))
         await there.until(lambda: there.gateway.handler.in_flight == 0, 20)
         await there.until(lambda: len(there.rows()) >= 190, 20)
@@ -236,6 +244,10 @@ async def test_two_hundred_clients_leave_at_random_and_nothing_is_left(tmp_path,
         await asyncio.sleep(0.8)
         assert not there.engines[0].live.model.running and there.engines[0].in_flight == 0
         assert len(asyncio.all_tasks()) <= before, [task.get_name() for task in asyncio.all_tasks()]
+        await there.until(lambda: len(os.listdir("/proc/self/fd")) <= fds, 10)  # idle connections close after 4 s
+        gc.collect()
+        left = [one for one in gc.get_objects() if type(one) in (Attempt, AsgiExchange, Call, Claim, WireRequest)]
+        assert not left, "nothing holds on to what is over"
         rows = [row for row in there.rows() if row["final"]]
         assert len(rows) == len({row["request_id"] for row in rows})
         assert {"llama", "api"} <= {row["backend"] for row in rows}

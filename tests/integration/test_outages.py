@@ -81,8 +81,8 @@ async def test_an_outage_of_everything_is_not_made_worse(tmp_path, monkeypatch, 
 
 
 def _apart(logs, most):
-    """Who was asked twice: the second time comes after a pause of its own, not after the same for all. A reset may be of
-    a connection that was kept too long: then the same upstream is asked once more, on a new one."""
+    """Who was asked twice: the second time comes after a pause of its own, not after the same for all. A reset may be
+    of a connection that was kept too long: then the same upstream is asked once more, on a new one."""
     times = {}
     for log in logs:
         for at, request_id in log:

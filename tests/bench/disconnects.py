@@ -1,7 +1,7 @@
 """`make disconnects`: ten thousand clients leave at random, and nothing of them stays behind.
 
-A real gateway and two simulated engines, each a process of its own. Clients are raw sockets that break their connection
-while the request is on its way, while it waits, in prefill, at any token, or (one in twenty) stay to the end. The engine
+A real gateway and two simulated engines, each a process of its own. Clients are raw sockets that break their
+connection while the request is on its way, while it waits, in prefill, at any token, or stay to the end. The engine
 writes down when it heard of each, by the same clock as the clients'; those that were never sent to an engine have
 nothing to close. Afterwards the gateway's tasks, file descriptors and memory are compared with what they were after the
 first five hundred.
@@ -156,7 +156,8 @@ async def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {"disconnects": len(left), "late_100ms": sum(seconds > LATE_S for seconds in took),
             "tasks": round(after["breakeven_tasks"] - base["breakeven_tasks"]),
             "fds": round(after["process_open_fds"] - base["process_open_fds"]),
-            "rss_mib": round((after[RSS] - base[RSS]) / 2**20, 1)} | ({} if was_idle and not problems and len(names) == len(set(names)) else {"unsound": 1})
+            "rss_mib": round((after[RSS] - base[RSS]) / 2**20, 1)} | (
+                {} if was_idle and not problems and len(names) == len(set(names)) else {"unsound": 1})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

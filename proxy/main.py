@@ -25,18 +25,21 @@ from proxy.core.errors import InvalidRequest, ModelNotFound, NotFound
 from proxy.core.fleet import Demand
 from proxy.core.pricing import PriceBook
 from proxy.core.routing import Plan, Switch
-from proxy.core.savings import GpuMinute
 from proxy.ledger.journal import Journal
-from proxy.ledger.keys import KeyRing
+from proxy.ledger.keys import KeyRing, Principal
 from proxy.server import status
 from proxy.server.app import build
+from proxy.server.chores import Chores
 from proxy.server.connection import timed
 from proxy.server.dispatch import Dispatcher
 from proxy.server.guard import Guard
 from proxy.server.handler import Doors, Handler
 from proxy.server.metrics import Metrics
 from proxy.server.planning import Call, Planner, plan_json
+from proxy.server.purse import Purse
+from proxy.server.rates import Rates
 from proxy.server.relay import Relayed
+from proxy.server.repeats import Repeats
 from proxy.server.settlement import Settlement
 from proxy.signals.board import Board
 from proxy.signals.minutes import MinuteBook, rate_card
@@ -48,9 +51,6 @@ from proxy.upstream.transport import Upstream
 log = logging.getLogger("breakeven")
 
 DECISIONS_KEPT = 500
-TICK_S = 1.0
-UNBOOKED_MINUTES_MAX = 10_000  # beyond it the oldest are lost: a week of one backend
-LAST_BOOKING_S = 5.0
 
 
 class Gateway:
@@ -70,18 +70,17 @@ class Gateway:
         self.dispatcher.on_plan = self._decided
         self.upstreams: dict[tuple[str, int], Upstream] = {}
         self._exporters: dict[str, Upstream] = {}
-        self._metrics = Metrics(self.board, self.planner, self.dispatcher, self.journal)
+        self.purse = Purse(settings, self.planner, self.prices, self.journal)
+        self._metrics = Metrics(self.board, self.planner, self.dispatcher, self.journal, self.purse)
         self.refused = self._metrics.refused
         self.handler = Handler(Doors(
             settings, settings.route_table(), self.keys, self.board, self.planner, self.dispatcher,
-            Settlement(settings, self.planner), self.journal, self.upstreams, time.monotonic, self._observe,
+            Settlement(settings, self.planner), self.journal, self.purse, Rates(time.monotonic),
+            Repeats(time.monotonic), self.upstreams, time.monotonic, self._observe,
             self.refused))
         self.app = self._built(self.handler, operators=settings.server.admin is None)
         self.admin_app = None if settings.server.admin is None else self._built(None, operators=True)
-        self._minutes = MinuteBook(settings, self.board)
-        self._unbooked: deque[GpuMinute] = deque(maxlen=UNBOOKED_MINUTES_MAX)
-        self.booking_failures = 0
-        self._tasks: list[asyncio.Task[None]] = []
+        self._chores = Chores(self.journal, MinuteBook(settings, self.board), self.purse)
         self._scraper: Scraper | None = None
 
     def _built(self, handler: Handler | None, *, operators: bool) -> Guard:
@@ -98,33 +97,26 @@ class Gateway:
                 self.upstreams[backend.name, index] = build_upstream(backend, url, self.settings.server)
             if backend.gpu is not None and backend.gpu.dcgm_url:
                 self._exporters[backend.name] = build_exporter(backend.name, backend.gpu.dcgm_url)
-        recovered = await self.journal.recover(time.time_ns())
-        if recovered:
-            log.warning("%d requests were in flight when an earlier process died; booked as interrupted", recovered)
         await self.journal.record_rates(rate_card(self.settings), complete=True)
         await asyncio.gather(*(self.journal.record_price(price)
                                for entries in self.prices.entries.values() for price in entries))
         self._scraper = Scraper(self.board, self.settings.backends, self.upstreams, self._exporters,
                                 self.planner.context_tokens)
         self._scraper.start()
-        self._tasks.append(asyncio.create_task(self._book_minutes(), name="minutes"))
+        await self._chores.start()
         if any(backend.kind in TRANSLATED for backend in self.settings.backends.values()):
-            self._tasks.append(asyncio.create_task(self._warm_up(), name="warm up"))  # seconds; nobody waits for it
+            self._chores.also(self._warm_up(), "warm up")  # seconds; nobody waits for it
 
     async def stop(self) -> None:
         """After the server has drained: everything accepted is settled by now."""
         self.handler.draining = True
         if self._scraper is not None:
             await self._scraper.stop()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._chores.stop()
         for upstream in (*self.upstreams.values(), *self._exporters.values()):
             await upstream.close()
-        # Whatever the outcome, the ledger must still be closed.
-        (error,) = await asyncio.gather(self._book_last(), return_exceptions=True)
-        if error is not None:
-            log.error("%d GPU minutes could not be booked: %r", len(self._unbooked), error)
+        await self._chores.book_last()
+        self.purse.close()
         lost = await self.journal.close()
         if lost:
             log.error("%d entries could not be written to the ledger", lost)
@@ -139,27 +131,6 @@ class Gateway:
         except RuntimeError as error:
             log.error("%s", error)
 
-    async def _book_minutes(self) -> None:
-        while True:
-            try:
-                await self._book(self._minutes.tick(time.time_ns(), time.monotonic()))
-            except Exception as error:  # the root of a task: count, log, go on
-                self.booking_failures += 1
-                log.error("%d GPU minutes wait for the ledger: %r", len(self._unbooked), error)
-            await asyncio.sleep(TICK_S)
-
-    async def _book_last(self) -> None:
-        async with asyncio.timeout(LAST_BOOKING_S):
-            await self._book(self._minutes.flush(time.time_ns(), time.monotonic()))
-
-    async def _book(self, ended: list[GpuMinute]) -> None:
-        """Book what ended, after what still waits. A minute leaves the line once it is on the disk; booked twice it
-        counts once."""
-        self._unbooked.extend(ended)
-        if waiting := tuple(self._unbooked):
-            await self.journal.book_gpu_minutes(waiting)
-            self._unbooked.clear()  # nobody else adds: this task, or `stop` after it has ended
-
     def _decided(self, call: Call, plan: Plan) -> None:
         self.decided.append((time.time_ns(), call.request_id, call.route.name, plan))
 
@@ -169,10 +140,10 @@ class Gateway:
 
     # ---- operations (server.app.Operations)
 
-    def models(self) -> list[str]:
-        names = [name for name in self.settings.routes if name != "*"]
-        return names + [alias for route in self.settings.routes.values() for alias in route.aliases
-                        if not set(alias) & set("*?[")]
+    def models(self, caller: Principal) -> list[str]:
+        routes = [route for route in self.settings.routes.values() if caller.may_use(route.name)]
+        return [route.name for route in routes if route.name != "*"] + [
+            alias for route in routes for alias in route.aliases if not set(alias) & set("*?[")]
 
     def ready(self) -> str | None:
         if self.handler.draining:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
-    from proxy.ledger.keys import KeyRecord, KeyStore
+    from proxy.ledger.keys import KeyLimits, KeyRecord, KeyStore
+
+T = TypeVar("T")
 
 keys_app = typer.Typer(no_args_is_help=True, help=(
     "Virtual keys: make, list and revoke what applications and readers sign in with. A secret is shown once and kept "
@@ -19,6 +23,15 @@ Ledger = Annotated[str | None, typer.Option("--ledger", metavar="URL", help=(
     "The ledger. Default: the configuration's, or sqlite:///data/ledger.db."))]
 Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help=(
     "Take the ledger from this configuration."))]
+KeyId = Annotated[str, typer.Argument(metavar="ID", help="As `breakeven keys list` shows it.")]
+BudgetText = Annotated[str | None, typer.Option("--budget", metavar="USD/WINDOW", help=(
+    "The most it may cost per hour, day, month (UTC) or total: 50/month. Never overrun: a request that might exceed it "
+    "is answered 429."))]
+Rpm = Annotated[int | None, typer.Option("--rpm", metavar="N", help="Requests per minute.")]
+Tpm = Annotated[int | None, typer.Option("--tpm", metavar="N", help="Tokens per minute, prompts and answers.")]
+Routes = Annotated[str | None, typer.Option("--routes", metavar="A,B", help="The only routes it may ask for.")]
+Expires = Annotated[str | None, typer.Option("--expires", metavar="DATE", help=(
+    "From when on it no longer opens anything: 2027-01-01, UTC."))]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -28,14 +41,16 @@ def create(
     tags: Annotated[str, typer.Option("--tags", help="Booked with every request: team=search,app=chat.")] = "",
     role: Annotated[str, typer.Option("--role", help=(
         "application (sends requests), reader (sees status, metrics) or admin (all of it)."))] = "application",
+    budget: BudgetText = None, rpm: Rpm = None, tpm: Tpm = None, routes: Routes = None, expires: Expires = None,
     ledger: Ledger = None, config: Config = None, as_json: AsJson = False,
 ) -> None:
     """Make a key and show its secret, this once.
 
-    Example: breakeven keys create --name search-backend --tags team=search,app=chat
+    Example: breakeven keys create --name search-backend --tags team=search,app=chat --budget 50/month --rpm 60
     """
     with _Errors():
-        key_id, secret = _open(ledger, config).create(name, tags, role)
+        limits = _limits(budget, rpm, tpm, routes, expires)
+        key_id, secret = _open(ledger, config).create(name, tags, role, limits)
     if as_json:
         _print({"id": key_id, "name": name, "role": role, "secret": secret})
         return
@@ -43,38 +58,55 @@ def create(
     typer.echo(f"\n    {secret}\n\nKeep it now: it is not stored and cannot be shown again.")
 
 
+@keys_app.command()
+def limit(
+    key_id: KeyId, budget: BudgetText = None, rpm: Rpm = None, tpm: Tpm = None, routes: Routes = None,
+    expires: Expires = None, ledger: Ledger = None, config: Config = None, as_json: AsJson = False,
+) -> None:
+    """Give a key other limits, in place of all it has; what is not named is not limited.
+
+    What it has spent in the window that runs still counts.
+    """
+    with _Errors():
+        limits = _limits(budget, rpm, tpm, routes, expires)
+        _known(lambda: _open(ledger, config).limit(key_id, limits), key_id)
+    if as_json:
+        _print({"id": key_id, **_shown(limits)})
+    else:
+        given = ", ".join(f"{name} {value}" for name, value in _shown(limits).items() if value is not None)
+        typer.echo(f"{key_id}: {given or 'no limits'}")
+
+
 @keys_app.command("list")
 def list_(ledger: Ledger = None, config: Config = None, as_json: AsJson = False) -> None:
-    """List every key ever made, revoked ones too. Secrets are not known here."""
+    """List every key ever made, revoked ones too, with what their budgets have taken. Secrets are not known here."""
     with _Errors():
-        records = _open(ledger, config).list()
+        store = _open(ledger, config)
+        records, spent = store.list(), store.spent(time.time_ns())
     if as_json:
-        _print([_public(record) for record in records])
+        _print([_public(record, spent) for record in records])
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("id", "name", "role", "tags", "created", "revoked", box=None, header_style="bold", pad_edge=False)
-    for record in records:
-        values = _public(record)
-        table.add_row(*(Text(values[column] or "", "dim" if record.revoked_ns else "")
-                        for column in ("id", "name", "role", "tags", "created", "revoked")))
+    columns = ("id", "name", "role", "tags", "created", "revoked", "budget", "spent_usd", "rpm", "tpm", "routes",
+               "expires")
+    shown = [_public(record, spent) for record in records]
+    columns = tuple(name for name in columns if name in columns[:6] or any(values[name] for values in shown))
+    table = Table(*(name.replace("_usd", " USD") for name in columns), box=None, header_style="bold", pad_edge=False)
+    for record, values in zip(records, shown, strict=True):
+        table.add_row(*(Text(str(values[name] or ""), "dim" if record.revoked_ns else "") for name in columns))
     Console(highlight=False, width=None if Console().is_terminal else 160).print(table)
 
 
 @keys_app.command()
 def revoke(
-    key_id: Annotated[str, typer.Argument(metavar="ID", help="As `breakeven keys list` shows it.")],
-    ledger: Ledger = None, config: Config = None, as_json: AsJson = False,
+    key_id: KeyId, ledger: Ledger = None, config: Config = None, as_json: AsJson = False,
 ) -> None:
     """End a key. It stays listed, because requests were booked under it."""
     with _Errors():
-        try:
-            now = _open(ledger, config).revoke(key_id)
-        except KeyError:
-            typer.echo(f"breakeven keys: there is no key {key_id}; see `breakeven keys list`", err=True)
-            raise typer.Exit(1) from None
+        now = _known(lambda: _open(ledger, config).revoke(key_id), key_id)
     if as_json:
         _print({"id": key_id, "revoked": True})
     else:
@@ -88,9 +120,39 @@ def _open(ledger: str | None, config: Path | None) -> KeyStore:
     return KeyStore(locate(ledger, config).url)
 
 
-def _public(record: KeyRecord) -> dict[str, Any]:
+def _known(do: Callable[[], T], key_id: str) -> T:
+    try:
+        return do()
+    except KeyError:
+        typer.echo(f"breakeven keys: there is no key {key_id[:64]}; see `breakeven keys list`", err=True)
+        raise typer.Exit(1) from None
+
+
+def _limits(budget: str | None, rpm: int | None, tpm: int | None, routes: str | None,
+            expires: str | None) -> KeyLimits:
+    """ValueError says what is wrong with one of them."""
+    from proxy.config.fields import epoch_ns, utc
+    from proxy.ledger.keys import KeyLimits
+
+    try:
+        expires_ns = None if expires is None else epoch_ns(utc(expires))
+    except Exception:  # pydantic's own, which speaks of validators
+        raise ValueError(f"--expires {expires!r} is no date; write 2027-01-01, or 2027-01-01T12:00:00Z") from None
+    names = None if routes is None else tuple(name.strip() for name in routes.split(","))
+    return KeyLimits(budget, rpm, tpm, names, expires_ns).checked()
+
+
+def _shown(limits: KeyLimits) -> dict[str, Any]:
+    return {"budget": limits.budget, "rpm": limits.rpm, "tpm": limits.tpm, "expires": _time(limits.expires_ns),
+            "routes": None if limits.routes is None else ",".join(limits.routes)}
+
+
+def _public(record: KeyRecord, spent: Mapping[str, int]) -> dict[str, Any]:
+    from proxy.core.money import usd_string
+
     return {"id": record.id, "name": record.name, "role": record.role, "tags": record.tags,
-            "created": _time(record.created_ns), "revoked": _time(record.revoked_ns)}
+            "created": _time(record.created_ns), "revoked": _time(record.revoked_ns), **_shown(record.limits),
+            "spent_usd": usd_string(spent[record.id]) if record.id in spent else None}
 
 
 def _time(moment_ns: int | None) -> str | None:

@@ -25,6 +25,7 @@ from pydantic import (
 
 from proxy.config.fields import FROZEN, Bool, Float, Int, Moment, Text, Usd, auto, epoch_ns, refuse, setting
 from proxy.config.secrets import Secret, SecretError, resolve, unresolved
+from proxy.config.spending import InternalRate
 
 Kind = Literal["vllm", "sglang", "tgi", "llamacpp", "openai", "anthropic", "litellm"]
 Capability = Literal["chat", "completions", "embeddings", "tools", "json_schema", "logprobs", "n", "images", "audio"]
@@ -203,6 +204,8 @@ class Backend(BaseModel):
     on_client_abort: Literal["cancel", "drain"] = setting(
         "cancel", "When the client leaves", "cancel frees an engine at once; drain reads on for the usage figure "
         "of an API that bills the whole answer anyway.", shown_default="cancel for engines, drain for APIs")
+    internal_rate: InternalRate | None = setting(None, "Internal rate", "What budgets are charged for its tokens, "
+        "where teams pay for your GPUs.", shown_default="unset, nothing on top")
     drain_tokens_max: Int = setting(4096, "Longest drain", "Lower to spend less on answers nobody reads.",
         unit="tokens", ge=0)
     drain_s_max: Float = setting(60.0, "Longest drain", "Lower to free connections sooner.", unit="seconds", ge=0,

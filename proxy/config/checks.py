@@ -270,5 +270,27 @@ def names(look: Look) -> Iterator[Problem]:
                                    f"{shown(alias)} already names route {shown(holder)}", "a name belongs to one route")
 
 
+def budgets(look: Look) -> Iterator[Problem]:
+    seen: set[tuple[str, str]] = set()
+    for index, line in enumerate(look.settings.budgets):
+        at: Path = ("budgets", index)
+        if not look.sound(*at):
+            continue
+        if (line.route is None) == (line.tag is None):
+            yield look.problem(at, "a budget is for a route or for a tag: name one", "such as {route: gpt-4o, budget: "
+                               "100/day} or {tag: team=search, budget: 500/month}")
+        elif line.route is not None and line.route not in look.settings.routes:
+            yield look.problem((*at, "route"), f"there is no route {shown(line.route)}",
+                               nearest(line.route, list(look.settings.routes)))
+        elif (key := (line.spending.scope, line.spending.per)) in seen:
+            yield look.problem(at, "the same budget twice")
+        else:
+            seen.add(key)
+    for name, backend in look.settings.backends.items():
+        if backend.internal_rate is not None and backend.gpu is None and look.sound("backends", name):
+            yield look.problem(("backends", name, "internal_rate"), "an API's users are charged what it bills",
+                               "internal rates are for engines of your own")
+
+
 CHECKS: tuple[Check, ...] = (stores, report, access, files, overheads, addresses, kinds, headers, rate_cards, energy,
-                             references, policies, thresholds, names)
+                             references, policies, thresholds, names, budgets)

@@ -17,6 +17,7 @@ from proxy.config.backend import Backend
 from proxy.config.fields import FROZEN, Bool, Day, FilePath, Float, Int, Text, Usd, auto, setting
 from proxy.config.problem import Source
 from proxy.config.routes import RouteTable
+from proxy.config.spending import ApiSpendMax, BudgetLine, api_spend
 
 MIB = 1_048_576
 RouteName = Annotated[str, Field(pattern=r"^[!-~]{1,128}$")]
@@ -174,6 +175,9 @@ class Route(BaseModel):
     residency: Text | None = setting(None, "Data must stay in", "Only backends with this `region` serve the route.")
     output_tokens_default: Int = setting(256, "Expected answer length", "A first guess until enough answers are "
         "seen.", unit="tokens", ge=1, le=1_000_000)
+    output_tokens_max: Int = setting(4096, "Longest answer under a budget", "What a request without a limit of its "
+        "own is given where a budget must hold: its most expensive outcome is set aside.", unit="tokens", ge=1,
+        le=1_000_000)
     unserved_usd_per_mtok: Usd | None = setting(
         None, "Value of a request that no API could serve", "Ranks such requests against others for a full GPU.",
         unit="USD per million tokens", ge=0, le=10_000, shown_default="unset, the baseline's price")
@@ -208,6 +212,11 @@ class Settings(BaseModel):
     routes: dict[RouteName, Route] = setting(..., "What applications ask for", "By model name.", min_length=1,
         max_length=4096)
     keys: Keys = setting(Keys(), "Who may call", "See each field.")
+    budgets: tuple[BudgetLine, ...] = setting((), "What routes and tags may cost", "Keys have budgets of their own: "
+        "`breakeven keys create --budget`.", max_length=1024)
+    api_spend_max: Annotated[ApiSpendMax | None, BeforeValidator(api_spend)] = setting(
+        None, "What all API calls together may cost", "So that an outage of your GPUs does not become a bill without "
+        "end; `200/hour`, or {max: 200/hour, then: refuse}.")
 
     _source: Source = PrivateAttr(default_factory=lambda: Source(""))
 

@@ -73,6 +73,14 @@ class Refused:
     left_nano: int
 
 
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """What came of asking: held, or which line refused; and what is left of each line's budget after that, nano-USD."""
+
+    refused: Refused | None
+    left_nano: tuple[int, ...]
+
+
 def admit(uses: Mapping[Window, Use], lines: Iterable[Line]) -> Refused | None:
     """Hold every line or none: the first that does not fit is returned and nothing has changed."""
     lines = tuple(lines)

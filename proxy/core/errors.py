@@ -10,8 +10,11 @@
      │    ├── NotFound               404  no such path
      │    ├── ModelNotFound          404  no route of that name
      │    ├── MethodNotAllowed       405
+     │    ├── Conflict               409  the same Idempotency-Key is in flight
      │    ├── BodyTooLarge           413
-     │    └── UnsupportedMediaType   415
+     │    ├── UnsupportedMediaType   415
+     │    ├── QuotaExceeded          429  a budget is used up: no use asking again before it resets
+     │    └── RateLimited            429  too many requests or tokens a minute: says when to come back
      ├── UpstreamError               an upstream's fault; says whether another may be tried
      │    ├── UpstreamRefused             it answered 4xx: relayed, not retried
      │    ├── UpstreamOverloaded          429 or 503: another backend, no breaker
@@ -26,6 +29,8 @@ Each knows its HTTP status and OpenAI's type and code; the envelope is written i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class GatewayError(Exception):
     """Base of all errors the gateway answers with; never raised itself."""
@@ -35,8 +40,9 @@ class GatewayError(Exception):
     code: str | None = None
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None,
-                 retry_after_s: float | None = None) -> None:
+                 retry_after_s: float | None = None, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
         super().__init__(message)
+        self.answer_headers = tuple(headers)
         self.message = message
         self.param = param
         self.code = code if code is not None else type(self).code
@@ -108,11 +114,43 @@ class BodyTooLarge(ClientError):
     code = "request_too_large"
 
 
+class Conflict(ClientError):
+    """The same request is in flight; a client that waits for the first need not send a second."""
+
+    status = 409
+    code = "idempotency_conflict"
+
+
 class UnsupportedMediaType(ClientError):
     """The body is not JSON, or is compressed."""
 
     status = 415
     code = "unsupported_media_type"
+
+
+class QuotaExceeded(ClientError):
+    """A budget does not hold what the request may cost. OpenAI's clients would try again at once: they are told not
+    to."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+
+    def __init__(self, message: str, retry_after_s: float | None) -> None:
+        super().__init__(message, retry_after_s=retry_after_s, headers=((b"x-should-retry", b"false"),))
+
+
+class RateLimited(ClientError):
+    """Too many requests or tokens in a minute. `retry_after_s` None: the request is larger than the limit itself."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, kind: str, retry_after_s: float | None,
+                 headers: Iterable[tuple[bytes, bytes]]) -> None:
+        never = () if retry_after_s is not None else ((b"x-should-retry", b"false"),)
+        super().__init__(message, retry_after_s=retry_after_s, headers=(*headers, *never))
+        self.type = kind
 
 
 class UpstreamError(GatewayError):

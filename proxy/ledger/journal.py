@@ -3,7 +3,7 @@
     journal = Journal("sqlite:///data/ledger.db")
     journal.open()                          # creates or upgrades the ledger; LedgerUnavailable when it cannot
     await journal.recover(time.time_ns())   # settle what killed processes left open
-    await journal.reserve(hold)             # None, or which budget is used up; before sending
+    await journal.reserve(hold)             # held, or which budget is used up; before sending
     journal.intend(intent)                  # before sending: a mark that survives the process; microseconds
     await journal.settle(entry)             # returns when the row is on the disk; settling twice counts once
     await journal.close()                   # drains
@@ -27,7 +27,7 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection
 
-from proxy.core.budgets import Refused
+from proxy.core.budgets import Reserved
 from proxy.core.entries import Intent, RequestEntry
 from proxy.core.pricing import Price
 from proxy.core.savings import GpuMinute, RateLine
@@ -132,12 +132,12 @@ class Journal:
         except OSError as error:
             raise self._not_marked(error) from error
 
-    async def reserve(self, hold: Hold) -> Refused | None:
-        """Hold the most that an attempt may cost, in all of its budgets or in none: then the one that refused.
+    async def reserve(self, hold: Hold) -> Reserved:
+        """Hold the most that an attempt may cost, in all of its budgets or in none.
 
         Survives the process from when it returns. An attempt that holds already holds this instead."""
-        refused: Refused | None = await self._written(self._accepting(), Item(key=hold.key, hold=hold))
-        return refused
+        reserved: Reserved = await self._written(self._accepting(), Item(key=hold.key, hold=hold))
+        return reserved
 
     def void(self, key: tuple[str, int]) -> None:
         """End a hold whose attempt was never sent. Never waits."""

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import DBAPIError
 
-from proxy.core.budgets import Budget, parse_budget
+from proxy.core.budgets import Budget, parse_budget, window_start_ns
 from proxy.ledger import store
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.schema import key_events, key_limits, keys
+from proxy.ledger.treasury import used
 
 ROLES = ("application", "reader", "admin")
 REFRESH_S = 0.5
@@ -155,6 +156,16 @@ class KeyStore:
                 return False
             _event(connection, key_id, "revoked", time.time_ns())
         return True
+
+    def spent(self, now_ns: int) -> dict[str, int]:
+        """What each key with a budget has taken in the window of `now_ns`, in nano-USD, held or settled."""
+        with store.reading(self.url) as connection:
+            windows: dict[tuple[str, str, int], str] = {}
+            for one in _records(connection)[0]:
+                if (budget := _principal(one).budget) is not None:
+                    windows[budget.scope, budget.per, window_start_ns(budget.per, now_ns)] = one.id
+            found = used(connection, windows)
+            return {key_id: found[window].total if window in found else 0 for window, key_id in windows.items()}
 
     def list(self) -> list[KeyRecord]:
         """Every key ever made, oldest first."""

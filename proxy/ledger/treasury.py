@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import orjson
 from sqlalchemy import Connection, select
+from sqlalchemy.exc import DBAPIError
 
 from proxy.core.budgets import (
     GATEWAY,
     PERS,
     Line,
-    Refused,
+    Reserved,
     Use,
     Window,
     admit,
@@ -26,6 +28,8 @@ from proxy.core.budgets import (
     window_start_ns,
 )
 from proxy.core.entries import RequestEntry
+from proxy.ledger import store
+from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.schema import budget_use, holds
 from proxy.ledger.statements import (
     DELETE_HOLDS,
@@ -92,14 +96,16 @@ class Uses:
             self._connection.execute(UPSERT_USE, {"rows": _packed(rows)})
 
 
-def reserve(connection: Connection, uses: Uses, asked: Sequence[Hold], owner: str) -> list[Refused | None]:
+def reserve(connection: Connection, uses: Uses, asked: Sequence[Hold], owner: str) -> list[Reserved]:
     """Hold what fits, in the order in which it was asked for. Asking again for the same attempt holds that instead."""
     release(connection, uses, [hold.key for hold in asked])
     uses.load(line.window for hold in asked for line in hold.lines)
     rows, outcomes = [], []
     for hold in asked:
-        refused = admit({line.window: uses.change(line.window) for line in hold.lines}, hold.lines)
-        outcomes.append(refused)
+        touched = [uses.change(line.window) for line in hold.lines]
+        refused = admit({line.window: use for line, use in zip(hold.lines, touched, strict=True)}, hold.lines)
+        outcomes.append(Reserved(refused, tuple(line.budget.limit_nano - use.total
+                                                for line, use in zip(hold.lines, touched, strict=True))))
         if refused is None:
             rows += [[*hold.key, *line.window, line.amount_nano, owner, hold.expires_ns] for line in hold.lines]
     if rows:
@@ -157,6 +163,37 @@ def void_lost(connection: Connection, owners: Iterable[str], now_ns: int) -> int
     release(connection, uses, keys)
     uses.write()
     return len(keys)
+
+
+def used(connection: Connection, windows: Iterable[Window]) -> dict[Window, Use]:
+    """What these windows have taken, of those in which anything was ever held. Needs no lock."""
+    uses = Uses(connection)
+    wanted = list(windows)
+    uses.load(wanted)
+    return {window: use for window in wanted if (use := uses.get(window)) is not None}
+
+
+class Spending:
+    """What windows have taken, read beside the writer. One thread."""
+
+    def __init__(self, ledger: Path) -> None:
+        self._ledger = ledger
+        self._connection: Connection | None = None
+
+    def used(self, windows: Iterable[Window]) -> dict[Window, Use]:
+        """As of the last commit. LedgerUnavailable."""
+        try:
+            if self._connection is None:
+                self._connection = store.read_only(self._ledger)
+            return used(self._connection, windows)
+        except DBAPIError as error:
+            self.close()
+            raise LedgerUnavailable(store.explain(self._ledger, error)) from error
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
 
 def holders(connection: Connection) -> set[str]:

@@ -36,7 +36,7 @@ Body = TypeVar("Body", bound=BaseModel)
 class Operations(Protocol):
     """What the operator's routes may do; the gateway object offers it."""
 
-    def models(self) -> list[str]: ...
+    def models(self, caller: Principal) -> list[str]: ...
     def ready(self) -> str | None:
         """None when able to serve, else why not."""
     def status(self) -> dict[str, Any]: ...
@@ -163,13 +163,13 @@ def _health_routes(app: FastAPI, operations: Operations) -> None:
 
 def _model_routes(app: FastAPI, operations: Operations, anyone: Caller) -> None:
     @app.get("/v1/models")
-    async def models(_: Principal = Depends(anyone)) -> dict[str, Any]:
-        """The routes, as OpenAI lists models; never the backends behind them."""
-        return {"object": "list", "data": [_model(name) for name in operations.models()]}
+    async def models(caller: Principal = Depends(anyone)) -> dict[str, Any]:
+        """The routes that the key may use, as OpenAI lists models; never the backends behind them."""
+        return {"object": "list", "data": [_model(name) for name in operations.models(caller)]}
 
     @app.get("/v1/models/{name:path}")
-    async def model(name: str, _: Principal = Depends(anyone)) -> dict[str, Any]:
-        if name not in operations.models():
+    async def model(name: str, caller: Principal = Depends(anyone)) -> dict[str, Any]:
+        if name not in operations.models(caller):
             raise NotFound(f"The model '{name[:128]}' does not exist.", param="model", code="model_not_found")
         return _model(name)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import orjson
 
+from proxy.config.backend import Backend
 from proxy.upstream.transport import Answer
+from proxy.wire.endpoints import Endpoint
 
 
 def no_answer(body: bytes) -> str | None:
@@ -18,6 +20,13 @@ def no_answer(body: bytes) -> str | None:
     if answer.get("error") or answer.get("object") == "error":
         return "reported an error in its answer"
     return None if "choices" in answer or "data" in answer else "sent something that is not an answer"
+
+
+def limit_field(backend: Backend, endpoint: Endpoint) -> str:
+    """What an upstream calls the limit of an answer. OpenAI's reasoning models refuse the old name, which all others
+    know."""
+    newer = endpoint is Endpoint.CHAT and backend.provider in ("openai", "azure")
+    return "max_completion_tokens" if newer else "max_tokens"
 
 
 def renamed(out: bytes, served: str, name: str) -> bytes:

@@ -15,7 +15,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from proxy.config.model import Route, Settings
@@ -29,7 +29,10 @@ from proxy.server.dispatch import Dispatcher, Placement
 from proxy.server.exchange import ClientGone, Exchange
 from proxy.server.judge import Judge, key_of
 from proxy.server.planning import Call, Planner
+from proxy.server.purse import Purse
+from proxy.server.rates import Rates
 from proxy.server.relay import STATUS_CLIENT_GONE, Attempt, Relayed
+from proxy.server.repeats import Repeats, Ticket
 from proxy.server.settlement import Settlement
 from proxy.signals.board import Board
 from proxy.upstream.transport import Upstream
@@ -53,6 +56,9 @@ class Doors:
     dispatcher: Dispatcher
     settlement: Settlement
     journal: Journal
+    purse: Purse
+    rates: Rates
+    repeats: Repeats
     upstreams: Mapping[tuple[str, int], Upstream]
     clock: Callable[[], float]
     observe: Callable[[RequestEntry, Relayed | None], None]
@@ -82,10 +88,16 @@ class Handler:
         """Answer one request, whatever happens."""
         request_id = f"req_{secrets.token_hex(12)}"
         self.in_flight += 1
+        call: Call | None = None
+        ticket: Ticket | None = None
+        answered: Answered | None = None
         try:
             self._admit()
             principal = auth.authenticate(exchange.headers, self._do.keys, ("application", "admin"))
+            self._do.rates.count(principal)
             call = await self._parse(exchange, principal, request_id)
+            call, ticket = self._first_or_again(exchange, call)
+            await self._do.purse.reserve(call)
             placement = await self._place(exchange, call)
             answered = await self._carry(exchange, call, placement)
             await replies.finish(exchange, call, answered.placement, answered.relayed, answered.entry)
@@ -102,6 +114,14 @@ class Handler:
             await replies.refuse(exchange, request_id, GatewayError("The gateway failed to handle this request."))
         finally:
             self.in_flight -= 1
+            self._over_with(call, ticket, None if answered is None else answered.entry)
+
+    def _over_with(self, call: Call | None, ticket: Ticket | None, entry: RequestEntry | None) -> None:
+        """What was set aside for the request and not used is given back."""
+        if call is not None:
+            self._do.purse.release(call)
+            self._do.rates.settle(call.key_id, call.tokens_asked, 0 if entry is None else entry.usage.total)
+        self._do.repeats.end(ticket, entry)
 
     def _admit(self) -> None:
         if self.draining:
@@ -127,29 +147,56 @@ class Handler:
         if len(body) > limit:
             raise BodyTooLarge(f"The body is larger than {limit} bytes.")
         route = self._do.routes.find(wire.model)
-        if route is None:
+        if route is None or not principal.may_use(route.name):
             raise ModelNotFound(f"The model '{wire.model[:128]}' does not exist or you do not have access to it.",
                                 param="model")
         refuse_fields(wire.document, route.engine_fields)
         if wire.remote_media and not route.remote_media:
             raise InvalidRequest("Media must be sent as data: URLs; the gateway fetches nothing.", param="messages",
                                  code="remote_media_refused")
-        return self._do.planner.call(wire, route, request_id, arrived, arrived_ns, principal.id, tags)
+        call = self._do.purse.opened(
+            self._do.planner.call(wire, route, request_id, arrived, arrived_ns, principal.id, tags), principal)
+        self._do.rates.charge(principal, call.tokens_asked)
+        return replace(call, headers=tuple(self._do.rates.headers(principal)))
+
+    def _first_or_again(self, exchange: Exchange, call: Call) -> tuple[Call, Ticket | None]:
+        """Whether this is a request that was answered before, sent again under its Idempotency-Key."""
+        ticket = self._do.repeats.begin(exchange.headers, call.key_id, call.request_id, call.wire.body)
+        if ticket is None or not ticket.answered:
+            return call, ticket
+        return replace(call, request_id=ticket.request_id, first_attempt=ticket.attempts + 1, budgets=()), ticket
 
     async def _place(self, exchange: Exchange, call: Call) -> Placement:
         """plan and wait. A request that gets no place is booked as such."""
+        first = call.first_attempt
         try:
-            return await self._do.dispatcher.place(call, on_gone=exchange.on_gone)
+            return await self._placed(exchange, call, frozenset(), first)
         except asyncio.CancelledError:
             if not exchange.gone:
                 raise
             await self._settle(self._do.settlement.unsent(call, "client_left", STATUS_CLIENT_GONE, "client_abort",
-                                                          time.time_ns(), 1), None)
+                                                          time.time_ns(), first), None)
             raise ClientGone from None
         except Unavailable as error:
             await self._settle(self._do.settlement.unsent(call, error.code or "", error.status, "unavailable",
-                                                          time.time_ns(), 1), None)
+                                                          time.time_ns(), first), None)
             raise
+
+    async def _placed(self, exchange: Exchange, call: Call, tried: frozenset[str], attempt_no: int) -> Placement:
+        """A place that its budgets hold. What the gateway may spend at APIs can run out between the plan and this: then
+        it is planned again."""
+        again = bool(tried) or attempt_no > call.first_attempt
+        while True:
+            placement = await self._do.dispatcher.place(call, tried, again=again, on_gone=exchange.on_gone)
+            held = False
+            try:
+                held = await self._do.purse.confirm(call, placement, attempt_no)
+            finally:
+                if not held:
+                    self._release(placement)
+            if held:
+                return placement
+            again = True
 
     async def _carry(self, exchange: Exchange, call: Call, placement: Placement) -> Answered:
         """reserve, send, meter, settle; and once more elsewhere, where the client has seen nothing of a failure.
@@ -159,7 +206,7 @@ class Handler:
         tried: frozenset[str] = frozenset()
         bare: frozenset[str] = frozenset()  # backends that refused to be asked for usage
         self._judge.asked()
-        for attempt_no in itertools.count(1):
+        for attempt_no in itertools.count(call.first_attempt):
             attempt, relayed = await self._send(exchange, call, placement, attempt_no, bare)
             again: Placement | None = None
             settled = False
@@ -167,12 +214,12 @@ class Handler:
                 self._judge.hear(call, placement, relayed, attempt, bare)
                 if self._judge.without_usage(relayed, attempt.injection):
                     bare |= {placement.attempt.backend}
-                    again = await self._again(exchange, call, tried)
+                    again = await self._again(exchange, call, tried, attempt_no + 1)
                 else:
                     tried |= {key_of(placement)}
                     if self._judge.elsewhere(relayed, tried):
                         await asyncio.sleep(self._judge.pause_s())
-                        again = await self._again(exchange, call, tried)
+                        again = await self._again(exchange, call, tried, attempt_no + 1)
                         self._judge.asked_elsewhere(relayed, again is not None)
             except BaseException:  # stopped meanwhile: what was spent is booked all the same
                 entry = self._do.settlement.entry(call, placement, attempt_no, relayed.outcome, final=True)
@@ -185,7 +232,7 @@ class Handler:
                 settled = True
             finally:
                 self._after(attempt.close())
-                if not settled:
+                if not settled and again is not None:
                     self._release(again)
             if again is None:
                 return Answered(placement, relayed, entry)
@@ -199,13 +246,15 @@ class Handler:
         backend = self._do.settings.backends[chosen.backend]
 
         async def start(status: int, content_type: str, upstream: Mapping[str, str]) -> None:
-            await exchange.start(status, replies.head(call.request_id, placement, content_type, upstream, stream=True))
+            head = replies.head(call.request_id, placement, content_type, upstream, stream=True)
+            await exchange.start(status, [*head, *call.headers])
 
         try:
             self._do.journal.intend(self._do.settlement.intent(call, placement, attempt_no))
             upstream = self._do.upstreams[chosen.backend, chosen.replica or 0]
             attempt = Attempt(call, placement, exchange, backend, upstream, self._judge.injection(backend, call, bare),
                               self._judge.fingerprint(placement), self._do.clock, start)
+            self._do.purse.sent(call.request_id, attempt_no)
             relayed = await attempt.run()
             return attempt, relayed
         finally:
@@ -214,12 +263,12 @@ class Handler:
                 entry = self._do.settlement.entry(call, placement, attempt_no, attempt.interrupted(), final=True)
                 self._after(self._settle(entry, None))
 
-    async def _again(self, exchange: Exchange, call: Call, tried: frozenset[str]) -> Placement | None:
+    async def _again(self, exchange: Exchange, call: Call, tried: frozenset[str], attempt_no: int) -> Placement | None:
         """Another placement for an attempt that failed unseen, or None: that was the last."""
         if exchange.gone:
             return None
         try:
-            return await self._do.dispatcher.place(call, tried, again=True, on_gone=exchange.on_gone)
+            return await self._placed(exchange, call, tried, attempt_no)
         except asyncio.CancelledError:
             if not exchange.gone:
                 raise
@@ -229,14 +278,14 @@ class Handler:
 
     async def _settle(self, entry: RequestEntry, relayed: Relayed | None) -> None:
         """On the disk when this returns. A cancelled task's entry is written all the same."""
+        self._do.purse.sent(entry.request_id, entry.attempt)
         try:
             await self._do.journal.settle(entry)
         finally:
             self._do.observe(entry, relayed)
 
-    def _release(self, placement: Placement | None) -> None:
-        if placement is not None:
-            placement.claim.release(self._do.clock())
+    def _release(self, placement: Placement) -> None:
+        placement.claim.release(self._do.clock())
 
     def _after(self, work: Coroutine[Any, Any, None]) -> None:
         """What the client need not wait for; it may fail as it likes."""

@@ -17,6 +17,7 @@ from proxy.core.entries import RequestEntry
 from proxy.ledger.journal import Journal
 from proxy.server.dispatch import Dispatcher
 from proxy.server.planning import Planner
+from proxy.server.purse import Purse
 from proxy.server.relay import Relayed
 from proxy.signals.board import Board
 
@@ -28,10 +29,11 @@ CODES_MAX = 64
 class Metrics:
     """One registry per gateway process."""
 
-    def __init__(self, board: Board, planner: Planner, dispatcher: Dispatcher, journal: Journal) -> None:
+    def __init__(self, board: Board, planner: Planner, dispatcher: Dispatcher, journal: Journal,
+                 purse: Purse) -> None:
         self.registry = CollectorRegistry()
         self._codes: set[str] = set()
-        self.registry.register(Live(board, planner, dispatcher, journal))
+        self.registry.register(Live(board, planner, dispatcher, journal, purse))
         ProcessCollector(registry=self.registry)
         where = ("route", "backend")
         self.requests = Counter("breakeven_requests", "Attempts settled", (*where, "end_reason"),
@@ -49,6 +51,8 @@ class Metrics:
                             registry=self.registry)
         self.ttft = Histogram("breakeven_time_to_first_token_seconds", "From arrival to the first token", where,
                               buckets=TTFT_BUCKETS, registry=self.registry)
+        self.hold_short = Counter("breakeven_hold_short", "Attempts that cost more than their budgets had held", where,
+                                  registry=self.registry)
         self.work = Counter("breakeven_work_gpu_seconds", "GPU-seconds of work served", where, registry=self.registry)
 
     def observe(self, entry: RequestEntry, relayed: Relayed | None) -> None:
@@ -65,6 +69,8 @@ class Metrics:
             self.baseline_usd.labels(*where).inc(entry.baseline_nano * NANO)
         if entry.work_ns:
             self.work.labels(*where).inc(entry.work_ns * NANO)
+        if entry.hold_nano is not None and entry.posted_nano > entry.hold_nano:
+            self.hold_short.labels(*where).inc()
         if entry.slo_met is False:
             self.late.labels(*where).inc()
         if entry.first_token_ns is not None:
@@ -83,8 +89,10 @@ class Metrics:
 class Live(Collector):
     """Gauges computed at the moment they are asked for."""
 
-    def __init__(self, board: Board, planner: Planner, dispatcher: Dispatcher, journal: Journal) -> None:
+    def __init__(self, board: Board, planner: Planner, dispatcher: Dispatcher, journal: Journal,
+                 purse: Purse) -> None:
         self._board, self._planner, self._dispatcher, self._journal = board, planner, dispatcher, journal
+        self._purse = purse
 
     def collect(self) -> Iterator[Metric]:
         now = self._board.clock()
@@ -140,6 +148,11 @@ class Live(Collector):
         retries.add_metric(("refused",), self._board.retries.refused)
         yield retries
         yield GaugeMetricFamily("breakeven_tasks", "Tasks of the event loop", _tasks())
+        budget = GaugeMetricFamily("breakeven_budget_used_fraction", "Of the configuration's budgets: posted and held, "
+                                   "over the limit of the window that runs", labels=("scope", "per"))
+        for one, use in self._purse.used.items():
+            budget.add_metric((one.scope, one.per), use.total / one.limit_nano)
+        yield budget
         yield GaugeMetricFamily("breakeven_waiting_requests", "Requests waiting for room", self._dispatcher.waiting)
         yield GaugeMetricFamily("breakeven_ledger_healthy", "1 when the ledger can be written",
                                 float(self._journal.healthy))

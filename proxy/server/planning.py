@@ -6,13 +6,15 @@ Knows the settings, the board and the price book; estimates tokens from bytes an
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import orjson
 
 from proxy.config.model import Backend as BackendConfig
 from proxy.config.model import Route, Settings
+from proxy.core.budgets import Budget
 from proxy.core.errors import ContextLengthExceeded, InvalidRequest
 from proxy.core.fleet import ApiState, Demand, Refusal, ReplicaState
 from proxy.core.learning import Ratio
@@ -35,7 +37,17 @@ PRIOR_TOKENS, MEMORY_TOKENS = 5_000.0, 500_000.0  # what the prior counts for, a
 LEARN_BYTES_MIN = 1024  # of a shorter prompt the chat template is the larger part
 BYTES_PER_TOKEN_MOST = 8  # no text has more, so a prompt of n bytes has at least n/8 tokens
 ANY_MODEL = "*"
+API_SPEND = "api_spend_max"
 SEEN_MAX = 16  # readings kept with a decision
+
+
+class Governor(Protocol):
+    """What the whole gateway may still spend at APIs (see purse.py)."""
+
+    budget: Budget
+    then: str
+
+    def refuses(self, most_nano: int, at_ns: int) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +67,23 @@ class Call:
     demand: Demand
     prompt_each: float = 0.0  # tokens of one prompt of a batch
     seen: Seen = UNSEEN  # what of the prompt began an earlier one, and where
+    budgets: tuple[Budget, ...] = ()
+    most_nano: Mapping[str, int | None] | None = None  # that an attempt at each backend may cost, if it must be held
+    output_limit: int | None = None  # tokens, sent where the client named no limit and a budget needs one
+    first_attempt: int = 1  # more where an answered request is repeated under its Idempotency-Key
+    headers: tuple[tuple[bytes, bytes], ...] = ()  # that go with every answer: the key's rate limits
+
+    @property
+    def tokens_asked(self) -> float:
+        """What it may use, for limits per minute: its prompt, and its limit or else the expected answer."""
+        limit = self.wire.max_tokens
+        output = self.demand.output_tokens if limit is None else limit * self.demand.sequences
+        return self.demand.prompt_tokens + output
+
+    @property
+    def again(self) -> bool:
+        """The repetition of a request that was answered: booked as its retry, charged to nobody."""
+        return self.first_attempt > 1
 
     @property
     def repeated(self) -> float:
@@ -69,6 +98,7 @@ class Planner:
         self._settings, self._board, self._prices = settings, board, prices
         self.switch: Switch = "auto"
         self.thresholds = Thresholds()
+        self.governor: Governor | None = None  # of what APIs may bill; None: no limit
         self.context_tokens: dict[str, int] = {  # as configured, else as the engine says
             name: backend.context_tokens for name, backend in settings.backends.items() if backend.context_tokens}
         self._prefixes = PrefixIndex()
@@ -112,16 +142,20 @@ class Planner:
         """
         demand = replace(call.demand, waited_s=now - call.arrived, tried=tried)
         return self.plan_for(call.route, call.wire.model, demand, now, call.limits, call.wire.service_tier, call.seen,
-                             left)
+                             left, call.most_nano)
 
     def plan_for(self, route: Route, model: str, demand: Demand, now: float, limits: Limits | None = None,
-                 tier: str | None = None, seen: Seen = UNSEEN, left: Left | None = None) -> Plan:
+                 tier: str | None = None, seen: Seen = UNSEEN, left: Left | None = None,
+                 most_nano: Mapping[str, int | None] | None = None) -> Plan:
         """The same for a demand of its own: nothing is sent or claimed."""
         limits = self._limits[route.name] if limits is None else limits
         if self.switch != "auto":
             limits = replace(limits, switch=self.switch)
         policy = effective_policy(limits)
-        able, apis, refused = self._candidates(route, model, demand, now, policy, tier, seen)
+        able, apis, refused = self._candidates(route, model, demand, now, policy, tier, seen, most_nano)
+        if self.governor is not None and self.governor.then == "refuse" and any(
+                refusal.code == API_SPEND for refusal in refused):
+            limits = replace(limits, wait_max_s=0.0)
         pool = self._board.pools[route.name]
         pool.refill(now)
         market = pool.market
@@ -141,7 +175,8 @@ class Planner:
         return _states(self.pool(call).market.emptiest())
 
     def _candidates(self, route: Route, model: str, demand: Demand, now: float, policy: Policy, tier: str | None,
-                    seen: Seen) -> tuple[set[str], list[ApiState], list[Refusal]]:
+                    seen: Seen, most_nano: Mapping[str, int | None] | None,
+                    ) -> tuple[set[str], list[ApiState], list[Refusal]]:
         """(keys of replicas, APIs) that can serve it at all, and why the others cannot."""
         at_ns = time.time_ns()
         shortest = replace(demand, prompt_tokens=demand.longest_prompt_least)
@@ -158,6 +193,8 @@ class Planner:
             elif self._board.apis[name].full:
                 detail = f"{self._board.apis[name].in_flight} in flight"
                 refused.append(Refusal(name, None, "in_flight_max", detail, busy=True))
+            elif most_nano is not None and (closed := self._unheld(name, most_nano.get(name), at_ns)) is not None:
+                refused.append(closed)
             else:
                 usd = self.api_usd(config, model, demand, at_ns, tier, seen.repeated)
                 state = self._board.apis[name].state(now, usd)
@@ -168,6 +205,14 @@ class Planner:
         if not usable and refused:
             _never(route, [refusal for refusal in refused if self._counts(refusal, policy)], demand)
         return able, apis, refused
+
+    def _unheld(self, name: str, most_nano: int | None, at_ns: int) -> Refusal | None:
+        """Why an API may not be asked under a budget: nothing can be held for it, or nothing is left."""
+        if most_nano is None:
+            return Refusal(name, None, "price_unknown", "a budget cannot hold what has no price")
+        if self.governor is not None and self.governor.refuses(most_nano, at_ns):
+            return Refusal(name, None, API_SPEND, f"{self.governor.budget} is spent", busy=True)
+        return None
 
     def _barred(self, rooms: Sequence[Room], limits: Limits, demand: Demand, waiting: int, now: float,
                 refused: list[Refusal]) -> frozenset[str]:

@@ -16,7 +16,7 @@ from proxy.config.model import Backend
 from proxy.core.entries import EndReason, UsageSource
 from proxy.core.errors import GatewayError, UpstreamCut, UpstreamError, UpstreamFailed, UpstreamTimeout
 from proxy.core.usage import Usage
-from proxy.server.bodies import is_stream, no_answer, renamed, written_bytes
+from proxy.server.bodies import is_stream, limit_field, no_answer, renamed, written_bytes
 from proxy.server.dispatch import Placement
 from proxy.server.exchange import ClientGone, Exchange
 from proxy.server.faults import fault_of
@@ -120,7 +120,8 @@ class Attempt:
     async def _open(self) -> Answer:
         call, backend = self._call, self._backend
         model = None if backend.model == "*" else backend.model
-        body = upstream_body(call.wire, model=model, usage=self.injection)
+        body = upstream_body(call.wire, model=model, usage=self.injection, max_tokens=call.output_limit,
+                             limit_field=limit_field(backend, call.wire.endpoint))
         forwarded = tuple((name, value.decode("latin-1")) for name in backend.forward_headers
                           if (value := self._exchange.headers.get(name.encode())) is not None)
         self._sent_at, self._sent_ns = self._clock(), time.time_ns()

@@ -6,6 +6,7 @@ and no cut answer ever looks like a whole one.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 
@@ -50,6 +51,7 @@ async def finish(exchange: Exchange, call: Call, placement: Placement, relayed: 
     if relayed.head is not None:
         status, content_type = relayed.head
         headers = head(call.request_id, placement, content_type, relayed.upstream_headers or {}, call.wire.stream)
+        headers += call.headers
         if not call.wire.stream:
             if call.route.response_model == "route":
                 relayed.last = _renamed_answer(relayed.last, call)
@@ -89,7 +91,8 @@ def refusal(request_id: str, error: GatewayError, placement: Placement | None = 
                     for name, value in error.headers.items()]
     else:
         body = error_body(_public(error), error.type, error.param, error.code)
-        if error.retry_after_s is not None or error.status in (429, 503):
+        headers += error.answer_headers
+        if error.retry_after_s is not None or error.status == 503:
             headers += come_back(error.retry_after_s)
     headers.append((b"content-length", b"%d" % len(body)))
     return error.status, headers, body
@@ -98,7 +101,7 @@ def refusal(request_id: str, error: GatewayError, placement: Placement | None = 
 def come_back(after_s: float | None) -> Head:
     """When to ask again; OpenAI's clients heed the second, in which no two are told the same, so that who was refused
     together does not come back together."""
-    seconds = max(1, round(after_s or 1.0))
+    seconds = max(1, math.ceil(after_s or 1.0))
     return [(b"retry-after", b"%d" % seconds), (b"retry-after-ms", b"%d" % (1e3 * seconds * (1 + random.random())))]  # noqa: S311
 
 

@@ -7,7 +7,8 @@ for the tables it is given.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import orjson
 
@@ -15,7 +16,7 @@ from proxy.config.model import Backend, Settings
 from proxy.core.entries import EndReason, Intent, RequestEntry, UsageSource
 from proxy.core.money import NANO_PER_USD, NS_PER_S, round_nano
 from proxy.core.prefix import billed_as_cached
-from proxy.core.pricing import Price
+from proxy.core.pricing import NANO_PER_TOKEN, Price
 from proxy.core.routing import Plan
 from proxy.core.usage import Usage
 from proxy.server.dispatch import Placement
@@ -53,7 +54,7 @@ class Settlement:
         return Intent(call.request_id, attempt_no, call.arrived_ns, call.route.name, call.key_id, call.tags,
                       backend.name, placement.attempt.kind, self._model(backend, call), call.endpoint,
                       int(call.demand.prompt_tokens), call.wire.max_tokens or call.route.output_tokens_default,
-                      price.version if price else "")
+                      price.version if price else "", None if call.again else self._most_nano(call, backend))
 
     def entry(self, call: Call, placement: Placement, attempt_no: int, outcome: Outcome, final: bool) -> RequestEntry:
         """One attempt that was sent, settled."""
@@ -62,8 +63,9 @@ class Settlement:
         api_nano, price = self._api_cost(backend, call, outcome, on_gpu)
         work_ns = self._work_ns(call, placement, outcome) if on_gpu else 0
         succeeded = outcome.end_reason in ("complete", "client_abort", "limit") and outcome.status < 400
+        final = final and not call.again
         baseline = self._baseline(call, backend, outcome, api_nano) if final and succeeded else NO_BASELINE
-        return RequestEntry(
+        entry = RequestEntry(
             call.request_id, attempt_no, final, call.arrived_ns, outcome.sent_ns, outcome.first_token_ns,
             outcome.ended_ns, call.endpoint, call.wire.stream, call.route.name, call.key_id, call.tags,
             call.wire.model, backend.name, placement.attempt.kind, self._model(backend, call), outcome.status,
@@ -71,13 +73,26 @@ class Settlement:
             price.version if price else "",
             self._marginal_nano(backend, work_ns, outcome.sent_ns), work_ns,
             baseline.nano, baseline.model, baseline.version, baseline.cached, self._slo_met(call, outcome, succeeded),
-            placement.attempt.reason, _decision(placement.plan, placement.waited_s))
+            placement.attempt.reason, _decision(placement.plan, placement.waited_s),
+            self._most_nano(call, backend), self._internal_nano(backend, outcome.usage))
+        return entry if call.again else replace(entry, posted_nano=entry.charge_nano)
+
+    def _most_nano(self, call: Call, backend: Backend) -> int | None:
+        return None if call.most_nano is None else call.most_nano.get(backend.name)
+
+    def _internal_nano(self, backend: Backend, usage: Usage) -> int:
+        """The operator's internal rate for these tokens, in nano-dollars."""
+        rate = backend.internal_rate
+        if rate is None:
+            return 0
+        return round_nano(NANO_PER_TOKEN * (usage.input_total * Fraction(rate.input_usd_per_mtok)
+                                            + usage.output_total * Fraction(rate.output_usd_per_mtok)))
 
     def unsent(self, call: Call, plan_reason: str, status: int, end_reason: EndReason, ended_ns: int,
                attempt_no: int) -> RequestEntry:
         """A request that was refused, or whose client left, before any upstream was asked."""
         return RequestEntry(
-            call.request_id, attempt_no, True, call.arrived_ns, ended_ns, None, ended_ns, call.endpoint,
+            call.request_id, attempt_no, not call.again, call.arrived_ns, ended_ns, None, ended_ns, call.endpoint,
             call.wire.stream, call.route.name, call.key_id, call.tags, call.wire.model, "", "none", "", status,
             end_reason, NO_USAGE, "none", 0, 0, "", 0, 0, None, "", "", 0, None, plan_reason)
 

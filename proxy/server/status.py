@@ -18,6 +18,7 @@ from proxy.ledger.journal import Journal
 from proxy.server.dispatch import Dispatcher
 from proxy.server.handler import Handler
 from proxy.server.planning import Planner
+from proxy.server.purse import Purse
 from proxy.signals.board import Board
 from proxy.signals.replica import Replica
 
@@ -64,6 +65,7 @@ class Parts(Protocol):
     dispatcher: Dispatcher
     handler: Handler
     journal: Journal
+    purse: Purse
     totals: Totals
     started_ns: int
 
@@ -88,6 +90,9 @@ def page(gateway: Parts) -> dict[str, Any]:
                  for name, api in gateway.board.apis.items()],
         "bid_prices": {route: pool.price(now) for route, pool in gateway.board.pools.items()},
         "value_density_spread": {route: pool.market.demand.spread(now) for route, pool in gateway.board.pools.items()},
+        "budgets": [{"scope": one.scope, "per": one.per, "limit_usd": usd_string(one.limit_nano),
+                     "posted_usd": usd_string(use.posted_nano), "pending_usd": usd_string(use.pending_nano)}
+                    for one, use in gateway.purse.used.items()],
         "requests": totals.requests,
         "by_backend": dict(totals.by_backend),
         "by_reason": [{"backend": backend, "reason": reason, "requests": count}

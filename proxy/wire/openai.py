@@ -131,10 +131,10 @@ def parse_request(endpoint: Endpoint, body: bytes, content_type: str | None = No
 
 
 def upstream_body(request: WireRequest, *, model: str | None, usage: UsageInjection,
-                  max_tokens: int | None = None) -> bytes:
+                  max_tokens: int | None = None, limit_field: str = "max_tokens") -> bytes:
     """The body for one upstream: as it came, but for the model's name, the usage asked of a
     stream (merged: other options stay) and a limit on tokens (in the fields the client used, else
-    `max_tokens`). When none of these differs, the original bytes."""
+    in `limit_field`). When none of these differs, the original bytes."""
     changes: dict[str, Any] = {}
     document = request.document
     if model is not None and model != request.model:
@@ -148,7 +148,7 @@ def upstream_body(request: WireRequest, *, model: str | None, usage: UsageInject
             changes["stream_options"] = asked
     if max_tokens is not None:
         used = [name for name in ("max_completion_tokens", "max_tokens") if document.get(name) is not None]
-        for name in used or ["max_tokens"]:
+        for name in used or [limit_field]:
             if document.get(name) != max_tokens:
                 changes[name] = max_tokens
     return orjson.dumps({**document, **changes}) if changes else request.body

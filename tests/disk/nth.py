@@ -26,7 +26,7 @@ from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
-from proxy.core.budgets import Budget, Line
+from proxy.core.budgets import Budget, Line, Reserved
 from proxy.core.entries import Intent, RequestEntry
 from proxy.core.savings import GpuMinute
 from proxy.core.usage import Usage
@@ -99,7 +99,7 @@ class Run:
         entries = [replace(ENTRY, request_id=f"r{number}-{i}") for i in range(AT_ONCE)]
         holds = (Hold(one.request_id, 1, (BUDGET,), 2**62) for one in entries)
         for result in await asyncio.gather(*map(journal.reserve, holds), return_exceptions=True):
-            self.hear(result)
+            self.hear(result.refused if isinstance(result, Reserved) else result)
         for one in entries:
             try:
                 journal.intend(Intent(one.request_id, 1, one.started_ns, "chat", "k", "", "b", "gpu", "m", "/v1", 10,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import select
 
-from proxy import main
 from proxy.core.savings import GpuMinute
 from proxy.ledger import store
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.schema import gpu_time
+from proxy.server import chores
 from tests.support.world import world
 
 
@@ -21,9 +21,9 @@ def booked(ledger):
 @pytest.mark.parametrize("error", [LedgerUnavailable("the disk is full"), RuntimeError("anything")], ids=str)
 async def test_minutes_wait_for_a_ledger_that_failed_and_the_running_one_is_booked_at_the_end(
         tmp_path, monkeypatch, error):
-    monkeypatch.setattr(main, "TICK_S", 0.02)
+    monkeypatch.setattr(chores, "TICK_S", 0.02)
     async with world(tmp_path, monkeypatch) as there:
-        journal, minutes = there.gateway.journal, there.gateway._minutes
+        journal, minutes = there.gateway.journal, there.gateway._chores._minutes
         book, tick, fails, ended = journal.book_gpu_minutes, minutes.tick, [error], [[GpuMinute("llama", 7)]]
 
         async def failing_once(given):
@@ -34,7 +34,7 @@ async def test_minutes_wait_for_a_ledger_that_failed_and_the_running_one_is_book
         monkeypatch.setattr(journal, "book_gpu_minutes", failing_once)
         monkeypatch.setattr(minutes, "tick", lambda *at: [*(ended.pop() if ended else ()), *tick(*at)])
         await there.until(lambda: 7 in booked(there.ledger))
-        assert there.gateway.booking_failures == 1
+        assert there.gateway._chores.failures == 1
         running = minutes._watches["llama"].minute
         assert running not in booked(there.ledger)
     assert booked(there.ledger)[-1] >= running

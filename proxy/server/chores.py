@@ -1,0 +1,85 @@
+"""What a gateway does beside answering: books GPU minutes, settles what a dead process left, looks at budgets."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from proxy.core.savings import GpuMinute
+from proxy.ledger.errors import LedgerUnavailable
+from proxy.ledger.journal import Journal
+from proxy.server.purse import Purse
+from proxy.signals.minutes import MinuteBook
+
+log = logging.getLogger("breakeven")
+
+TICK_S = 1.0
+SWEEP_S = 30.0  # how often another gateway's remains are looked for
+UNBOOKED_MINUTES_MAX = 10_000  # beyond it the oldest are lost: a week of one backend
+LAST_BOOKING_S = 5.0
+
+
+class Chores:
+    """One per process. `failures` counts bookings that had to be tried again."""
+
+    def __init__(self, journal: Journal, minutes: MinuteBook, purse: Purse) -> None:
+        self._journal, self._minutes, self._purse = journal, minutes, purse
+        self._unbooked: deque[GpuMinute] = deque(maxlen=UNBOOKED_MINUTES_MAX)
+        self._tasks: list[asyncio.Task[None]] = []
+        self.failures = 0
+
+    async def start(self) -> None:
+        """Settle what an earlier process left; then go on by themselves."""
+        await self._recover()
+        self._tasks = [asyncio.create_task(self._every(lambda: TICK_S, self._tick), name="minutes and budgets"),
+                       asyncio.create_task(self._every(lambda: SWEEP_S, self._recover), name="sweep")]
+
+    def also(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """One more task that ends with us."""
+        self._tasks.append(asyncio.create_task(work, name=name))
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def book_last(self) -> None:
+        """The minute that has not ended. Logs what could not be booked."""
+        try:
+            async with asyncio.timeout(LAST_BOOKING_S):
+                await self._book(self._minutes.flush(time.time_ns(), time.monotonic()))
+        except Exception as error:  # whatever the outcome, the ledger must still be closed
+            log.error("%d GPU minutes could not be booked: %r", len(self._unbooked), error)
+
+    async def _every(self, seconds: Callable[[], float], work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await work()
+            except Exception as error:  # the root of a task: count, log, go on
+                self.failures += 1
+                log.error("%s: %r; %d GPU minutes wait for the ledger", work.__name__.strip("_"), error,
+                          len(self._unbooked))
+            await asyncio.sleep(seconds())
+
+    async def _tick(self) -> None:
+        try:
+            self._purse.look(time.time_ns())
+        except LedgerUnavailable as error:  # the journal tells, and refuses meanwhile
+            log.debug("budgets: %s", error.message)
+        await self._book(self._minutes.tick(time.time_ns(), time.monotonic()))
+
+    async def _recover(self) -> None:
+        if recovered := await self._journal.recover(time.time_ns()):
+            log.warning("%d requests were in flight when another process died; booked as interrupted", recovered)
+
+    async def _book(self, ended: list[GpuMinute]) -> None:
+        """Book what ended, after what still waits. A minute leaves the line once it is on the disk; booked twice it
+        counts once."""
+        self._unbooked.extend(ended)
+        if waiting := tuple(self._unbooked):
+            await self._journal.book_gpu_minutes(waiting)
+            self._unbooked.clear()  # nobody else adds: this task, or `book_last` after it has ended

@@ -1,0 +1,239 @@
+"""Budgets as a request meets them: what it may cost at most, whether that is there, and what the whole gateway may
+still spend at APIs.
+
+Nothing is sent that a budget does not hold. The hold is the most expensive attempt the plan may make: every byte of the
+prompt a token, in the dearest bucket and tier of the price book, and as much output as the request may have. An API
+whose price is not known is not used under a budget, because nothing can be held for it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from fractions import Fraction
+
+import orjson
+
+from proxy.config.model import Backend, Route, Settings
+from proxy.core.budgets import GATEWAY, Budget, Line, Refused, Use, window_end_ns, window_start_ns
+from proxy.core.errors import QuotaExceeded
+from proxy.core.money import NS_PER_S
+from proxy.core.pricing import NANO_PER_TOKEN, PriceBook
+from proxy.ledger.journal import Journal
+from proxy.ledger.keys import Principal
+from proxy.ledger.treasury import Hold, Spending
+from proxy.server.dispatch import Placement
+from proxy.server.planning import Call, Planner
+from proxy.signals.board import marginal_usd_per_s
+from proxy.wire.endpoints import Endpoint
+from proxy.wire.openai import WireRequest
+
+log = logging.getLogger("breakeven.server")
+
+HOLD_NS = 6 * 3600 * NS_PER_S  # a hold that nobody ended by then was forgotten
+TEMPLATE_TOKENS = 1024  # what a chat template and a provider's own tool instructions may add to a prompt
+FIELD_TOKENS = 16  # what a template may add to each message and each tool
+IMAGE_TOKENS = 40_000  # more than any provider counts for one
+MEDIUM_TOKENS = 1_000_000  # of sound, film or a document, which have no bound but the model's context
+WORK_MARGIN = 8  # how far the estimate of an engine's speed may move before the request ends
+UNLIMITED = 1 << 62
+
+
+class Purse:
+    """One per process. `governor` is there where the configuration has `api_spend_max`."""
+
+    def __init__(self, settings: Settings, planner: Planner, prices: PriceBook, journal: Journal) -> None:
+        self._settings, self._planner, self._prices, self._journal = settings, planner, prices, journal
+        self._budgets = {line.spending.scope: [] for line in settings.budgets}
+        for line in settings.budgets:
+            self._budgets[line.spending.scope].append(line.spending)
+        self.governor = None if settings.api_spend_max is None else Governor(
+            settings.api_spend_max.spending, settings.api_spend_max.then)
+        planner.governor = self.governor
+        self.used: dict[Budget, Use] = {}  # of the configuration's budgets, as last seen
+        self._spending = Spending(journal.path)
+        self._held: dict[str, dict[int, int]] = {}  # by request and attempt: what is held and not sent yet
+
+    def opened(self, call: Call, principal: Principal) -> Call:
+        """The call with its budgets, what each backend may cost at most, and the limit of its answer."""
+        budgets = [] if principal.budget is None else [principal.budget]
+        if self._budgets:
+            for scope in (f"route:{call.route.name}", *(f"tag:{tag}" for tag in call.tags.split(",") if tag)):
+                budgets += self._budgets.get(scope, ())
+        if not budgets and self.governor is None:
+            return call
+        limit = None
+        if call.wire.max_tokens is None and call.wire.endpoint is not Endpoint.EMBEDDINGS:
+            limit = call.route.output_tokens_max
+            most = float(limit * call.demand.sequences)
+            call = replace(call, demand=replace(call.demand, output_tokens=min(call.demand.output_tokens, most)))
+        prompt, output = prompt_tokens_most(call.wire), output_tokens_most(call.wire, call.route)
+        most_nano = {name: self._most_nano(self._settings.backends[name], call, prompt, output)
+                     for name in call.route.backends}
+        return replace(call, budgets=tuple(budgets), most_nano=most_nano, output_limit=limit)
+
+    def _most_nano(self, backend: Backend, call: Call, prompt: int, output: int) -> int | None:
+        """An upper bound of what one attempt there is charged; None where no price is known."""
+        if backend.context_tokens is not None:
+            prompt = min(prompt, backend.context_tokens)
+        if backend.gpu is None:
+            model = call.wire.model if backend.model == "*" else backend.model
+            return self._prices.dearest_nano(backend.provider or "", model, call.arrived_ns, prompt, output)
+        usd_per_s = marginal_usd_per_s(backend, self._settings, call.arrived_ns)
+        seconds = 0.0
+        if usd_per_s:
+            seconds = WORK_MARGIN * max(replica.capacity.work_s(prompt, output, 1)
+                                        for replica in self._planner.replicas(backend.name))
+        return math.ceil(usd_per_s * Fraction(seconds) * 10**9) + internal_nano(backend, prompt, output)
+
+    def look(self, at_ns: int) -> None:
+        """See what the configuration's budgets have taken, whichever gateway took it. LedgerUnavailable."""
+        windows = uses(self._settings, at_ns)
+        if windows:
+            found = self._spending.used(windows)
+            self.used = {budget: found.get(window, Use()) for window, budget in windows.items()}
+            if self.governor is not None:
+                use = self.used[self.governor.budget]
+                self.governor.seen(window_start_ns(self.governor.budget.per, at_ns),
+                                   self.governor.budget.limit_nano - use.total)
+
+    def close(self) -> None:
+        self._spending.close()
+
+    async def reserve(self, call: Call) -> None:
+        """Hold the dearest attempt that any of the route's backends may make. Raises QuotaExceeded."""
+        if call.budgets:
+            amount = max((most for most in (call.most_nano or {}).values() if most is not None), default=0)
+            if (refused := await self._hold(call, call.first_attempt, amount, None)) is not None:
+                raise quota_exceeded(refused)
+
+    async def confirm(self, call: Call, placement: Placement, attempt_no: int) -> bool:
+        """Before it is sent: its hold, if it has none yet or it turned out dearer, and its part of what the gateway may
+        spend at APIs. False: that is used up, and no API may be asked. Raises QuotaExceeded."""
+        if call.most_nano is None:
+            return True
+        most = call.most_nano.get(placement.attempt.backend) or 0
+        governed = self.governor if placement.attempt.kind == "api" else None
+        held = self._held.get(call.request_id, {}).get(attempt_no, -1)
+        if governed is None and (held >= most or not call.budgets):
+            return True
+        refused = await self._hold(call, attempt_no, max(held, most), None if governed is None else most)
+        if refused is None:
+            return True
+        if refused.line.budget.scope == GATEWAY:
+            return False
+        raise quota_exceeded(refused)
+
+    async def _hold(self, call: Call, attempt_no: int, amount: int, api_most: int | None) -> Refused | None:
+        at_ns = call.arrived_ns
+        lines = [Line(budget, window_start_ns(budget.per, at_ns), amount) for budget in call.budgets]
+        if api_most is not None and self.governor is not None:
+            lines.append(self.governor.line(at_ns, api_most))
+        reserved = await self._journal.reserve(Hold(call.request_id, attempt_no, tuple(lines), at_ns + HOLD_NS))
+        if api_most is not None and self.governor is not None:
+            self.governor.told(lines[-1], reserved.left_nano[-1])
+        if reserved.refused is None:
+            self._held.setdefault(call.request_id, {})[attempt_no] = amount
+        return reserved.refused
+
+    def sent(self, request_id: str, attempt_no: int) -> None:
+        """From here on only its settlement ends its hold."""
+        if (held := self._held.get(request_id)) is not None:
+            held.pop(attempt_no, None)
+
+    def release(self, call: Call) -> None:
+        """The request is over: void what it held and never sent."""
+        for attempt_no in self._held.pop(call.request_id, {}):
+            self._journal.void((call.request_id, attempt_no))
+
+
+class Governor:
+    """The gateway's own budget for API bills, as far as this process knows it; the ledger decides."""
+
+    def __init__(self, budget: Budget, then: str) -> None:
+        self.budget, self.then = budget, then
+        self._start_ns = -1
+        self._left_nano = budget.limit_nano
+        self._said = False
+
+    def left_nano(self, at_ns: int) -> int:
+        """What may still be spent in the window of `at_ns`; may be negative where the limit only alerts."""
+        return self._left_nano if self._start_ns == window_start_ns(self.budget.per, at_ns) else self.budget.limit_nano
+
+    def refuses(self, most_nano: int, at_ns: int) -> bool:
+        """Whether an API attempt of that much must not be planned."""
+        return self.then != "alert" and most_nano > self.left_nano(at_ns)
+
+    def over(self, at_ns: int) -> bool:
+        """The limit is reached: somebody must be told."""
+        return self.left_nano(at_ns) <= 0
+
+    def line(self, at_ns: int, most_nano: int) -> Line:
+        budget = replace(self.budget, limit_nano=UNLIMITED) if self.then == "alert" else self.budget
+        return Line(budget, window_start_ns(budget.per, at_ns), most_nano)
+
+    def told(self, line: Line, left_nano: int) -> None:
+        """What the ledger said is left after a hold."""
+        self.seen(line.start_ns, left_nano - line.budget.limit_nano + self.budget.limit_nano)
+
+    def seen(self, start_ns: int, left_nano: int) -> None:
+        """What is left of the window that began then."""
+        if start_ns >= self._start_ns:
+            if start_ns > self._start_ns:
+                self._said = False
+            self._start_ns, self._left_nano = start_ns, left_nano
+        if left_nano <= 0 and not self._said:
+            self._said = True
+            log.error("api_spend_max: %s is spent; %s", self.budget, self.then)
+
+
+def prompt_tokens_most(wire: WireRequest) -> int:
+    """More tokens than the prompt can have: a token is at least a byte. Media have no bytes that mean tokens."""
+    lists = (wire.document.get(name) for name in ("messages", "tools", "functions"))
+    fields = sum(len(value) for value in lists if isinstance(value, list)) + wire.prompt_count
+    medium = IMAGE_TOKENS if wire.features.isdisjoint(("audio", "video", "files")) else MEDIUM_TOKENS
+    return (wire.prompt_chars + wire.prompt_token_ids + TEMPLATE_TOKENS + FIELD_TOKENS * fields
+            + medium * wire.media_count)
+
+
+def output_tokens_most(wire: WireRequest, route: Route) -> int:
+    """More tokens than the answer can have. Of a predicted answer, what was predicted wrongly is billed as well."""
+    if wire.endpoint is Endpoint.EMBEDDINGS:
+        return 0
+    predicted = 0 if wire.document.get("prediction") is None else len(orjson.dumps(wire.document["prediction"]))
+    limit = route.output_tokens_max if wire.max_tokens is None else wire.max_tokens
+    return (limit + predicted) * wire.choices
+
+
+def internal_nano(backend: Backend, input_tokens: int, output_tokens: int) -> int:
+    """The internal rate for that many tokens, in nano-USD, rounded up."""
+    rate = backend.internal_rate
+    if rate is None:
+        return 0
+    return math.ceil(NANO_PER_TOKEN * (input_tokens * Fraction(rate.input_usd_per_mtok)
+                                       + output_tokens * Fraction(rate.output_usd_per_mtok)))
+
+
+def quota_exceeded(refused: Refused) -> QuotaExceeded:
+    """What the caller hears: whose budget, and when it begins anew."""
+    line, now_ns = refused.line, time.time_ns()
+    kind, _, name = line.budget.scope.partition(":")
+    whose = "this key" if kind == "key" else f"{kind} {name}"
+    end_ns = window_end_ns(line.budget.per, line.start_ns)
+    resets = "It does not reset." if end_ns is None else (
+        f"It resets at {dt.datetime.fromtimestamp(end_ns // NS_PER_S, dt.UTC).isoformat().replace('+00:00', 'Z')}.")
+    message = (f"The budget of {whose} ({line.budget} USD) does not hold what this request may cost: "
+               f"{line.amount_nano / 1e9:.6f} USD, of which {max(0, refused.left_nano) / 1e9:.6f} are left. {resets}")
+    return QuotaExceeded(message, None if end_ns is None else max(1.0, (end_ns - now_ns) / NS_PER_S))
+
+
+def uses(settings: Settings, at_ns: int) -> Mapping[tuple[str, str, int], Budget]:
+    """The windows, now, of the budgets that stand in the configuration."""
+    budgets = [line.spending for line in settings.budgets]
+    if settings.api_spend_max is not None:
+        budgets.append(settings.api_spend_max.spending)
+    return {(one.scope, one.per, window_start_ns(one.per, at_ns)): one for one in budgets}

@@ -1,0 +1,95 @@
+"""`Idempotency-Key`: a request that a client sends again because it is not sure that the first one arrived.
+
+While the first is in flight the second is refused (409). Afterwards it runs again, because answers are not kept: what
+it costs is booked as a retry of the first, whose budget was charged and whose baseline was counted. A key says nothing
+of a first one that failed: then there is nothing to repeat, and the request is new.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from proxy.core.entries import RequestEntry
+from proxy.core.errors import Conflict, InvalidRequest
+
+KEEP_S = 24 * 3600.0
+KEYS_MAX = 100_000  # remembered; beyond it the oldest that is not in flight is forgotten, and runs as new
+FREE_MAX = 3  # repetitions that are not charged again: a key is no way round a budget
+_KEY = re.compile(rb"[!-~]{1,255}")
+
+
+@dataclass(slots=True)
+class Ticket:
+    """One key's story. `attempts` made so far; `answered`: with an answer that was charged."""
+
+    digest: bytes
+    at: float
+    request_id: str
+    in_flight: bool = True
+    answered: bool = False
+    attempts: int = 0
+    repeated: int = 0
+
+
+class Repeats:
+    """Of one process. `clock` is monotonic seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._tickets: OrderedDict[tuple[str, bytes], Ticket] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    def begin(self, headers: Mapping[bytes, bytes], key_id: str, request_id: str, body: bytes) -> Ticket | None:
+        """The ticket of the key that came with the request; None where none did.
+
+        Raises Conflict while the first is in flight, InvalidRequest for a key that came with another body."""
+        given = headers.get(b"idempotency-key")
+        if given is None:
+            return None
+        if not _KEY.fullmatch(given):
+            raise InvalidRequest("Idempotency-Key takes 1 to 255 printable characters.", param="Idempotency-Key")
+        self._forget()
+        digest = hashlib.sha256(body).digest()
+        found = self._tickets.get((key_id, given))
+        if found is None or not (found.in_flight or found.answered):
+            self._tickets.pop((key_id, given), None)
+            made = self._tickets[key_id, given] = Ticket(digest, self._clock(), request_id)
+            return made
+        if found.digest != digest:
+            raise InvalidRequest("This Idempotency-Key came with another body before.", param="Idempotency-Key",
+                                 code="idempotency_key_reused")
+        if found.in_flight:
+            raise Conflict("A request with this Idempotency-Key is in flight.", retry_after_s=1.0)
+        if found.repeated >= FREE_MAX:
+            found.answered, found.request_id, found.attempts = False, request_id, 0
+        found.in_flight = True
+        found.repeated += 1
+        return found
+
+    def end(self, ticket: Ticket | None, entry: RequestEntry | None) -> None:
+        """It is over; `entry` is how it was settled, None where nothing was."""
+        if ticket is None:
+            return
+        ticket.in_flight = False
+        if entry is not None:
+            ticket.attempts = max(ticket.attempts, entry.attempt)
+            ticket.answered = ticket.answered or entry.succeeded
+
+    def _forget(self) -> None:
+        now = self._clock()
+        while self._tickets:
+            key, oldest = next(iter(self._tickets.items()))
+            if now - oldest.at < KEEP_S and len(self._tickets) < KEYS_MAX:
+                return
+            if oldest.in_flight:
+                self._tickets.move_to_end(key)
+                if len(self._tickets) < 2 * KEYS_MAX:
+                    return
+            else:
+                del self._tickets[key]

@@ -110,6 +110,7 @@ class Gateway:
     async def stop(self) -> None:
         """After the server has drained: everything accepted is settled by now."""
         self.handler.draining = True
+        await self.handler.rest(LAST_BOOKING_S)
         if self._scraper is not None:
             await self._scraper.stop()
         await self._chores.stop()
@@ -210,7 +211,14 @@ class Server(uvicorn.Server):
             yield
             self._captured_signals.clear()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn would leave them running until the loop is closed, and the books before it
+            for task in self.server_state.tasks:
+                task.cancel()
+
     def handle_exit(self, sig: int, frame: Any) -> None:
+        self.force_exit = self._gateway.handler.draining  # asked a second time: what still runs is cut and booked now
         self._gateway.handler.draining = True  # readiness is false at once; accepted work finishes
         super().handle_exit(sig, frame)
 

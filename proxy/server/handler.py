@@ -10,6 +10,7 @@ settled on every way out.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import secrets
@@ -286,6 +287,13 @@ class Handler:
 
     def _release(self, placement: Placement) -> None:
         placement.claim.release(self._do.clock())
+
+    async def rest(self, within_s: float) -> None:
+        """Until all that was accepted is over and booked, or so long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while self.in_flight or self._afterwards:  # noqa: ASYNC110  # the requests are the server's tasks
+                    await asyncio.sleep(0.01)
 
     def _after(self, work: Coroutine[Any, Any, None]) -> None:
         """What the client need not wait for; it may fail as it likes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import signal
 import socket
@@ -13,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-import orjson
 import uvicorn
 import uvloop
 
@@ -294,4 +294,5 @@ class JsonLines(logging.Formatter):
                 "message": message}
         if record.exc_info and record.exc_info[0] is not None:
             line["error"] = record.exc_info[0].__name__
-        return orjson.dumps(line).decode()
+        # ASCII alone: U+2028, U+0085 and the like end lines too, and C1 codes move a terminal's cursor.
+        return json.dumps(line).replace("\x7f", "\\u007f")

@@ -122,8 +122,8 @@ class KeyStore:
         """Append a key. Returns its id and its secret, which is shown this once."""
         if role not in ROLES:
             raise ValueError(f"role {role!r} is none of {', '.join(ROLES)}")
-        if not name.strip() or len(name) > 200:
-            raise ValueError("a key needs a name of at most 200 characters")
+        if not name.strip() or len(name) > 200 or not name.isprintable():
+            raise ValueError("a key needs a name of at most 200 characters, none of them a control character")
         if limits.checked().expires_ns is not None and limits.expires_ns <= time.time_ns():
             raise ValueError("the key would have expired already")
         key_id, secret = "key_" + secrets.token_hex(8), "bk-" + secrets.token_urlsafe(32)

@@ -21,7 +21,7 @@ from proxy.reports.statement import zone_of
 AMOUNTS = ("baseline", "api", "gpu", "gpu_serving", "gpu_failed", "gpu_foreign", "gpu_startup", "gpu_idle",
            "energy", "overhead", "actual", "savings")
 CSV_COLUMNS = ("from", "to", "currency", "group", "requests", "tokens", *AMOUNTS)
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # full width counts in East Asian settings
 
 
 def to_json(statement: Statement, time_zone: str = "UTC") -> str:

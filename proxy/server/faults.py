@@ -33,6 +33,8 @@ def fault_of(status: int, headers: Mapping[str, str], body: bytes, backend: Back
     if status == 401 or (status == 404 and backend.model != "*" and _names_the_model(body)):
         return UpstreamMisconfigured(f"{backend.name} refused the gateway's request ({status})")
     if 400 <= status < 500:
+        if backend.api_key is not None:  # quoted by many; no pattern would know every shape of it
+            body = body.replace(backend.api_key.reveal().encode(), b"[redacted]")
         kept = {name: value for name, value in headers.items() if name in ("retry-after", "x-should-retry")}
         return UpstreamRefused(status, body, kept)
     return UpstreamFailed(f"{backend.name} answered {status}")

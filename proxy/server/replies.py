@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Mapping
 
 import orjson
@@ -24,7 +25,9 @@ from proxy.server.relay import Relayed
 from proxy.wire.openai import error_body, error_event, relay_error
 
 SSE_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
-UPSTREAM_VALUE_MAX = 128  # of an upstream's header that is passed on
+UPSTREAM_VALUE_MAX = 128  # of an upstream's header that is passed on with its refusal
+UPSTREAM_HEADERS = (("x-request-id", b"x-upstream-request-id", re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")),
+                    ("openai-processing-ms", b"openai-processing-ms", re.compile(r"[0-9.]{1,16}")))
 
 Head = list[tuple[bytes, bytes]]
 
@@ -33,9 +36,9 @@ def head(request_id: str, placement: Placement, content_type: str, upstream: Map
     """Our headers; of the upstream's only its id and its processing time, under names of their own."""
     headers = [(b"content-type", content_type.encode("latin-1", "ignore")), (b"x-request-id", request_id.encode()),
                *_where(placement)]
-    for name, ours in (("x-request-id", b"x-upstream-request-id"), ("openai-processing-ms", b"openai-processing-ms")):
-        if value := upstream.get(name):
-            headers.append((ours, value[:UPSTREAM_VALUE_MAX].encode("latin-1", "ignore")))
+    for name, ours, shape in UPSTREAM_HEADERS:
+        if (value := upstream.get(name)) and shape.fullmatch(value):
+            headers.append((ours, value.encode()))
     if stream:
         headers.extend(SSE_HEADERS)
     return headers

@@ -25,7 +25,8 @@ HELLO = [{"role": "user", "content": "hi"}]
 CHAT = {"model": "gpt-4o", "messages": HELLO, "max_tokens": 2}
 BODIES = 1000
 MORE = ("endpoint", "api_url", "openai_api_base", "azure_endpoint", "server_url", "callback_url", "webhook",
-        "webhook_url", "proxies", "http_proxy", "host", "url", "model_url", "provider_url", "redirect", "target", "origin")
+        "webhook_url", "proxies", "http_proxy", "host", "url", "model_url", "provider_url", "redirect", "target",
+        "origin")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -51,6 +51,7 @@ from proxy.upstream.transport import Upstream
 log = logging.getLogger("breakeven")
 
 DECISIONS_KEPT = 500
+REST_S = 5.0  # for what was accepted to be booked, once the server has stopped
 
 
 class Gateway:
@@ -110,7 +111,7 @@ class Gateway:
     async def stop(self) -> None:
         """After the server has drained: everything accepted is settled by now."""
         self.handler.draining = True
-        await self.handler.rest(LAST_BOOKING_S)
+        await self.handler.rest(REST_S)
         if self._scraper is not None:
             await self._scraper.stop()
         await self._chores.stop()

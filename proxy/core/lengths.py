@@ -24,6 +24,9 @@ class OutputLength:
         self.all = RunningMean(prior)
         self._means: OrderedDict[tuple[str, int], RunningMean] = OrderedDict()
 
+    def __len__(self) -> int:
+        return len(self._means)
+
     def expect(self, label: str, prompt_tokens: float) -> float:
         """Tokens; the prior before anything is known."""
         mean = self.all.mean

@@ -91,6 +91,11 @@ class Market:
             if len(self._served) > TENANTS_MAX:
                 self._served.popitem(last=False)
 
+    @property
+    def tenants(self) -> Sequence[str]:
+        """Whose share is measured."""
+        return tuple(self._served)
+
     def below(self, tenant: str, share: float, now: float) -> bool:
         """Whether a tenant has lately had less than this share of the pool: its requests then go first."""
         room_s = sum(room.speed for room in self.rooms if room.open) * SHARE_MEMORY_S

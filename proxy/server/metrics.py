@@ -147,6 +147,11 @@ class Live(Collector):
         retries.add_metric(("made",), self._board.retries.made)
         retries.add_metric(("refused",), self._board.retries.refused)
         yield retries
+        memories = GaugeMetricFamily("breakeven_remembered", "Entries of memories that forget the oldest",
+                                     labels=("what",))
+        for what, count in self._planner.remembered.items():
+            memories.add_metric((what,), count)
+        yield memories
         yield GaugeMetricFamily("breakeven_tasks", "Tasks of the event loop", _tasks())
         budget = GaugeMetricFamily("breakeven_budget_used_fraction", "Of the configuration's budgets: posted and held, "
                                    "over the limit of the window that runs", labels=("scope", "per"))

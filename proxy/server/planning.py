@@ -313,6 +313,12 @@ class Planner:
     def _core_backend(self, config: BackendConfig) -> Backend:
         return Backend(config.name, config.capabilities, self.context_tokens.get(config.name), config.region)
 
+    @property
+    def remembered(self) -> dict[str, int]:
+        """Entries of each memory that forgets."""
+        return {"prefixes": len(self._prefixes), "answer_lengths": sum(len(one) for one in self._output.values()),
+                "shares": sum(len(pool.market.tenants) for pool in self.pools)}
+
     def replica(self, backend: str, index: int) -> Replica:
         return self._board.replicas[backend][index]
 

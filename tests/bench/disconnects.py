@@ -134,11 +134,12 @@ async def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         rows = await rows_of(one, since)
         number = WARM
         while len(left) < options.count:
-            batch = range(number, number + min(2000, max(50, options.count - len(left))))
+            batch = range(number, number + min(1000, max(50, options.count - len(left))))
             left |= await crowd(one, batch, options.rate, pick)
             number = batch.stop
             rows += await rows_of(one, since)
-            print(f"{len(left)} have left, {len(rows)} requests at the engines", file=sys.stderr)
+            print(f"{len(left)} have left, {len(rows)} requests at the engines, {(await gauges(one))[RSS] / 2**20:.0f} "
+                  "MiB", file=sys.stderr)
         await asyncio.sleep(LATE_S + 0.06)  # and one step
         was_idle = await idle(one)
         after = await at_rest(one, base)

@@ -137,6 +137,22 @@ class Live(Collector):
         for name, one in self._board.apis.items():
             api.add_metric((name,), float(one.state(now, None).health == "ok"))
         yield api
+        yield from self._bounds()
+        budget = GaugeMetricFamily("breakeven_budget_used_fraction", "Of the configuration's budgets: posted and held, "
+                                   "over the limit of the window that runs", labels=("scope", "per"))
+        for one, use in self._purse.used.items():
+            budget.add_metric((one.scope, one.per), use.total / one.limit_nano)
+        yield budget
+        yield GaugeMetricFamily("breakeven_waiting_requests", "Requests waiting for room", self._dispatcher.waiting)
+        yield GaugeMetricFamily("breakeven_ledger_healthy", "1 when the ledger can be written",
+                                float(self._journal.healthy))
+        yield GaugeMetricFamily("breakeven_ledger_waiting_entries", "Entries not yet on the disk",
+                                self._journal.waiting)
+        yield GaugeMetricFamily("breakeven_threshold_changes", "Transitions of thresholds with hysteresis",
+                                self._planner.thresholds.changes)
+
+    def _bounds(self) -> Iterator[Metric]:
+        """What was held within its bounds: retries, ejections, memories, tasks."""
         panic = GaugeMetricFamily("breakeven_backend_panic", "1 while a replica is kept that should be ejected",
                                   labels=("backend",))
         for name, outliers in self._board.outliers.items():
@@ -153,18 +169,6 @@ class Live(Collector):
             memories.add_metric((what,), count)
         yield memories
         yield GaugeMetricFamily("breakeven_tasks", "Tasks of the event loop", _tasks())
-        budget = GaugeMetricFamily("breakeven_budget_used_fraction", "Of the configuration's budgets: posted and held, "
-                                   "over the limit of the window that runs", labels=("scope", "per"))
-        for one, use in self._purse.used.items():
-            budget.add_metric((one.scope, one.per), use.total / one.limit_nano)
-        yield budget
-        yield GaugeMetricFamily("breakeven_waiting_requests", "Requests waiting for room", self._dispatcher.waiting)
-        yield GaugeMetricFamily("breakeven_ledger_healthy", "1 when the ledger can be written",
-                                float(self._journal.healthy))
-        yield GaugeMetricFamily("breakeven_ledger_waiting_entries", "Entries not yet on the disk",
-                                self._journal.waiting)
-        yield GaugeMetricFamily("breakeven_threshold_changes", "Transitions of thresholds with hysteresis",
-                                self._planner.thresholds.changes)
 
 
 def _tasks() -> int:

@@ -4,7 +4,7 @@ Invariants, to the nano-dollar, checked on every statement:
 
     gpu     = gpu_serving + gpu_failed + gpu_foreign + gpu_startup + gpu_idle
     actual  = api + gpu + energy + overhead
-    savings = baseline - actual                              (may be negative)
+    savings = baseline - actual + corrections                (may be negative)
     the rows, "(unallocated)" among them, add up to the totals
 
 A GPU costs what its dated rate card says for every moment of the period, watched or not. Of each minute,
@@ -14,7 +14,8 @@ idle ones for the time without work, full ones for the work. Groups share a minu
 in that minute, and bear its electricity for the part of the minute that they worked. Idle, foreign and start-up
 time, overheads and energy without work belong to no group: they are "(unallocated)", also when the groups are
 backends or days, and a group's savings are its contribution before them. A minute's requests, and its measured
-energy, belong to the period in which the minute starts.
+energy, belong to the period in which the minute starts. Corrections are what rows of any time were found wrong by:
+baseline less API, in the minute in which the correction was made, so that what was reported once stays as it was.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class Booked:
     tokens: int = 0
     api: int = 0
     baseline: int = 0
+    corrections: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,8 @@ class Counted:
     unknown_baseline: int = 0
     estimated_requests: int = 0
     estimated_tokens: int = 0
+    corrections_api: int = 0
+    corrections_baseline: int = 0
 
 
 @dataclass(slots=True)
@@ -131,6 +135,7 @@ class GroupRow:
     overhead: int
     allocated: bool = True
     label: str = ""
+    corrections: int = 0  # of earlier rows: what the savings gain by them
 
     @property
     def gpu(self) -> int:
@@ -142,7 +147,7 @@ class GroupRow:
 
     @property
     def savings(self) -> int:
-        return self.baseline - self.actual
+        return self.baseline - self.actual + self.corrections
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +165,8 @@ class Statement:
     backends: Mapping[str, GpuShare] = field(default_factory=dict)
     overheads: Mapping[str, int] = field(default_factory=dict)
     unpriced_backends: tuple[str, ...] = ()  # did work while no rate was in force: their cost is not in it
+    corrections_api: int = 0  # made in the period, of rows of any time
+    corrections_baseline: int = 0
 
     @property
     def savings_percent(self) -> Decimal | None:
@@ -404,7 +411,7 @@ def account(fleet: Fleet, booked: Mapping[str, Booked], counted: Counted, overhe
     for group in sorted(booked.keys() | fleet.groups.keys()):
         sums, gpu = booked.get(group) or Booked(), fleet.groups.get(group) or GpuShare()
         rows.append(GroupRow(group, sums.requests, sums.tokens, sums.baseline, sums.api, gpu.serving, gpu.failed,
-                             0, 0, 0, gpu.energy, 0, label=labels.get(group, group)))
+                             0, 0, 0, gpu.energy, 0, label=labels.get(group, group), corrections=sums.corrections))
     fleet_total = GpuShare()
     for share in fleet.backends.values():
         for name in GpuShare.__slots__:
@@ -417,7 +424,8 @@ def account(fleet: Fleet, booked: Mapping[str, Booked], counted: Counted, overhe
                      sum(sums.tokens for sums in booked.values()), sum(sums.baseline for sums in booked.values()),
                      sum(sums.api for sums in booked.values()),
                      fleet_total.serving, fleet_total.failed, fleet_total.foreign, fleet_total.startup,
-                     fleet_total.idle, fleet_total.energy, extra, label="total")
+                     fleet_total.idle, fleet_total.energy, extra, label="total",
+                     corrections=sum(sums.corrections for sums in booked.values()))
     coverage = {
         "requests": total.requests, "attempts": counted.attempts, "succeeded": counted.succeeded,
         "priced": counted.attempts - counted.unpriced, "unpriced_requests": counted.unpriced,
@@ -426,13 +434,14 @@ def account(fleet: Fleet, booked: Mapping[str, Booked], counted: Counted, overhe
     }
     statement = Statement(fleet.from_ns, fleet.to_ns, by, total, counted.api_retries,
                           counted.baseline_outside_target, coverage, tuple(rows), dict(fleet.backends),
-                          dict(overhead), tuple(sorted(fleet.unpriced)))
+                          dict(overhead), tuple(sorted(fleet.unpriced)), counted.corrections_api,
+                          counted.corrections_baseline)
     check(statement)
     return statement
 
 
 ADDED_UP = ("requests", "tokens", "baseline", "api", "gpu_serving", "gpu_failed", "gpu_foreign", "gpu_startup",
-            "gpu_idle", "gpu", "energy", "overhead", "actual", "savings")
+            "gpu_idle", "gpu", "energy", "overhead", "actual", "corrections", "savings")
 
 
 def check(statement: Statement) -> None:
@@ -445,6 +454,9 @@ def check(statement: Statement) -> None:
     gpu = sum(share.gpu for share in statement.backends.values())
     if gpu != total.gpu:
         raise IdentityBroken(f"gpu: the backends add up to {gpu}, the total is {total.gpu} nano-USD")
+    if total.corrections != statement.corrections_baseline - statement.corrections_api:
+        raise IdentityBroken(f"corrections: the groups' are {total.corrections}, those of the period "
+                             f"{statement.corrections_baseline} - {statement.corrections_api} nano-USD")
     for name in ("gpu_serving", "gpu_failed", "gpu_foreign", "gpu_startup", "gpu_idle", "overhead"):
         if getattr(total, name) < 0:
             raise IdentityBroken(f"{name} is negative: {getattr(total, name)} nano-USD")

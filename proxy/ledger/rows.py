@@ -1,7 +1,8 @@
 """Entries to rows and back, and what an entry adds to the rollups. Pure.
 
-Invariant: `rollup` is the sum of `deltas` over the rows, and nothing else. An entry's counts, tokens and
-money are booked in the minute it ended; its work in the minutes it was in flight.
+Invariant: `rollup` is the sum of `deltas` over the rows and of `corrected` over the corrections, and nothing else. An
+entry's counts, tokens and money are booked in the minute it ended; its work in the minutes it was in flight; a
+correction in the minute in which it was made.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def deltas(entries: Iterable[RequestEntry]) -> dict[RollupKey, list[int]]:
     """What the entries add to the rollups: sums in the order of `ROLLUP_SUMS`, by key."""
     sums: dict[RollupKey, list[int]] = {}
     for entry in entries:
-        dimensions = (entry.backend, entry.backend_kind, entry.route, entry.key_id, entry.tags, entry.model)
+        dimensions = _dimensions(entry)
         _add(sums, (entry.ended_ns // NS_PER_MINUTE, *dimensions), _booked(entry))
         if entry.work_ns:
             into = _FAILED if entry.failed_work else _WORK
@@ -86,8 +87,19 @@ def _booked(entry: RequestEntry) -> list[int]:
         api or 0, int(api is None), 0 if entry.final else api or 0, entry.marginal_nano,
         baseline or 0, int(unknown), (api or 0) if unknown else 0,
         (baseline or 0) if entry.slo_met is False else 0,
-        int(estimated), usage.total if estimated else 0, 0, 0, entry.internal_nano,
+        int(estimated), usage.total if estimated else 0, 0, 0, entry.internal_nano, 0, 0,
     ]
+
+
+def corrected(entry: RequestEntry, at_ns: int, api_nano: int, baseline_nano: int) -> tuple[RollupKey, list[int]]:
+    """What a correction of the entry, made at `at_ns`, adds to the rollups."""
+    sums = [0] * len(ROLLUP_SUMS)
+    sums[_AT["corrected_api_nano"]], sums[_AT["corrected_baseline_nano"]] = api_nano, baseline_nano
+    return (at_ns // NS_PER_MINUTE, *_dimensions(entry)), sums
+
+
+def _dimensions(entry: RequestEntry) -> tuple[str, str, str, str, str, str]:
+    return entry.backend, entry.backend_kind, entry.route, entry.key_id, entry.tags, entry.model
 
 
 def _add(sums: dict[RollupKey, list[int]], key: RollupKey, more: list[int]) -> None:

@@ -1,9 +1,9 @@
 """The ledger's tables.
 
 Invariants: rows of every table except `rollup`, `budget_use` and `holds` are appended, never edited (triggers refuse);
-`rollup` equals the sum of `requests`, and `budget_use` that of the requests in its window and of `holds`, because they
-are written in one transaction; a hold lives until its request is settled. Amounts are integers of nano-USD, times UTC
-nanoseconds, minutes whole minutes since the epoch. Rates are exact decimal strings.
+`rollup` equals the sum of `requests` and `corrections`, and `budget_use` that of the requests in its window and of
+`holds`, because they are written in one transaction; a hold lives until its request is settled. Amounts are integers of
+nano-USD, times UTC nanoseconds, minutes whole minutes since the epoch. Rates are exact decimal strings.
 
 A change here is a new migration beside it, a new entry in `REVISIONS`, and nothing else; a fresh ledger is
 created from this page and stamped, and a test proves that both ways give the same tables.
@@ -29,7 +29,7 @@ from sqlalchemy import (
 
 from proxy.core.usage import BUCKETS
 
-REVISIONS = ("0001", "0002")  # oldest first; what this program can open
+REVISIONS = ("0001", "0002", "0003")  # oldest first; what this program can open
 HEAD = REVISIONS[-1]
 
 Int = Integer().with_variant(BigInteger, "postgresql")
@@ -75,14 +75,26 @@ ROLLUP_SUMS = (
     "api_nano", "api_unknown", "api_retry_nano", "marginal_nano",
     "baseline_nano", "baseline_unknown", "baseline_unknown_nano", "baseline_late_nano",
     "estimated", "estimated_tokens", "work_ns", "failed_work_ns", "internal_nano",
+    "corrected_api_nano", "corrected_baseline_nano",
 )
 
 rollup = Table(
     "rollup", metadata,
     _int("minute"), *(_text(name) for name in ROLLUP_KEY[1:]),
-    *(_int(name) for name in ROLLUP_SUMS[:-1]), _added(ROLLUP_SUMS[-1]),
+    *(_int(name) for name in ROLLUP_SUMS[:-3]), *(_added(name) for name in ROLLUP_SUMS[-3:]),
     PrimaryKeyConstraint(*ROLLUP_KEY, name="pk_rollup"),
     sqlite_strict=True, sqlite_with_rowid=False,
+)
+
+# What was booked wrong, by how much, and who says so. It counts in the minute in which it was made.
+corrections = Table(
+    "corrections", metadata,
+    Column("id", Int, primary_key=True),
+    _int("at_ns"), _text("request_id"), _int("attempt"),
+    _int("api_nano"), _int("baseline_nano"),  # to be added, may be negative
+    _text("reason"), _text("who"),
+    Index("ix_corrections_request", "request_id"),
+    sqlite_strict=True,
 )
 
 # What the windows of budgets have taken. A window appears with its first hold, counted from the rows before it.
@@ -160,7 +172,7 @@ alembic_version = Table(
     PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
 )
 
-APPENDED = (requests, gpu_time, rates, prices, keys, key_events, key_limits)
+APPENDED = (requests, corrections, gpu_time, rates, prices, keys, key_events, key_limits)
 
 # %(table)s is filled in by SQLAlchemy's DDL from the table itself.
 NO_UPDATE = DDL("CREATE TRIGGER %(table)s_no_update BEFORE UPDATE ON %(table)s "

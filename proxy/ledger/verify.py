@@ -1,37 +1,66 @@
-"""Is the ledger true? Every rollup computed again from the rows, every row held to the rules."""
+"""Is the ledger true? Every sum computed again from the rows, every amount from its tokens and price, every row held
+to the rules. Nothing is changed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, NullPool, Row, create_engine, func, select
 
-from proxy.core.budgets import Window, window_end_ns
-from proxy.ledger import store
-from proxy.ledger.rows import RollupKey, deltas, entry_of
+from proxy.core.budgets import PERS, Window, window_start_ns
+from proxy.core.entries import RequestEntry
+from proxy.ledger import amounts, store, treasury
+from proxy.ledger.rows import RollupKey, corrected, deltas, entry_of
 from proxy.ledger.schema import (
     ROLLUP_KEY,
     ROLLUP_SUMS,
     budget_use,
+    corrections,
     gpu_time,
     holds,
     key_events,
     keys,
+    metadata,
     requests,
     rollup,
 )
-from proxy.ledger.statements import spent_in
 
 PROBLEMS_MAX = 100
+TOLD_EVERY = 5_000
+
+Progress = Callable[[int, int], None]  # rows looked at, rows there are
 
 
-def verify(url: str) -> list[str]:
-    """What is wrong with the ledger, at most a hundred lines; an empty list is what you want."""
+def verify(url: str, progress: Progress | None = None) -> list[str]:
+    """What is wrong with the ledger, at most a hundred lines; an empty list is what you want.
+
+    LedgerUnavailable where it cannot be read at all."""
+    return _found(url, progress, priced=True)
+
+
+def balanced(url: str) -> list[str]:
+    """The same but for the amounts of single rows: are the sums those of the rows?"""
+    return _found(url, None, priced=False)
+
+
+def _found(url: str, progress: Progress | None, *, priced: bool) -> list[str]:
     with store.reading(url) as connection:
-        found = [*_integrity(connection), *_rollups(connection), *_budgets(connection),
-                 *_gpu_minutes(connection), *_key_events(connection)]
-    return found[:PROBLEMS_MAX]
+        return list(islice(_problems(connection, progress, priced), PROBLEMS_MAX))
+
+
+def _problems(connection: Connection, progress: Progress | None, priced: bool) -> Iterator[str]:
+    yield from _integrity(connection)
+    yield from _triggers(connection)
+    budgets = _Budgets(connection)
+    yield from _rows(connection, progress, amounts.Prices(connection) if priced else None, budgets)
+    yield from budgets.problems(connection)
+    yield from _gpu_minutes(connection)
+    if priced:
+        yield from amounts.gpu_minutes(connection)
+    yield from _key_events(connection)
 
 
 def _integrity(connection: Connection) -> Iterator[str]:
@@ -40,23 +69,64 @@ def _integrity(connection: Connection) -> Iterator[str]:
             yield f"file: {line}"
 
 
-def _rollups(connection: Connection) -> Iterator[str]:
+_TRIGGERS = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"
+
+
+def _triggers(connection: Connection) -> Iterator[str]:
+    """Rows can only be appended: every table has its two triggers, word for word as this program makes them."""
+    fresh = create_engine("sqlite://", poolclass=NullPool, creator=lambda: sqlite3.connect(":memory:"))
+    with fresh.connect() as other:
+        metadata.create_all(other)
+        wanted = {name: sql for name, sql in other.exec_driver_sql(_TRIGGERS)}
+    found = {name: sql for name, sql in connection.exec_driver_sql(_TRIGGERS)}
+    for name, sql in sorted(wanted.items()):
+        if found.get(name) != sql:
+            yield f"trigger {name}: {'is not as it was made' if name in found else 'is gone'}; rows could be changed"
+
+
+def _rows(connection: Connection, progress: Progress | None, prices: amounts.Prices | None,
+          budgets: _Budgets) -> Iterator[str]:
+    """Each row's amounts, if `prices` are given; and the rollups against all rows and corrections."""
     expected: dict[RollupKey, list[int]] = {}
-    for row in connection.execution_options(yield_per=5_000).execute(select(requests)).mappings():
-        for key, more in deltas([entry_of(row)]).items():
-            have = expected.get(key)
-            expected[key] = more if have is None else [a + b for a, b in zip(have, more, strict=True)]
-    for row in connection.execution_options(yield_per=5_000).execute(select(rollup)):
+    total = connection.execute(select(func.count()).select_from(requests)).scalar_one() if progress else 0
+    rows = connection.execution_options(yield_per=TOLD_EVERY).execute(select(requests).order_by(requests.c.id))
+    for number, row in enumerate(rows.mappings(), 1):
+        entry = entry_of(row)
+        for key, more in deltas([entry]).items():
+            _add(expected, key, more)
+        budgets.add(entry)
+        if prices is not None:
+            yield from prices.problems(entry)
+        if progress is not None and (number % TOLD_EVERY == 0 or number == total):
+            progress(number, total)
+    yield from _corrections(connection, expected)
+    for row in connection.execution_options(yield_per=TOLD_EVERY).execute(select(rollup)):
         key, sums = _split(row)
-        rows = expected.pop(key, None)
-        if rows is None:
+        counted = expected.pop(key, None)
+        if counted is None:
             yield f"rollup {key}: stands for no row"
             continue
-        for name, booked, counted in zip(ROLLUP_SUMS, sums, rows, strict=True):
-            if booked != counted:
-                yield f"rollup {key}: {name} is {booked}, its rows add up to {counted}"
+        for name, booked, again in zip(ROLLUP_SUMS, sums, counted, strict=True):
+            if booked != again:
+                yield f"rollup {key}: {name} is {booked}, its rows add up to {again}"
     for key in expected:
         yield f"rollup {key}: missing"
+
+
+def _corrections(connection: Connection, expected: dict[RollupKey, list[int]]) -> Iterator[str]:
+    same = (corrections.c.request_id == requests.c.request_id) & (corrections.c.attempt == requests.c.attempt)
+    made = select(corrections.c.id.label("correction"), corrections.c.at_ns, corrections.c.api_nano.label("api"),
+                  corrections.c.baseline_nano.label("baseline"), requests)
+    for row in connection.execute(made.select_from(corrections.outerjoin(requests, same))).mappings():
+        if row["request_id"] is None:
+            yield f"correction {row['correction']}: corrects a request that is not there"
+        else:
+            _add(expected, *corrected(entry_of(row), row["at_ns"], row["api"], row["baseline"]))
+
+
+def _add(expected: dict[RollupKey, list[int]], key: RollupKey, more: list[int]) -> None:
+    have = expected.get(key)
+    expected[key] = more if have is None else [a + b for a, b in zip(have, more, strict=True)]
 
 
 def _split(row: Row[Any]) -> tuple[RollupKey, list[int]]:
@@ -64,27 +134,41 @@ def _split(row: Row[Any]) -> tuple[RollupKey, list[int]]:
     return tuple(row[:width]), list(row[width:])  # type: ignore[return-value]
 
 
-def _budgets(connection: Connection) -> Iterator[str]:
+class _Budgets:
     """What windows have taken is what their rows posted and their holds hold; no hold outlives its request."""
-    pending: dict[Window, int] = {}
-    for row in connection.execute(select(holds)):
-        window = (row.scope, row.per, row.start_ns)
-        pending[window] = pending.get(window, 0) + row.amount_nano
-    for row in connection.execute(select(budget_use)):
-        name = f"budget {row.scope} per {row.per} from {row.start_ns}"
-        posted = connection.execute(
-            spent_in(row.scope, row.start_ns, window_end_ns(row.per, row.start_ns))).scalar_one()
-        if posted != row.posted_nano:
-            yield f"{name}: {row.posted_nano} is posted, its rows add up to {posted}"
-        held = pending.pop((row.scope, row.per, row.start_ns), 0)
-        if held != row.pending_nano:
-            yield f"{name}: {row.pending_nano} is pending, its holds add up to {held}"
-    for window in pending:
-        yield f"holds of {window}: belong to no budget"
-    same = (holds.c.request_id == requests.c.request_id) & (holds.c.attempt == requests.c.attempt)
-    for request_id, attempt in connection.execute(
-            select(holds.c.request_id, holds.c.attempt).select_from(holds.join(requests, same)).distinct()):
-        yield f"hold of {request_id!r}, attempt {attempt}: is still there although it was settled"
+
+    def __init__(self, connection: Connection) -> None:
+        self._posted: dict[Window, int] = {(row.scope, row.per, row.start_ns): 0
+                                           for row in connection.execute(select(budget_use))}
+
+    def add(self, entry: RequestEntry) -> None:
+        """Count a row in every window there is that it belongs to."""
+        if not self._posted:
+            return
+        for scope, amount in treasury.amounts(entry):
+            for per in PERS:
+                window = (scope, per, window_start_ns(per, entry.started_ns))
+                if window in self._posted:
+                    self._posted[window] += amount
+
+    def problems(self, connection: Connection) -> Iterator[str]:
+        pending: dict[Window, int] = {}
+        for row in connection.execute(select(holds)):
+            window = (row.scope, row.per, row.start_ns)
+            pending[window] = pending.get(window, 0) + row.amount_nano
+        for row in connection.execute(select(budget_use)):
+            window = (row.scope, row.per, row.start_ns)
+            name = f"budget {row.scope} per {row.per} from {row.start_ns}"
+            if self._posted[window] != row.posted_nano:
+                yield f"{name}: {row.posted_nano} is posted, its rows add up to {self._posted[window]}"
+            if (held := pending.pop(window, 0)) != row.pending_nano:
+                yield f"{name}: {row.pending_nano} is pending, its holds add up to {held}"
+        for window in pending:
+            yield f"holds of {window}: belong to no budget"
+        same = (holds.c.request_id == requests.c.request_id) & (holds.c.attempt == requests.c.attempt)
+        for request_id, attempt in connection.execute(
+                select(holds.c.request_id, holds.c.attempt).select_from(holds.join(requests, same)).distinct()):
+            yield f"hold of {request_id!r}, attempt {attempt}: is still there although it was settled"
 
 
 def _gpu_minutes(connection: Connection) -> Iterator[str]:

@@ -19,7 +19,7 @@ from proxy.reports.period import show
 from proxy.reports.statement import zone_of
 
 AMOUNTS = ("baseline", "api", "gpu", "gpu_serving", "gpu_failed", "gpu_foreign", "gpu_startup", "gpu_idle",
-           "energy", "overhead", "actual", "savings")
+           "energy", "overhead", "actual", "corrections", "savings")
 CSV_COLUMNS = ("from", "to", "currency", "group", "requests", "tokens", *AMOUNTS)
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # full width counts in East Asian settings
 
@@ -39,6 +39,8 @@ def to_dict(statement: Statement, time_zone: str = "UTC") -> dict[str, Any]:
         "api_retries": usd_string(statement.api_retries),
         "baseline_outside_target": usd_string(statement.baseline_outside_target),
         "savings_within_target": usd_string(total.savings - statement.baseline_outside_target),
+        "corrections_api": usd_string(statement.corrections_api),
+        "corrections_baseline": usd_string(statement.corrections_baseline),
         "coverage": dict(statement.coverage), "unpriced_backends": list(statement.unpriced_backends),
         "rows": [{"group": row.group, "label": row.label, "allocated": row.allocated, "requests": row.requests,
                   "tokens": row.tokens, **_amounts(row)} for row in statement.rows],
@@ -111,6 +113,10 @@ def _waterfall(statement: Statement, places: int) -> Table:
         line("  Electricity", -total.energy)
     for name, amount in sorted(statement.overheads.items()):
         line(f"  Overhead, {_printable(name)}", -amount)
+    if statement.corrections_api or statement.corrections_baseline:
+        note = (f"made in this period, of any: API {_plain(statement.corrections_api, places)}, "
+                f"baseline {_plain(statement.corrections_baseline, places)}")
+        line("  Corrections", total.corrections, note)
     bold = "bold red" if total.savings < 0 else "bold green"
     line("Savings", total.savings, "" if percent is None else f"{percent:+} % of the baseline", bold)
     if statement.baseline_outside_target:
@@ -124,10 +130,11 @@ def _waterfall(statement: Statement, places: int) -> Table:
 def _groups(statement: Statement, places: int) -> Table:
     table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
     table.add_column(statement.by)
-    for name in ("requests", "tokens", "baseline", "api", "gpu", "energy", "overhead", "savings"):
+    corrected = ("corrections",) if any(row.corrections for row in statement.rows) else ()
+    for name in ("requests", "tokens", "baseline", "api", "gpu", "energy", "overhead", *corrected, "savings"):
         table.add_column(name, justify="right")
     for row in statement.rows:
-        amounts = (row.baseline, row.api, row.gpu, row.energy, row.overhead)
+        amounts = (row.baseline, row.api, row.gpu, row.energy, row.overhead, *(row.corrections for _ in corrected))
         table.add_row(Text(_printable(row.label), "" if row.allocated else "italic"),
                       f"{row.requests:,}", f"{row.tokens:,}", *(_money(amount, places) for amount in amounts),
                       _money(row.savings, places, "red" if row.savings < 0 else "green"))

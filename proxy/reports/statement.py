@@ -27,26 +27,37 @@ def build(url: str, from_ns: int, to_ns: int, *, by: str = "route", time_zone: s
     """The statement of [from, to). `by`: one of GROUPS, or tag:NAME for one tag's values.
 
     LedgerUnavailable when the ledger cannot be read; ValueError for a period or group that makes no sense."""
+    _check(from_ns, to_ns, by, time_zone)
+    with store.reading(url) as connection:
+        return read(connection, from_ns, to_ns, by=by, time_zone=time_zone)
+
+
+def read(connection: Connection, from_ns: int, to_ns: int, *, by: str = "route", time_zone: str = "UTC") -> Statement:
+    """`build` on a connection: several statements of one moment."""
+    column, tag, zone = _check(from_ns, to_ns, by, time_zone)
+    first, beyond = -(-from_ns // NS_PER_MINUTE), -(-to_ns // NS_PER_MINUTE)
+    days = days_between(first, beyond, zone) if column == "day" else []
+    lines = [line_of(row) for row in connection.execute(queries.RATES).mappings()]
+    period = {"first": first, "beyond": beyond}
+    booked = _booked(connection, column, tag, days, period)
+    fleet = Fleet(lines, from_ns, to_ns)
+    seen_from = {"first": from_ns // NS_PER_MINUTE, "beyond": beyond}
+    seen = [GpuMinute(**row) for row in connection.execute(queries.NOTABLE_MINUTES, seen_from).mappings()]
+    observed = {backend: ns for backend, ns in connection.execute(queries.OBSERVED, period)}
+    fleet.split(_work(connection, column, tag, days, period), seen, observed)
+    labels = {key: f"{name} ({key})" for key, name in connection.execute(queries.KEY_NAMES)} if by == "key" else {}
+    counted = Counted(**connection.execute(queries.COVERAGE, period).mappings().one())
+    return account(fleet, booked, counted, overheads(lines, from_ns, to_ns), by=by, labels=labels)
+
+
+def _check(from_ns: int, to_ns: int, by: str, time_zone: str) -> tuple[str, str, ZoneInfo]:
+    """(column, tag, zone). ValueError says what is wrong."""
     column, tag = _grouping(by)
     if not 0 <= from_ns < to_ns:
         raise ValueError("the period ends before it begins")
     if to_ns - from_ns > PERIOD_DAYS_MAX * 24 * 60 * NS_PER_MINUTE:
         raise ValueError(f"the period is longer than {PERIOD_DAYS_MAX} days")
-    zone = zone_of(time_zone)
-    first, beyond = -(-from_ns // NS_PER_MINUTE), -(-to_ns // NS_PER_MINUTE)
-    days = days_between(first, beyond, zone) if column == "day" else []
-    with store.reading(url) as connection:
-        lines = [line_of(row) for row in connection.execute(queries.RATES).mappings()]
-        period = {"first": first, "beyond": beyond}
-        booked = _booked(connection, column, tag, days, period)
-        fleet = Fleet(lines, from_ns, to_ns)
-        seen_from = {"first": from_ns // NS_PER_MINUTE, "beyond": beyond}
-        seen = [GpuMinute(**row) for row in connection.execute(queries.NOTABLE_MINUTES, seen_from).mappings()]
-        observed = {backend: ns for backend, ns in connection.execute(queries.OBSERVED, period)}
-        fleet.split(_work(connection, column, tag, days, period), seen, observed)
-        labels = {key: f"{name} ({key})" for key, name in connection.execute(queries.KEY_NAMES)} if by == "key" else {}
-        counted = Counted(**connection.execute(queries.COVERAGE, period).mappings().one())
-    return account(fleet, booked, counted, overheads(lines, from_ns, to_ns), by=by, labels=labels)
+    return column, tag, zone_of(time_zone)
 
 
 def zone_of(name: str) -> ZoneInfo:

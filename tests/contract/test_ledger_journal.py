@@ -17,7 +17,7 @@ from proxy.core.savings import GpuMinute, RateLine
 from proxy.ledger import marks, store
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.journal import Journal
-from proxy.ledger.verify import verify
+from proxy.ledger.verify import balanced as verify
 
 
 @pytest.fixture

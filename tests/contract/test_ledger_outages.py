@@ -13,7 +13,7 @@ from proxy.core.savings import GpuMinute
 from proxy.ledger import store
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.journal import Journal
-from proxy.ledger.verify import verify
+from proxy.ledger.verify import balanced as verify
 
 
 @pytest.fixture

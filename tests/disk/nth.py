@@ -34,7 +34,7 @@ from proxy.ledger import store, writer
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.journal import Journal
 from proxy.ledger.treasury import Hold
-from proxy.ledger.verify import verify
+from proxy.ledger.verify import balanced as verify
 from tests.disk import FOR_EVER, OPEN, SYNC, TRUNCATE, WRITE, Controls, Disk, after_power_loss
 
 KINDS = {"write": WRITE, "sync": SYNC, "truncate": TRUNCATE, "open": OPEN}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from proxy.ledger.journal import Journal
-from proxy.ledger.verify import verify
+from proxy.ledger.verify import balanced as verify
 from tests.disk import SYNC, WRITE, Disk, after_power_loss
 
 CLIENTS = 16

@@ -13,7 +13,7 @@ import pytest
 
 from proxy.ledger import marks
 from proxy.ledger.journal import Journal
-from proxy.ledger.verify import verify
+from proxy.ledger.verify import balanced as verify
 
 WRITER = """
 import asyncio, os, sys, time

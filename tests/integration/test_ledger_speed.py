@@ -8,7 +8,7 @@ from dataclasses import replace
 from proxy.core.entries import RequestEntry
 from proxy.core.usage import Usage
 from proxy.ledger.journal import Journal
-from proxy.ledger.verify import verify
+from proxy.ledger.verify import balanced as verify
 
 ENTRY = RequestEntry("", 1, True, 10**18, 10**18, None, 10**18 + 10**9, "/v1/chat/completions", True, "chat", "k", "",
                      "m", "b", "gpu", "m", 200, "complete", Usage(10, output_text=5), "upstream_final", 5, 0, "", 0,

@@ -1,0 +1,227 @@
+"""`breakeven ledger`: back it up, find out whether it is true, book what was booked wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import time
+from collections.abc import Callable, Iterator
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+ledger_app = typer.Typer(no_args_is_help=True, add_completion=False, help=(
+    "The books themselves: copy them while the gateway runs, compute every figure again from the rows, correct what "
+    "was booked wrong. Exit codes: 0 done or sound, 1 the answer is no, 2 wrong use or a ledger that cannot be used."))
+
+Ledger = Annotated[str | None, typer.Option("--ledger", metavar="URL", help=(
+    "The ledger. Default: the configuration's, or sqlite:///data/ledger.db."))]
+Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help=(
+    "Take the ledger from this configuration."))]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@ledger_app.command()
+def backup(
+    target: Annotated[Path, typer.Argument(metavar="TARGET", show_default=False, help=(
+        "The file to make, such as backups/ledger-2026-11-26.db. It appears only once it is whole."))],
+    replace: Annotated[bool, typer.Option("--replace", help=(
+        "Put the new backup in the place of an older one of that name."))] = False,
+    ledger: Ledger = None, config: Config = None, as_json: AsJson = False,
+) -> None:
+    """Copy the ledger to one file, as it is at this moment, while gateways go on writing.
+
+    The copy is made beside TARGET, checked, synced and renamed: TARGET is a whole backup or is not there. It holds key
+    digests and usage, so only its owner may read it. To restore: stop the gateway, move the ledger and its -wal and
+    -shm files away, copy the backup to the ledger's place, start the gateway.
+
+    Exit 1: the copy does not add up, so neither does the ledger; see `breakeven ledger verify`.
+
+    Example: breakeven ledger backup backups/ledger-2026-11-26.db
+    """
+    from proxy.ledger.backup import BackupUnsound
+    from proxy.ledger.backup import backup as copy
+
+    began = time.monotonic()
+    with _errors(), _bar("copying", "pages") as progress:
+        try:
+            made = copy(_url(ledger, config), target, replace=replace, progress=progress)
+        except BackupUnsound as error:
+            typer.echo(f"breakeven ledger: {error}", err=True)
+            raise typer.Exit(1) from None
+    seconds = time.monotonic() - began
+    if as_json:
+        _print({"path": str(made.path), "bytes": made.bytes, "attempts": made.rows, "seconds": round(seconds, 3)})
+        return
+    typer.echo(f"{made.path}: {made.rows:,} attempts, {made.bytes / 2**20:,.1f} MiB, in {seconds:.1f} s")
+
+
+@ledger_app.command()
+def verify(
+    ledger: Ledger = None, config: Config = None, as_json: AsJson = False,
+) -> None:
+    """Compute everything again from the rows, change nothing, and list what does not agree.
+
+    The file's own structure; that rows can only be appended; every attempt's API cost and baseline from its tokens and
+    the price it names; every rollup and every budget from its rows, corrections and holds; every GPU minute from the
+    rate card; the report's identities over the whole period, in every grouping. Safe while gateways write: it sees one
+    moment. A million attempts take about a minute. A backup is checked the same way:
+
+    Example: breakeven ledger verify --ledger sqlite:///backups/ledger-2026-11-26.db
+    """
+    with _errors(), _bar("verifying", "attempts") as progress:
+        from proxy.ledger.verify import PROBLEMS_MAX
+        from proxy.ledger.verify import verify as look
+        from proxy.reports.audit import audit
+
+        url = _url(ledger, config)
+        found = look(url, progress)
+        found += audit(url)[:max(0, PROBLEMS_MAX - len(found))]
+    if as_json:
+        _print({"ledger": url, "sound": not found, "problems": found})
+    elif found:
+        _problems(found)
+        typer.echo(f"{url}: {len(found)}{' or more' if len(found) >= PROBLEMS_MAX else ''} problem(s)")
+    else:
+        typer.echo(f"{url}: sound")
+    if found:
+        raise typer.Exit(1)
+
+
+@ledger_app.command()
+def correct(
+    request_id: Annotated[str, typer.Argument(metavar="REQUEST_ID", show_default=False, help=(
+        "As the client saw it in x-request-id."))],
+    reason: Annotated[str, typer.Option("--reason", help="Why, in one line; finance will read it.")],
+    api: Annotated[str | None, typer.Option("--api", metavar="USD", help=(
+        "What the API really charged for it."))] = None,
+    baseline: Annotated[str | None, typer.Option("--baseline", metavar="USD", help=(
+        "What pure-API billing would really have charged."))] = None,
+    attempt: Annotated[int | None, typer.Option("--attempt", metavar="N", help=(
+        "Which attempt. Default: the one that answered."))] = None,
+    who: Annotated[str | None, typer.Option("--who", help="Who corrects it. Default: this machine's user.")] = None,
+    ledger: Ledger = None, config: Config = None, as_json: AsJson = False,
+) -> None:
+    """Book that a request came to other amounts than its row says. The row stays; a new one holds the difference.
+
+    It counts in the minute in which it is made, under "Corrections" in the report, so a month that was reported keeps
+    its figures. Give the right amounts, not the difference: giving them twice changes nothing. Budgets are not touched.
+
+    Exit 1: there is no such request, or no such attempt of it.
+
+    Example: breakeven ledger correct req_4f0c --api 0.0125 --reason "invoice 2026-11, line 17"
+    """
+    from proxy.ledger.corrections import correct as book
+
+    with _errors():
+        try:
+            made = book(_url(ledger, config), request_id, attempt, reason=reason, who=who or _me(),
+                        api_nano=_nano("--api", api), baseline_nano=_nano("--baseline", baseline))
+        except KeyError:
+            which = "" if attempt is None else f" with attempt {attempt}"
+            typer.echo(f"breakeven ledger: the ledger has no request {request_id}{which}", err=True)
+            raise typer.Exit(1) from None
+    if as_json:
+        _print({"request_id": made.request_id, "attempt": made.attempt, "booked": made.changed,
+                "api": _change(made.before.api_nano, made.after.api_nano),
+                "baseline": _change(made.before.baseline_nano, made.after.baseline_nano)})
+        return
+    typer.echo(f"{made.request_id}, attempt {made.attempt}: " + (
+        "booked" if made.changed else "comes to that already; nothing was booked"))
+    for name, before, after in (("api", made.before.api_nano, made.after.api_nano),
+                                ("baseline", made.before.baseline_nano, made.after.baseline_nano)):
+        if before != after:
+            typer.echo(f"  {name}: {_usd(before)} -> {_usd(after)} USD")
+
+
+def _url(ledger: str | None, config: Path | None) -> str:
+    from proxy.ledger.location import locate
+
+    return locate(ledger, config).url
+
+
+def _nano(option: str, text: str | None) -> int | None:
+    """USD as typed, exactly. ValueError for what is no amount to the nano-dollar."""
+    if text is None:
+        return None
+    from proxy.core.money import nano
+
+    try:
+        usd = Decimal(text)
+    except InvalidOperation:
+        usd = Decimal("nan")
+    if not usd.is_finite() or not 0 <= usd <= 10**9 or usd != usd.quantize(Decimal("1e-9")):
+        raise ValueError(f"{option} {text!r} is no amount; write USD such as 0.0125, to the nano-dollar")
+    return nano(usd)
+
+
+def _usd(nano_usd: int | None) -> str:
+    from proxy.core.money import usd_string
+
+    return "unknown" if nano_usd is None else usd_string(nano_usd)
+
+
+def _change(before: int | None, after: int | None) -> dict[str, str | None]:
+    return {"before": None if before is None else _usd(before), "after": None if after is None else _usd(after)}
+
+
+def _me() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        raise ValueError("--who is needed: this user has no name") from None
+
+
+def _problems(found: list[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("where", "what", box=None, header_style="bold", pad_edge=False)
+    for line in found:
+        where, _, what = line.partition(": ")
+        table.add_row(Text("".join(char if char.isprintable() else "?" for char in where)), Text(what, "red"))
+    Console(highlight=False, width=None if Console().is_terminal else 200).print(table)
+
+
+def _print(value: dict[str, Any]) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@contextlib.contextmanager
+def _bar(what: str, unit: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on standard error where that is a terminal; elsewhere nothing."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
+               TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """What is wrong in one line, exit 2."""
+    from proxy.ledger.errors import LedgerUnavailable
+
+    try:
+        yield
+    except LedgerUnavailable as error:
+        _refuse(error.message)
+    except ValueError as error:
+        _refuse(str(error))
+
+
+def _refuse(message: str) -> NoReturn:
+    typer.echo(f"breakeven ledger: {message}", err=True)
+    raise typer.Exit(2)

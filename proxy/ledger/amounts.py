@@ -1,0 +1,88 @@
+"""What each row cost, computed once more from its tokens and the price it names; each GPU minute from the rate card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import orjson
+from sqlalchemy import Connection, select
+
+from proxy.core.entries import RequestEntry
+from proxy.core.money import NANO_PER_USD, NS_PER_MINUTE, accrue
+from proxy.core.pricing import Price, Tier
+from proxy.core.savings import RateLine, timeline
+from proxy.ledger.rates import line_of
+from proxy.ledger.schema import gpu_time, prices, rates
+
+
+def price_of(row: Mapping[str, Any]) -> Price:
+    """The price that a row of `prices` was made from."""
+    content = orjson.loads(row["price"])
+    tiers = tuple(Tier({bucket: Decimal(rate) for bucket, rate in tier["usd_per_mtok"].items()},
+                       tier["above_input_tokens"]) for tier in content["tiers"])
+    return Price(row["provider"], row["model"], tiers, row["from_ns"], row["source"], row["version"],
+                 Decimal(content["usd_per_request"]), content["service_tier"])
+
+
+class Prices:
+    """The prices that rows name."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._known = {row["version"]: price_of(row) for row in connection.execute(select(prices)).mappings()}
+
+    def problems(self, entry: RequestEntry) -> Iterator[str]:
+        """Whether the row says what its tokens cost by the price it names."""
+        name = f"request {entry.request_id!r}, attempt {entry.attempt}"
+        if entry.backend_kind != "api":
+            if entry.api_nano != 0:
+                yield f"{name}: api_nano is {entry.api_nano} although no API answered"
+        elif entry.api_nano is not None:
+            yield from self._api(name, entry)
+        if entry.baseline_nano is not None:
+            yield from self._baseline(name, entry)
+
+    def _api(self, name: str, entry: RequestEntry) -> Iterator[str]:
+        if entry.usage_source == "none":
+            if entry.api_nano:
+                yield f"{name}: api_nano is {entry.api_nano} although nothing was used"
+            return
+        price = self._known.get(entry.price_version)
+        if price is None:
+            yield f"{name}: api_nano is {entry.api_nano} by price {entry.price_version!r}, which is not in the ledger"
+        elif (cost := price.cost_nano(entry.usage)) != entry.api_nano:
+            yield f"{name}: api_nano is {entry.api_nano}, its tokens cost {cost} by price {price.version}"
+
+    def _baseline(self, name: str, entry: RequestEntry) -> Iterator[str]:
+        if not (entry.final and entry.succeeded):
+            yield f"{name}: has a baseline although it did not answer its client"
+        price = self._known.get(entry.baseline_price_version)
+        if price is None:
+            yield (f"{name}: baseline_nano is {entry.baseline_nano} by price {entry.baseline_price_version!r}, which "
+                   "is not in the ledger")
+            return
+        if entry.backend_kind == "api" and entry.baseline_nano == entry.api_nano and (
+                entry.baseline_price_version == entry.price_version):
+            return  # the baseline itself answered
+        cost = price.cost_nano(entry.usage.cached_as(entry.baseline_cached_tokens))
+        if cost != entry.baseline_nano:
+            yield f"{name}: baseline_nano is {entry.baseline_nano}, its tokens cost {cost} by price {price.version}"
+
+
+def gpu_minutes(connection: Connection) -> Iterator[str]:
+    """Each booked minute's cost against the lines in force in it, as they were known when it ended. A line without a
+    date began when it was first heard of, in the middle of a minute: such a minute, and a nano-dollar, are let go."""
+    known: dict[str, list[tuple[int, RateLine]]] = {}
+    for row in connection.execute(select(rates).where(rates.c.kind == "gpu").order_by(rates.c.id)).mappings():
+        known.setdefault(row["name"], []).append((row["recorded_ns"], line_of(row)))
+    for row in connection.execution_options(yield_per=5_000).execute(select(gpu_time)):
+        begin, end = row.minute * NS_PER_MINUTE, (row.minute + 1) * NS_PER_MINUTE
+        lines = [line for recorded_ns, line in known.get(row.backend, []) if recorded_ns < end]
+        if any(begin < edge < end for line in lines for edge in (line.from_ns, line.until_ns) if edge is not None):
+            continue
+        cost = sum(accrue(Fraction(line.usd) * NANO_PER_USD, line.from_ns or 0, start, stop)
+                   for start, stop, line in timeline(lines, begin, end))
+        if abs(cost - row.cost_nano) > 1:
+            yield f"gpu_time {row.backend}, minute {row.minute}: costs {row.cost_nano}, by the rate card {cost}"

@@ -255,7 +255,7 @@ SAYS = {
     "curl -i": r"x-breakeven-backend: llama-8b\r?\n(.*\n)*.*\"content\"",
     "from openai": r"llama-8b cheaper_at_the_margin",
     "status --url": r"llama-8b(.*\n)*.*cheaper_at_the_margin",
-    "admin/switch": r'"switch":"all-api"', "/drain": r'"draining":true', "VACUUM INTO": r"sound",
+    "admin/switch": r'"switch":"all-api"', "/drain": r'"draining":true', "ledger backup": r"attempts(.*\n)*.*sound",
     "breakeven replay": r"marginal-cost(.*\n)*.*threshold 0\.8",
     "report --config": r"\(unallocated\)(.*\n)*.*\"savings_percent\"",
 }

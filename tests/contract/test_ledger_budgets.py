@@ -21,7 +21,7 @@ from proxy.ledger import booking, store, treasury
 from proxy.ledger.journal import Journal
 from proxy.ledger.rows import row_of
 from proxy.ledger.treasury import Hold, Uses
-from proxy.ledger.verify import verify
+from proxy.ledger.verify import balanced as verify
 
 KEY = Budget("key:key_a", 1_000, "month")
 TEAM = Budget("tag:team=search", 1_500, "day")

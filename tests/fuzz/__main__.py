@@ -23,14 +23,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tests.fuzz.draw import Draw
-from tests.fuzz.targets import TARGETS, target
+from tests.fuzz.targets import TARGETS, target, words
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 WORK = ROOT / ".fuzz"
 KEPT_BYTES_MAX = 2000  # a longer find is not kept: the corpus is for reading, too
 KEPT_MAX = 60  # of each target
-LENGTH_MAX = 6000
+LENGTH_MAX = 4000
+LONGEST = 1 << 16  # of the corpus, at least
+STUCK_S = 30
 
 
 def main() -> int:
@@ -67,23 +69,32 @@ def fuzz(name: str, seconds: int) -> tuple[float, int]:
     found.mkdir(parents=True, exist_ok=True)
     findings.mkdir(exist_ok=True)
     began = time.monotonic()
-    ran = drive(name, f"-max_total_time={seconds}", f"-max_len={LENGTH_MAX}", "-timeout=20", "-rss_limit_mb=1024",
-                "-print_final_stats=1", f"-artifact_prefix={findings}/{name}-", str(found), str(HERE / "corpus" / name))
+    code, said, stuck = drive(
+        name, f"-max_total_time={seconds}", f"-max_len={LENGTH_MAX}", "-rss_limit_mb=1024", "-print_final_stats=1",
+        f"-dict={dictionary(name)}", f"-artifact_prefix={findings}/{name}-", str(found), str(HERE / "corpus" / name))
     took = time.monotonic() - began
-    said = ran.stdout
     inputs = re.search(r"number_of_executed_units: (\d+)", said)
     print(f"{name:8} {took:6.0f} s  {int(inputs[1]) if inputs else 0:9,} inputs  "
           f"{sum(1 for _ in found.iterdir()):5} kept in {found.relative_to(ROOT)}", file=sys.stderr)
-    if ran.returncode == 0:
+    if code == 0:
         return took, 0
-    artifact = re.search(r"Test unit written to (\S+)", said)
     telling = re.compile(r"\s+File|[\w.]*(Error|Hang|Exception)\b|SUMMARY|==\d+==")
     trouble = [line for line in said.splitlines() if telling.match(line)]
     print("\n".join(trouble[-12:] or said.splitlines()[-12:]), file=sys.stderr)
-    if artifact:
-        where = Path(artifact[1]).relative_to(ROOT)
-        print(f'Replay it: make fuzz ARGS="--replay {where}"', file=sys.stderr)
+    artifact = re.search(r"Test unit written to (\S+)", said)
+    where = Path(artifact[1]) if artifact else findings / f"{name}-stuck"
+    if stuck:
+        where.write_bytes(stuck)
+        print(f"killed: it ran for more than {STUCK_S} s over one input", file=sys.stderr)
+    print(f'Replay it: make fuzz ARGS="--replay {where.relative_to(ROOT)}"', file=sys.stderr)
     return took, 1
+
+
+def dictionary(name: str) -> Path:
+    """libFuzzer's file of the words that are worth putting in."""
+    path = WORK / f"{name}.dict"
+    path.write_text("".join('"' + "".join(f"\\x{byte:02x}" for byte in word) + '"\n' for word in words(name)))
+    return path
 
 
 def keep(name: str) -> None:
@@ -95,18 +106,36 @@ def keep(name: str) -> None:
         if path.stat().st_size <= KEPT_BYTES_MAX:
             shutil.copy(path, short)
     before = set(corpus.iterdir())
-    ran = drive(name, "-merge=1", f"-max_len={LENGTH_MAX}", str(corpus), str(short))
+    code, said, _ = drive(name, "-merge=1", f"-max_len={LENGTH_MAX}", str(corpus), str(short))
     added = sorted(set(corpus.iterdir()) - before, key=lambda path: path.stat().st_size)
     for path in added[KEPT_MAX:]:
         path.unlink()
     print(f"{name:8} {len(added[:KEPT_MAX])} of {len(added)} new inputs kept", file=sys.stderr)
-    if ran.returncode:
-        print(ran.stdout[-2000:], file=sys.stderr)
+    if code:
+        print(said[-2000:], file=sys.stderr)
 
 
-def drive(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "tests.fuzz.drive", name, *arguments], cwd=ROOT, text=True,
-                          errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def drive(name: str, *arguments: str) -> tuple[int, str, bytes]:
+    """Exit code and output of the target's process, and the input over which it was killed, if it was."""
+    WORK.mkdir(exist_ok=True)
+    now, log, command = WORK / f"{name}.now", WORK / f"{name}.log", WORK / f"{name}.sh"
+    now.write_bytes(bytes(16 + LONGEST))
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tests.fuzz.drive {name} "{now}" "$0" "$@"\n')
+    command.chmod(0o755)
+    with log.open("wb") as output:
+        process = subprocess.Popen([command, "-timeout=86400", *arguments], cwd=ROOT, stdout=output,
+                                   stderr=subprocess.STDOUT)
+        running, since, stuck = b"", time.monotonic(), b""
+        while process.poll() is None:
+            time.sleep(0.2)
+            state = now.read_bytes()
+            if state[:8] != running:
+                running, since = state[:8], time.monotonic()
+            elif time.monotonic() - since > STUCK_S and any(running):
+                stuck = state[16:16 + int.from_bytes(state[8:16], "little")]
+                process.kill()
+                process.wait()
+    return process.returncode, log.read_text(errors="replace"), stuck
 
 
 def replay(path: Path, of: str | None, parser: argparse.ArgumentParser) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fuzz import __main__ as runner
 from tests.fuzz import seeds, watch
 from tests.fuzz.draw import Draw, written
 from tests.fuzz.targets import TARGETS, target
@@ -57,3 +58,24 @@ def test_a_target_whose_parser_is_broken_notices_it(name, module, function, monk
         except Exception:
             broken += 1
     assert broken
+
+
+def test_where_atheris_is_not_make_fuzz_says_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr(runner, "find_spec", lambda name: None)
+    monkeypatch.setattr("sys.argv", ["make fuzz"])
+    assert runner.main() == 2
+    assert "Linux and Python 3.11 to 3.14" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--targets", "x"], ["--replay", "nowhere"], ["--replay", "nowhere/stream-x"]])
+def test_wrong_use_of_make_fuzz_is_told(arguments, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["make fuzz", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        runner.main()
+    assert caught.value.code == 2 and "Traceback" not in capsys.readouterr().err
+
+
+def test_an_input_is_replayed_by_its_file(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["make fuzz", "--replay", str(CORPUS / "stream" / "crlf")])
+    assert runner.main() == 0
+    assert "its promises hold" in capsys.readouterr().out

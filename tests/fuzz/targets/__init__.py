@@ -1,10 +1,15 @@
-"""One module per parser: `run(data)` raises AssertionError, or anything else, when a promise is broken."""
+"""One module per parser: `run(data)` raises AssertionError, or anything else, when a promise is broken; `WORDS` are
+worth putting into its inputs."""
 
+from collections.abc import Callable
 from importlib import import_module
 
 TARGETS = ("stream", "request", "metrics", "answer")
 
 
-def target(name: str):
-    """The `run` of a target."""
+def target(name: str) -> Callable[[bytes], None]:
     return import_module(f"tests.fuzz.targets.{name}").run
+
+
+def words(name: str) -> tuple[bytes, ...]:
+    return import_module(f"tests.fuzz.targets.{name}").WORDS

@@ -20,6 +20,13 @@ STATUSES = (400, 401, 403, 404, 413, 422, 429, 500, 503)
 CANARY = "sk-canaryQ7x9Zp2LmW4vT8bN"
 TEXT_CHARS_MAX = 16_384  # what `relay_error` gives to `scrub`
 
+WORDS = (b'"usage":', b',"usage":{"prompt_tokens":1,"completion_tokens":2}}', b'"error":', b'"message":', b'"code":',
+         b'"type":',
+         b'"param":', b'"detail":', b'"service_tier":', b"http://", b"https://a:b@", b"10.0.0.1", b":8000",
+         b"sk-abcdefgh",
+         b"Bearer ", b"api_key=", b"eyJ", b".internal", b"Valid aliases:", b"<html>", b"maximum context length",
+         b"model")
+
 
 def run(data: bytes) -> None:
     draw = Draw(data)

@@ -17,6 +17,15 @@ from tests.fuzz.watch import timed
 KINDS = (*sorted(ENGINE_NAMES), "unknown")
 NOISE = b'\n# HELP other vllm:num_requests_running\n\r\nother_metric{vllm:x="1"} 7\nvllm:num_requests_running_x 9\n'
 
+NAMES = sorted({name.encode() for names in ENGINE_NAMES.values() for table in (
+    names.gauges, names.counters, names.histograms) for candidates in table.values() for name in candidates})
+WORDS = (
+    *NAMES,
+    b"vllm:cache_config_info", b"block_size=", b"num_gpu_blocks=", b"kv_cache_size_tokens=", b"_total", b"_sum",
+    b"_count", b'{engine="0"} ', b'tp_rank="0"', b'sleep_state="awake"', b'reason="capacity"', b"DCGM_FI_DEV_GPU_UTIL",
+    b"1e308", b"DCGM_FI_DEV_XID_ERRORS", b'{gpu="0",UUID="GPU-a"} ', b"NaN", b"+Inf", b"# ",
+    b"process_start_time_seconds")
+
 
 def run(data: bytes) -> None:
     draw = Draw(data)

@@ -33,6 +33,14 @@ from tests.fuzz.watch import timed
 CONTENT_TYPES = (None, "application/json", "application/json; charset=utf-8", "text/plain")
 BODY_FACTS = [field.name for field in fields(WireRequest) if field.name not in ("document", "body")]
 
+FIELDS = (
+    "model", "messages", "role", "content", "prompt", "input", "stream", "stream_options", "include_usage",
+    "continuous_usage_stats", "n", "best_of", "max_tokens", "max_completion_tokens", "tools", "response_format", "type",
+    "image_url", "input_audio", "file_url", "url", "source", "service_tier", "logprobs", "modalities", "tool_calls",
+    "suffix", "api-base", "priority", "text")
+WORDS = (*(b'"%s":' % name.encode() for name in FIELDS), b"true", b"null", b'{"type":"text","text":"', b'"data:',
+         b"[[1]]", b"1e5")
+
 
 def run(data: bytes) -> None:
     draw = Draw(data)

@@ -20,8 +20,15 @@ from proxy.wire.usage import TOKENS_MAX
 from tests.fuzz.draw import Draw
 from tests.fuzz.watch import timed
 
-BYTEWISE_MAX = 1500  # longer streams are not fed byte by byte
+BYTEWISE_MAX = 500  # longer streams are not fed byte by byte
 FRAMES_BYTES_MAX = (FRAME_BYTES_MAX, FRAME_BYTES_MAX, 1000, 64)
+
+WORDS = (b"data: ", b"data: [DONE]\n\n", b"\n\n", b"\r\n\r\n", b"\xef\xbb\xbf", b": ", b'"usage":',
+         b',"usage":{"prompt_tokens":1}',
+         b'"prompt_tokens":', b'"completion_tokens":', b'"choices":[', b'"delta":{', b'"content":"', b'"text":"',
+         b'"finish_reason":', b'"index":', b'"error":', b'"object":"error"', b'"system_fingerprint":',
+         b'"service_tier":',
+         b'"tool_calls":', b'"reasoning":"', b"null", b"[[[[", b"]]]]", b'\\"', b"}}")
 
 
 def run(data: bytes) -> None:

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.wire.engine_metrics import DcgmGauges, EngineGauges, read_dcgm, read_metrics
+from proxy.wire.engine_metrics import (
+    LINE_BYTES_MAX,
+    LINES_MAX,
+    SERIES_MAX,
+    DcgmGauges,
+    EngineGauges,
+    read_dcgm,
+    read_metrics,
+)
 from proxy.wire.engine_names import ENGINE_NAMES
 
 SAMPLES = Path(__file__).parents[2] / "samples" / "vllm"
@@ -110,6 +118,25 @@ def test_timestamps_exemplars_and_carriage_returns_are_tolerated():
 @pytest.mark.parametrize("config", ['block_size="None",num_gpu_blocks="128"', 'block_size="32"', ""])
 def test_a_capacity_that_cannot_be_worked_out_is_unknown(config):
     assert vllm(f"vllm:cache_config_info{{{config}}} 1.0").kv_tokens_capacity is None
+
+
+@pytest.mark.parametrize("config", [
+    f'kv_cache_size_tokens="{"1" * 5000}"', 'block_size="9999999999999999",num_gpu_blocks="9999999999999999"'])
+def test_a_capacity_beyond_any_memory_is_unknown(config):
+    assert vllm(f"vllm:cache_config_info{{{config}}} 1.0") == EngineGauges()
+    assert read_metrics("sglang:max_total_num_tokens 1e300", "sglang").kv_tokens_capacity is None
+    assert read_metrics("trtllm_kv_cache_tokens_per_block 1e200\ntrtllm_kv_cache_max_blocks 1e200",
+                        "trtllm").kv_tokens_capacity is None
+
+
+def test_a_page_over_a_limit_says_nothing_because_half_a_page_would_make_a_busy_engine_look_idle():
+    line = "vllm:num_requests_running 1\n"
+    assert read_metrics(line + "\n" * (LINES_MAX - 1), "vllm").running == 1
+    assert read_metrics(line + "\n" * LINES_MAX, "vllm") == EngineGauges()
+    assert read_metrics(line * SERIES_MAX, "vllm").running == SERIES_MAX
+    assert read_metrics(line * (SERIES_MAX + 1), "vllm") == EngineGauges()
+    long = 'vllm:num_requests_running{a="' + "x" * LINE_BYTES_MAX + '"} 1'
+    assert vllm(long, "vllm:num_requests_waiting 2") == EngineGauges(waiting=2)
 
 
 def test_a_cache_above_full_is_not_believed():

@@ -97,6 +97,8 @@ def test_openais_own_errors_pass_as_they_are():
     (500, b'{"error":null}', "500"),
     (500, b'{"error":{"message":null,"param":"None","code":"None","type":"None"}}', "500"),
     (400, b'{"error":{"message":{"a":1},"param":7,"code":[1],"type":{}}}', '{"a":1}'),
+    (503, b'{"error":{"message":' + b"[" * 300 + b"]" * 300 + b"}}", "503"),  # parsed, but too deep to be written
+    (503, b'{"detail":' + b"[" * 300 + b"]" * 300 + b"}", "503"),
 ])
 def test_every_dialect_becomes_an_envelope(status, body, message):
     error = relayed(status, body)

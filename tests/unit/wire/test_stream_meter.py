@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.core.usage import Usage
+from proxy.wire.chunks import CHOICES_MAX, FINGERPRINT_CHARS_MAX
 from proxy.wire.endpoints import Endpoint
-from proxy.wire.metering import StreamMeter, Strip
+from proxy.wire.metering import HELD_BYTES_MAX, StreamMeter, Strip
 
 SAMPLES = Path(__file__).parents[2] / "samples" / "vllm"
 DONE = b"data: [DONE]\n\n"
@@ -406,3 +407,53 @@ def test_usage_on_several_data_lines_is_cut_out():
     data = b'data: {"choices":[{"delta":{"content":"a"}}],\ndata:  "usage":null}\n\n'
     out, _ = relay(data, Strip.ALL)
     assert out == b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
+
+
+# ------------------------------------------------------------------ what an upstream may not do to us
+
+def nested(key: bytes, levels: int) -> bytes:
+    """orjson reads 1,024 levels and writes 254."""
+    return b'data: {"choices":[{"index":0,"delta":{%s:%s}}]}\n\n' % (key, b"[" * levels + b"]" * levels)
+
+
+def test_calls_nested_deeper_than_can_be_written_are_relayed_and_count_as_content():
+    data = nested(b'"tool_calls"', 300) + chunk(None, "stop") + DONE
+    out, meter = relay(data, Strip.ALL)
+    assert (out, meter.content_frames, meter.content_bytes, meter.clean) == (data, 1, 1, True)
+
+
+@pytest.mark.parametrize("error", [b"[" * 1000 + b"]" * 1000, b'{"message":' + b"[" * 300 + b"]" * 300 + b"}"])
+def test_an_error_nested_without_end_is_an_error(error):
+    out, meter = relay(chunk("a") + b'data: {"error":' + error + b"}\n\n" + DONE, Strip.ALL)
+    assert (out, meter.error, meter.malformed) == (chunk("a"), "the upstream reported an error", None)
+
+
+def test_what_is_too_long_to_be_held_passes_at_once_without_its_fingerprint():
+    meter = StreamMeter(Endpoint.CHAT, strip=Strip.ALL)
+    end = chunk("a" * HELD_BYTES_MAX, "stop")
+    assert meter.feed(end) == end
+    assert meter.feed(event({"choices": [], "usage": counts(1, 2), "system_fingerprint": "f"})) == b""
+    assert meter.usage == Usage(input_text=1, output_text=2) and meter.fingerprint is None
+
+
+def test_a_fingerprint_without_end_is_not_learned():
+    for length, learned in ((FINGERPRINT_CHARS_MAX, "f" * FINGERPRINT_CHARS_MAX), (FINGERPRINT_CHARS_MAX + 1, None)):
+        usage = event({"choices": [], "usage": counts(1, 2), "system_fingerprint": "f" * length})
+        assert relay(chunk("a", "stop") + usage + DONE, Strip.ALL)[1].fingerprint == learned
+
+
+def test_running_counts_of_more_choices_than_are_remembered_are_no_sum():
+    data = b"".join(chunk("a", index=index, usage=counts(10, 1)) for index in range(CHOICES_MAX))
+    _, meter = relay(data, Strip.ALL, choices=CHOICES_MAX + 1)
+    assert meter.usage == Usage(input_text=10, output_text=CHOICES_MAX)
+    _, meter = relay(data + chunk("a", index=CHOICES_MAX, usage=counts(10, 1)), Strip.ALL, choices=CHOICES_MAX + 1)
+    assert (meter.usage, meter.usage_source) == (None, None)  # the caller estimates
+
+
+def test_usage_is_cut_from_the_data_and_not_from_a_comment_that_says_the_same():
+    comment = b': {"a":1,"usage":null}\n'
+    out, _ = relay(comment + b'data: {"a":1,"usage":null}\n\n' + DONE, Strip.ALL)
+    assert orjson.loads(re.search(rb"data: (.*)", out)[1]) == {"a": 1}
+    for space in (b" ", b""):
+        data = b'id: 1\r\ndata:%s{"a":1,"usage":null}\r\nretry: 5\r\n\r\n' % space
+        assert relay(data, Strip.ALL)[0] == data.replace(b',"usage":null', b"")

@@ -24,7 +24,7 @@ from proxy.ledger.keys import KeyStore
 from tests.support.description import described
 from tests.support.world import world
 
-EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES", "20"))
+EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES", "8"))
 MODES = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
 OPERATIONS = [
     ("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/v1/models"), ("GET", "/v1/models/{name}"),

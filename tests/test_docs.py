@@ -489,7 +489,7 @@ def everything() -> str:
     return "\n".join(path.read_text() for path in sorted((ROOT / "proxy").rglob("*.py")))
 
 
-@pytest.mark.parametrize("path", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "CHANGELOG.md", ROOT / "SECURITY.md"], ids=lambda path: path.name)
 def test_links_files_and_names_lead_somewhere(path):
     assert broken_references(path, path.read_text()) == []
 

@@ -46,12 +46,17 @@ ELSEWHERE = {
     "LiteLLM-24902": "test_secrets.test_no_secret_is_found_anywhere",
     "CVE-2026-33128 CVE-2026-44217 GHSA-p6xx-57qc-3wxr": "test_writers.test_what_is_written_as_an_event_is_read_as_one",
     "CVE-2020-7695": "test_writers.test_one_record_is_one_line",
+    # money leaks
+    "LiteLLM-34732 LiteLLM-40095":
+        "../integration/test_budgets.test_a_hundred_at_once_do_not_overrun_a_team_and_a_cut_one_is_charged",
+    "LiteLLM-40002 LiteLLM-26672": "../unit/core/test_budgets.test_a_hold_is_never_below_the_cost",
+    "LiteLLM-33736 LiteLLM-36008 LiteLLM-37558": "../integration/test_disconnects.test_an_api_is_drained_for_its_usage",
 }
 
 
 @pytest.mark.parametrize("advisory", ELSEWHERE)
 def test_the_lesson_is_tested(advisory):
-    module, _, name = ELSEWHERE[advisory].partition(".")
+    module, _, name = ELSEWHERE[advisory].rpartition(".")
     text = (ROOT / f"tests/security/{module}.py").read_text()
     assert re.search(rf"^(?:async )?def {name}\(", text, re.MULTILINE), ELSEWHERE[advisory]
 
@@ -293,3 +298,25 @@ async def test_no_caller_makes_a_series(tmp_path, monkeypatch):
             await ask(words(), valid=number % 50 == 0)
         print(f"{NAMES} random names in {time.monotonic() - began:.1f} s: {len(before)} series before and after")
         assert series() == before
+
+
+# ---------------------------------------------------------------- money
+class Free:
+    """An upstream that says it used nothing, and writes a hundred words."""
+
+    async def __call__(self, scope, receive, send):
+        answer = {"id": "x", "object": "chat.completion", "created": 1, "model": "gpt-4o", "usage": {
+            "prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}, "choices": [{
+                "index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "word " * 100}}]}
+        body = json.dumps(answer).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+        await send({"type": "http.response.body", "body": body})
+
+
+async def test_LiteLLM_37992_zero_is_a_number(tmp_path, monkeypatch):
+    """A provider's explicit zero was taken for "unknown" and replaced by an estimate, which was then charged."""
+    async with serve(Free()) as url, world(tmp_path, monkeypatch, engines=0, api={"url": url}) as there:
+        status, headers, _ = await there.post(CHAT)
+        assert status == 200 and float(headers["x-breakeven-cost-usd"]) == 0
+        (row,) = await there.settled(1)
+        assert (row["usage_source"], row["output_text"], row["api_nano"], row["baseline_nano"]) == ("upstream_final", 0, 0, 0)

@@ -22,7 +22,7 @@ crc = $(shell (pwd; cat $(1) pyproject.toml) | cksum | tr ' ' -)
 RUN_READY := $(VENV)/.run-$(call crc,requirements/run.txt)
 DEV_READY := $(VENV)/.dev-$(call crc,requirements/run.txt requirements/dev.txt)
 
-.PHONY: help run test lint lock accept cells sensitivity decision-bench week live live-replay disk test-vllm clean
+.PHONY: help run test lint lock accept cells sensitivity decision-bench week live live-replay crash budgets disk test-vllm clean
 .PHONY: fuzz disconnects overload
 
 help: ## this list
@@ -71,6 +71,12 @@ overload: $(DEV_READY) ## three times what the engines can do: goodput, how soon
 
 fuzz: $(DEV_READY) ## the parsers under atheris, a minute each (Linux); ARGS="--seconds 600" for longer, --help for more
 	@exec $(VENV)/bin/python -m tests.fuzz $(ARGS)
+
+crash: $(DEV_READY) ## the gateway killed 200 times under 64 clients, and the books compared with everybody's own (12 minutes)
+	@exec $(VENV)/bin/python -m tests.bench.crash $(ARGS)
+
+budgets: $(DEV_READY) ## 500 requests at once on a budget's last cent, in four processes; a million holds (2 minutes)
+	@exec $(VENV)/bin/python -m tests.bench.budgets $(ARGS)
 
 test-vllm: $(DEV_READY) ## the gateway against a real vLLM on this machine's CPU (once 2.3 GB, in .real-vllm/)
 	@[ -n "$$REAL_VLLM_URL" ] || $(VENV)/bin/python tests/vllm/start.py --install-only

@@ -44,9 +44,19 @@ class Marks:
                 break
             os.close(self._fd)
         self._size, self._rewrite_at, self._torn = 0, REWRITE_BYTES, False
+        self._looked, self._others = -1, False
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def beside_others(self) -> bool:
+        """Whether other processes have this ledger open, or had: looked up again when the directory has changed."""
+        changed = os.stat(self._ledger.parent).st_mtime_ns
+        if changed != self._looked:
+            self._looked = changed
+            mine = _file(self._ledger, self.token).name
+            self._others = any(path.name.removesuffix(".new") != mine for path in _files(self._ledger))
+        return self._others
 
     def add(self, intent: Intent) -> None:
         """Leave the mark; it is in the file when this returns."""
@@ -127,7 +137,7 @@ class Orphans:
 def left_behind(ledger: Path) -> list[Orphans]:
     """The marks of every process that no longer lives on this machine."""
     found = []
-    for path in sorted(ledger.parent.glob(f"{_escaped(ledger.name)}.owner-*")):
+    for path in _files(ledger):
         token = path.name.removeprefix(ledger.name + ".owner-")
         if not token.endswith(".new") and isinstance(fd := _free(path), int):
             found.append(Orphans(path, token, fd))
@@ -181,6 +191,10 @@ def _intents(fd: int) -> Iterator[Intent]:
             continue
         if isinstance(values, list) and len(values) == len(_NAMES):
             yield Intent(*values)
+
+
+def _files(ledger: Path) -> list[Path]:
+    return sorted(ledger.parent.glob(f"{_escaped(ledger.name)}.owner-*"))
 
 
 def _escaped(name: str) -> str:

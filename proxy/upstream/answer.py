@@ -79,7 +79,10 @@ class HttpAnswer:
             self.abort()
             word = "fell silent in the middle of its answer" if self._begun else "no first byte in time"
             raise UpstreamTimeout(f"{self._name}: {word}") from None
-        except (aiohttp.ClientError, OSError, RuntimeError):  # RuntimeError: closed under the reader
+        except (aiohttp.ClientError, OSError, RuntimeError) as exc:  # RuntimeError: closed under the reader
+            # aiohttp raises one and the same object for every connection that was closed: what it was raised through
+            # would stay in its traceback, and with it all that belongs to this request, for ever.
+            exc.__traceback__ = None
             self.abort()
             if not self._begun:
                 raise UpstreamFailed(f"{self._name}: the answer broke off before its first byte") from None

@@ -9,6 +9,7 @@ Invariants, for every connection:
 - Nothing is written in the place of an answer that is owed to an earlier request.
 - No field arrives after the head. The parser reports trailers as headers, which in one read would be in front of
   whoever looks for a key (RFC 9110 section 6.5.1); requests with trailers are refused.
+- What one read can make us do is bounded: requests in it that wait for an answer, and pieces of a body.
 - An upgrade is ignored (RFC 9110 section 7.8), body and all. The parser stops at the head of such a request and would
   take its body for the next one.
 """
@@ -28,6 +29,9 @@ from proxy.wire.openai import error_body
 
 GRACE_S = 1.0  # the handler's own limit on a late body comes first, and has words for the client
 FRAMING = (b"content-length", b"transfer-encoding")
+PIPELINE_MAX = 32  # requests that wait on their connection for an earlier one's answer
+PIECES_MAX = 1024  # of a body, where they are smaller on average than PIECE_BYTES_MIN: work without end for few bytes
+PIECE_BYTES_MIN = 16
 
 
 class TimedProtocol(HttpToolsProtocol):
@@ -43,6 +47,7 @@ class TimedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         self._timer: asyncio.TimerHandle | None = None
         self._in_head, self._replaying, self._unread = True, False, 0
+        self._pieces = self._piece_bytes = 0
         self._active: Any = None  # the request that is being answered; self.cycle is the one that came last
         super().connection_made(transport)
         self._arm(self.header_s)
@@ -101,13 +106,19 @@ class TimedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._replaying:
             return
-        self._in_head, self._unread = False, 0
+        if len(self.pipeline) >= PIPELINE_MAX:
+            raise ValueError("too many requests wait")
+        self._in_head, self._unread, self._pieces, self._piece_bytes = False, 0, 0, 0
         self.scope["target"] = self.url  # type: ignore[typeddict-unknown-key]  # the guard judges it as it was sent
         super().on_headers_complete()
         self._arm(self.body_s + GRACE_S)
 
     def on_body(self, body: bytes) -> None:
         self._unread = 0
+        self._pieces += 1
+        self._piece_bytes += len(body)
+        if self._pieces > PIECES_MAX and self._piece_bytes < self._pieces * PIECE_BYTES_MIN:
+            raise ValueError("the pieces are too small")
         super().on_body(body)
 
     def on_message_complete(self) -> None:

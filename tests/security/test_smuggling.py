@@ -11,6 +11,7 @@ import json
 import pytest
 import pytest_asyncio
 
+from proxy.server.connection import PIECE_BYTES_MIN, PIECES_MAX, PIPELINE_MAX
 from tests.support.raw import spoken, statuses
 from tests.support.world import world
 
@@ -176,7 +177,7 @@ TAKEN = {
     "a body that looks like a request, under an upgrade": (
         models(HOST + b"Connection: upgrade\r\nUpgrade: x\r\nContent-Length: %d\r\n" % len(HIDDEN)) + HIDDEN, [200], 0,
         True),
-    "many upgrades": (models(HOST + b"Connection: upgrade\r\nUpgrade: x\r\n") * 50, [200] * 50, 0, False),
+    "many upgrades": (models(HOST + b"Connection: upgrade\r\nUpgrade: x\r\n") * 30, [200] * 30, 0, False),
 }
 PIECES = {
     "whole": lambda raw: [raw],
@@ -289,3 +290,20 @@ async def test_what_never_ends_is_cut_off_while_it_grows(there, begin, more, sta
         said, closed = await spoken(one.url, pieces())
         assert closed and statuses(said) in ([status], []), said[:300]  # a reset may overtake the answer
     assert sent < 8 << 20, "the rest of 32 MiB had nowhere to go"
+
+
+async def test_what_one_read_can_make_us_do_is_bounded(there):
+    """Thousands of requests fit into one read, and of pieces of a body: memory and time for few bytes."""
+    one, seen = there
+    for waiting, answered in ((PIPELINE_MAX, PIPELINE_MAX + 1), (5000, 1)):
+        seen.clear()
+        said, closed = await spoken(one.url, models(HOST) * (waiting + 1), answered)
+        assert (statuses(said), closed) == ([200] * answered, waiting > PIPELINE_MAX), "what is due, and no more"
+        assert len(seen.passed) == answered
+    filled = json.dumps({**json.loads(BODY), "user": "x" * PIECES_MAX}).encode()
+    for size, expected in ((1, 400), (PIECE_BYTES_MIN, 200)):
+        seen.clear()
+        pieces = b"".join(b"%x\r\n%s\r\n" % (len(filled[at:at + size]), filled[at:at + size])
+                          for at in range(0, len(filled), size))
+        said, closed = await spoken(one.url, post(HOST + CHUNKED, pieces + b"0\r\n\r\n"), 1)
+        assert (statuses(said), closed, len(seen.bodies)) == ([expected], expected == 400, int(expected == 200))

@@ -35,6 +35,7 @@ WORDS = {
     "api_only": "the policy says API", "observe": "watching only", "utilization_max": "above the load threshold",
     "failover": "the first choice failed", "last_resort": "the API asked for a pause, nothing else was left",
     "in_flight_max": "as many at once as allowed", "gpu_util_max": "above the GPU-Util threshold",
+    "api_spend_max": "what APIs may cost is spent", "price_unknown": "a budget cannot hold what has no price",
     "waiting_max": "too many wait", "hopeless": "dearer requests were ahead",
     "dwell": "a threshold closed our engine a moment ago",
     "queue_max": "our engine's queue is too long", "client_left": "its client left while it waited",
@@ -258,10 +259,25 @@ class View:
         known = [spread for spread in self.page.get("value_density_spread", {}).values() if spread is not None]
         if known:
             waiting += f"   value spread {max(known):.1f}x"
+        if (fullest := _fullest(self.page.get("budgets", []))) is not None:
+            waiting += f"   budget {fullest}"
         ledger = self.page.get("ledger", {})
         sound = (" ledger ok", "dim") if ledger.get("healthy") else (" the ledger cannot be written", "bold red")
         yield Text.assemble(sound, ("   in flight ", "dim"), str(self.page["in_flight"]), (waiting, "yellow"),
                             no_wrap=True)
+
+
+def _fullest(budgets: list[dict[str, Any]]) -> str | None:
+    """The budget of which most is used, held or posted."""
+    found = []
+    for one in budgets:
+        posted, pending, limit = (amount(one.get(name)) for name in ("posted_usd", "pending_usd", "limit_usd"))
+        if posted is not None and pending is not None and limit:
+            found.append(((posted + pending) / limit, f"{plain(one.get('scope'))}/{plain(one.get('per'))}"))
+    if not found:
+        return None
+    share, name = max(found)
+    return f"{name} {100 * share:.0f} % used"
 
 
 def _in_time(page: dict[str, Any]) -> str:

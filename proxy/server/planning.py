@@ -37,7 +37,6 @@ PRIOR_TOKENS, MEMORY_TOKENS = 5_000.0, 500_000.0  # what the prior counts for, a
 LEARN_BYTES_MIN = 1024  # of a shorter prompt the chat template is the larger part
 BYTES_PER_TOKEN_MOST = 8  # no text has more, so a prompt of n bytes has at least n/8 tokens
 ANY_MODEL = "*"
-API_SPEND = "api_spend_max"
 SEEN_MAX = 16  # readings kept with a decision
 
 
@@ -154,7 +153,7 @@ class Planner:
         policy = effective_policy(limits)
         able, apis, refused = self._candidates(route, model, demand, now, policy, tier, seen, most_nano)
         if self.governor is not None and self.governor.then == "refuse" and any(
-                refusal.code == API_SPEND for refusal in refused):
+                refusal.code == "api_spend_max" for refusal in refused):
             limits = replace(limits, wait_max_s=0.0)
         pool = self._board.pools[route.name]
         pool.refill(now)
@@ -211,7 +210,7 @@ class Planner:
         if most_nano is None:
             return Refusal(name, None, "price_unknown", "a budget cannot hold what has no price")
         if self.governor is not None and self.governor.refuses(most_nano, at_ns):
-            return Refusal(name, None, API_SPEND, f"{self.governor.budget} is spent", busy=True)
+            return Refusal(name, None, "api_spend_max", f"{self.governor.budget} is spent", busy=True)
         return None
 
     def _barred(self, rooms: Sequence[Room], limits: Limits, demand: Demand, waiting: int, now: float,

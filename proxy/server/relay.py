@@ -68,6 +68,7 @@ class Attempt:
         self._delivered = 0
         self._early = b""  # relayed with the first token
         self._drain_from: int | None = None
+        self._drained: asyncio.TimerHandle | None = None  # ends the reading on
         self.meter = self._new_meter(fingerprint)
 
     def _new_meter(self, fingerprint: str | None) -> StreamMeter:
@@ -97,6 +98,8 @@ class Attempt:
         finally:
             self._exchange.on_gone(None)
             self._claim.abandon = None
+            if self._drained is not None:
+                self._drained.cancel()
 
     def interrupted(self) -> Outcome:
         """What was spent on an attempt that `run` did not see the end of. Lets go of the upstream."""
@@ -164,7 +167,7 @@ class Attempt:
             answer.abort()
         else:
             self._drain_from = self.meter.content_frames
-            asyncio.get_running_loop().call_later(self._backend.drain_s_max, answer.abort)
+            self._drained = asyncio.get_running_loop().call_later(self._backend.drain_s_max, answer.abort)
 
     # ---- answers
 

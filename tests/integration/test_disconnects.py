@@ -11,6 +11,7 @@ from dataclasses import replace
 import orjson
 import pytest
 
+from proxy.core.errors import UpstreamError
 from proxy.demo.api import ApiModel, ApiProfile
 from proxy.demo.engine import Behaviour
 from proxy.ledger.verify import verify
@@ -18,6 +19,8 @@ from proxy.server.exchange import AsgiExchange
 from proxy.server.planning import Call
 from proxy.server.relay import Attempt
 from proxy.signals.inflight import Claim
+from proxy.upstream.answer import HttpAnswer
+from proxy.upstream.transport import Outgoing
 from proxy.wire.openai import WireRequest
 from tests.support.world import FAST, world
 
@@ -248,9 +251,31 @@ async def test_two_hundred_clients_leave_at_random_and_nothing_is_left(tmp_path,
             await upstream.close()  # what is kept for the next request is no leak
         await there.until(lambda: len(os.listdir("/proc/self/fd")) <= fds)
         gc.collect()
-        left = [one for one in gc.get_objects() if type(one) in (Attempt, AsgiExchange, Call, Claim, WireRequest)]
+        left = [one for one in gc.get_objects() if type(one) in (
+            Attempt, AsgiExchange, Call, Claim, HttpAnswer, WireRequest)]
         assert not left, "nothing holds on to what is over"
         rows = [row for row in there.rows() if row["final"]]
         assert len(rows) == len({row["request_id"] for row in rows})
         assert {"llama", "api"} <= {row["backend"] for row in rows}
         assert {"client_abort", "complete"} >= {row["end_reason"] for row in rows} >= {"client_abort"}
+
+
+async def test_an_answer_that_was_given_up_is_forgotten(tmp_path, monkeypatch):
+    """aiohttp raises one and the same exception for every connection that is closed under a reader."""
+    async with world(tmp_path, monkeypatch, profile=CALM) as there:
+        upstream = there.gateway.upstreams["llama", 0]
+        for number in range(20):
+            body = orjson.dumps({**LONG, "model": "llama"})
+            answer = await upstream.open(Outgoing("/v1/chat/completions", body, (), f"req_{number}", True))
+            await answer.chunk()
+            reading = asyncio.create_task(answer.chunk())
+            await asyncio.sleep(0)
+            answer.abort()
+            with pytest.raises(UpstreamError):
+                while True:
+                    await reading
+                    reading = asyncio.create_task(answer.chunk())
+            del answer, reading
+        await asyncio.sleep(0.1)
+        gc.collect()
+        assert sum(type(one) is HttpAnswer for one in gc.get_objects()) <= 1

@@ -70,6 +70,11 @@ def probe(connection: Connection) -> None:
     connection.execute(budget_use.delete().where(budget_use.c.scope == ""))
 
 
+def has(connection: Connection, key: Key) -> bool:
+    """Whether the attempt is booked."""
+    return connection.execute(KNOWN_REQUESTS, {"rows": pack([orjson.dumps(key)])}).first() is not None
+
+
 def recover(connection: Connection, ledger: Path, dead: Sequence[Orphans], now_ns: int) -> int:
     """Settle as `interrupted` what dead processes had begun, and void what they held without having sent. Returns how
     many requests."""

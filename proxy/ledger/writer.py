@@ -72,6 +72,7 @@ class Writer(threading.Thread):
         self._spool: list[Item] = []
         self._stopping_since: float | None = None
         self._doubtful = False
+        self._last: booking.Key | None = None
         self._connection: Connection | None = store.writing(url)
         self._inode = path.stat().st_ino
         self._durable = True
@@ -198,6 +199,7 @@ class Writer(threading.Thread):
         self.settled += new
         for key in settled:
             self._marks.remove(key)
+            self._last = key
         told = [*zip(calls, values, strict=True), *zip(holds, answers, strict=True),
                 *((item, None) for item in batch if item.entry is not None)]
         return [item.result(value) for item, value in told if item.future is not None]
@@ -205,8 +207,8 @@ class Writer(threading.Thread):
     def _connected(self, *, durable: bool) -> Connection:
         """The connection, reopened after a failure, with the commit mode this batch needs."""
         if self._connection is None:
-            self._connection = store.writing(self._url)
-            self._inode, self._durable = self._path.stat().st_ino, True
+            self._connection = self._reopened()
+            self._durable = True
         if self._doubtful:
             if not store.empty_log(self._connection, self._path):
                 raise LedgerUnavailable(f"ledger {self._path}: after a disk error, what was written is to be secured, "
@@ -224,6 +226,18 @@ class Writer(threading.Thread):
             self._connection.exec_driver_sql(mode)
             self._durable = durable
         return self._connection
+
+    def _reopened(self) -> Connection:
+        """The file that is there now. Another one in its place will do if it holds what was acknowledged last (a copy
+        brought back, say), and is refused if not."""
+        connection = store.writing(self._url)
+        inode = self._path.stat().st_ino
+        if inode != self._inode and self._last is not None and not booking.has(connection, self._last):
+            connection.close()
+            raise LedgerUnavailable(f"ledger {self._path}: another ledger was put in its place, without rows that this "
+                                    "gateway has booked; put the right one back, or restart to go on with this one")
+        self._inode = inode
+        return connection
 
     def _failed(self, error: Exception) -> None:
         """Remember why, tell those who wait, keep everything."""

@@ -3,6 +3,8 @@
 import asyncio
 import errno
 import os
+import resource
+import shutil
 import sqlite3
 import time
 
@@ -80,9 +82,11 @@ async def test_a_locked_ledger_is_said_within_two_seconds_and_written_after(url)
     other = sqlite3.connect(journal.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     one, began = entry(), time.monotonic()
-    with pytest.raises(LedgerUnavailable, match="another process holds the write lock") as caught:
-        await journal.settle(one)
-    assert caught.value.kept and time.monotonic() - began < 2
+    while time.monotonic() - began < 3:
+        asked = time.monotonic()
+        with pytest.raises(LedgerUnavailable, match="another process holds the write lock") as caught:
+            await journal.settle(one)
+        assert caught.value.kept and time.monotonic() - asked < 2.5 and not journal.healthy
     other.execute("ROLLBACK")
     await until_healthy(journal)
     assert rows(journal) == {one.request_id}
@@ -146,6 +150,74 @@ async def test_a_file_that_was_moved_away_is_noticed_before_anything_is_lost(url
     await until_healthy(journal)
     assert len(rows(journal)) == 2
     await journal.close()
+
+
+async def test_another_ledger_in_its_place_is_not_written_to(url, tmp_path):
+    """Restored from an old backup under the running gateway, say: what was acknowledged since would be missing."""
+    await (old := Journal(url).open()).settle(entry())
+    await old.close()
+    shutil.copy(old.path, tmp_path / "backup.db")
+    journal = Journal(url).open()
+    booked = entry()
+    await journal.settle(booked)
+    for end in ("", "-wal", "-shm"):
+        os.rename(f"{journal.path}{end}", tmp_path / f"aside.db{end}")
+    os.rename(tmp_path / "backup.db", journal.path)
+    said = set()
+    for _ in range(4):
+        with pytest.raises(LedgerUnavailable) as caught:
+            await journal.settle(entry())
+        said.add(caught.value.message.partition(": ")[2])
+    assert any(message.startswith("another ledger was put in its place") for message in said), said
+    assert len(rows(journal)) == 1, "nothing was written to it"
+    for path in tmp_path.glob("ledger.db*"):
+        if "owner" not in path.name:
+            path.unlink()
+    for end in ("-wal", "-shm", ""):
+        os.rename(tmp_path / f"aside.db{end}", f"{journal.path}{end}")
+    await until_healthy(journal)
+    assert len(rows(journal)) == 6
+    await journal.close()
+    assert verify(url) == []
+
+
+async def test_the_same_ledger_moved_and_brought_back_as_a_copy_will_do(url, tmp_path):
+    journal = Journal(url).open()
+    await journal.settle(entry())
+    os.rename(journal.path, tmp_path / "aside.db")
+    with pytest.raises(LedgerUnavailable):
+        await journal.settle(entry())
+    shutil.copy(tmp_path / "aside.db", journal.path)
+    await until_healthy(journal)
+    assert len(rows(journal)) == 2
+    await journal.close()
+    assert verify(url) == []
+
+
+async def test_a_file_that_may_not_grow_is_said_and_heals(url):
+    """The kernel's own refusal, whatever the reason: a quota, a limit of the process."""
+    journal = Journal(url).open()
+    await journal.settle(entry())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    acknowledged, kept = [], []
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+        for one in some_entries(4, 2000):
+            try:
+                await journal.settle(one)
+                acknowledged.append(one.request_id)
+            except LedgerUnavailable as error:
+                assert error.kept and str(journal.path) in error.message
+                kept.append(one.request_id)
+                if len(kept) == 3:
+                    break
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert acknowledged and len(kept) == 3
+    await until_healthy(journal)
+    assert {*acknowledged, *kept} <= rows(journal)
+    await journal.close()
+    assert verify(url) == []
 
 
 async def test_a_damaged_ledger_is_said(url):

@@ -40,7 +40,7 @@ from proxy.ledger import treasury
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.journal import Journal
 from proxy.ledger.treasury import Hold
-from proxy.ledger.verify import verify
+from proxy.ledger.verify import balanced as verify  # prices and amounts are made up
 
 T = TypeVar("T")
 CENT = 10_000_000  # nano-USD

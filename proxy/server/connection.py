@@ -46,7 +46,7 @@ class TimedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         self._timer: asyncio.TimerHandle | None = None
-        self._in_head, self._replaying, self._unread = True, False, 0
+        self._in_head, self._replaying, self._deaf, self._unread = True, False, False, 0
         self._pieces = self._piece_bytes = 0
         self._active: Any = None  # the request that is being answered; self.cycle is the one that came last
         super().connection_made(transport)
@@ -57,6 +57,8 @@ class TimedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
         self._unset_keepalive_if_required()
         self._unread += len(data)
         while data:
@@ -160,7 +162,9 @@ class TimedProtocol(HttpToolsProtocol):
         self._refuse(400, msg)
 
     def _refuse(self, status: int, message: str) -> None:
-        """Answer with an error and close; or, where an earlier request's answer is due, close after that."""
+        """Answer with an error and close; or, where an earlier request's answer is due, close after that. Either way
+        nothing that comes is looked at any more."""
+        self._deaf = True
         self.refused(CODES[status])
         if self._answering() and not self._active.more_body:
             self._active.keep_alive = False

@@ -307,3 +307,19 @@ async def test_what_one_read_can_make_us_do_is_bounded(there):
                           for at in range(0, len(filled), size))
         said, closed = await spoken(one.url, post(HOST + CHUNKED, pieces + b"0\r\n\r\n"), 1)
         assert (statuses(said), closed, len(seen.bodies)) == ([expected], expected == 400, int(expected == 200))
+
+
+async def test_behind_a_refusal_nothing_is_looked_at(there):
+    """The answer that is due may take minutes; what comes meanwhile is neither kept nor refused again."""
+    one, _ = there
+    asked = json.dumps({**json.loads(BODY), "stream": True, "max_tokens": 300, "min_tokens": 300}).encode()
+    first = post(HOST + b"Content-Length: %d\r\n" % len(asked), asked)
+
+    def refusals():
+        return sum(float(line.split()[-1]) for line in one.gateway.metrics().decode().splitlines()
+                   if line.startswith("breakeven_refusals_total"))
+
+    before = refusals()
+    said, closed = await spoken(one.url, [first, MODELS + b"X: ", *[b"a" * 65_536] * 100])
+    assert closed and statuses(said) == [200] and said.count(b"data: [DONE]") == 1
+    assert refusals() == before + 1

@@ -46,7 +46,7 @@ class RunningUsage:
         """Any count. Of what is not short only the numbers are kept: an upstream may add to it without end."""
         self._seen = True
         index = 0 if self.simple else index
-        short = usage.keys() <= _COUNTS and set(map(type, usage.values())) <= _NUMBERS
+        short = _COUNTS.issuperset(usage) and _NUMBERS.issuperset(map(type, usage.values()))
         read = usage if short else usage_from_dict(usage, self._endpoint)
         if read is None:
             self._last.pop(index, None)

@@ -41,15 +41,14 @@ def run(data: bytes) -> None:
 
     out, meter = timed(relay, [body], endpoint, options)
     facts = state(meter)
-    splits = [list(draw.pieces())]
-    if len(body) <= BYTEWISE_MAX and draw.option(4) == 0:
+    splits = [] if draw.long else [list(draw.pieces())]  # long ones are there for their time
+    if len(body) <= BYTEWISE_MAX and draw.option(4) == 0 and not draw.long:
         splits.append([body[at:at + 1] for at in range(len(body))])
     for pieces in splits:
         cut, cut_meter = relay(pieces, endpoint, options)
         assert cut == out, "other bytes for another split"
         assert state(cut_meter) == facts, "other facts for another split"
-        if not draw.long:
-            assert frames_of(pieces, frame_bytes_max) == frames_of([body], frame_bytes_max)
+        assert frames_of(pieces, frame_bytes_max) == frames_of([body], frame_bytes_max)
 
     counts_are_sane(meter, body)
     if strip is Strip.NOTHING:

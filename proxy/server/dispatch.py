@@ -25,7 +25,7 @@ from proxy.signals.inflight import Claim
 from proxy.signals.replica import Replica
 
 LOOK_EVERY_S = 0.02  # how often the line is looked at while anyone waits and nothing else happens
-SURE = 0.6  # of its moment: behind more than starts in that time, a request that nobody else could serve is refused
+SURE = 0.4  # of its moment: behind more than starts in that time, a request that nobody else could serve is refused
 RETRY_AFTER_S, RETRY_AFTER_S_MAX = 2.0, 60.0
 OnGone = Callable[[Callable[[], object] | None], None]
 

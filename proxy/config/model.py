@@ -175,9 +175,9 @@ class Route(BaseModel):
     residency: Text | None = setting(None, "Data must stay in", "Only backends with this `region` serve the route.")
     output_tokens_default: Int = setting(256, "Expected answer length", "A first guess until enough answers are "
         "seen.", unit="tokens", ge=1, le=1_000_000)
-    output_tokens_max: Int = setting(4096, "Longest answer under a budget", "What a request without a limit of its "
-        "own is given where a budget must hold: its most expensive outcome is set aside.", unit="tokens", ge=1,
-        le=1_000_000)
+    output_tokens_max: Int = setting(4096, "Longest answer under a budget", "Sent to APIs with a request that names "
+        "no limit, where a budget must hold its most expensive outcome. An engine's limit is its context.",
+        unit="tokens", ge=1, le=1_000_000)
     unserved_usd_per_mtok: Usd | None = setting(
         None, "Value of a request that no API could serve", "Ranks such requests against others for a full GPU.",
         unit="USD per million tokens", ge=0, le=10_000, shown_default="unset, the baseline's price")

@@ -68,7 +68,7 @@ class Call:
     seen: Seen = UNSEEN  # what of the prompt began an earlier one, and where
     budgets: tuple[Budget, ...] = ()
     most_nano: Mapping[str, int | None] | None = None  # that an attempt at each backend may cost, if it must be held
-    output_limit: int | None = None  # tokens, sent where the client named no limit and a budget needs one
+    output_limits: Mapping[str, int] | None = None  # tokens, by backend, where a budget needs a limit
     first_attempt: int = 1  # more where an answered request is repeated under its Idempotency-Key
     headers: tuple[tuple[bytes, bytes], ...] = ()  # that go with every answer: the key's rate limits
 

@@ -18,7 +18,7 @@ from fractions import Fraction
 
 import orjson
 
-from proxy.config.model import Backend, Route, Settings
+from proxy.config.model import Backend, Settings
 from proxy.core.budgets import GATEWAY, Budget, Line, Refused, Use, window_end_ns, window_start_ns
 from proxy.core.errors import QuotaExceeded
 from proxy.core.money import NS_PER_S
@@ -66,20 +66,25 @@ class Purse:
                 budgets += self._budgets.get(scope, ())
         if not budgets and self.governor is None:
             return call
-        limit = None
-        if call.wire.max_tokens is None and call.wire.endpoint is not Endpoint.EMBEDDINGS:
-            limit = call.route.output_tokens_max
-            most = float(limit * call.demand.sequences)
-            call = replace(call, demand=replace(call.demand, output_tokens=min(call.demand.output_tokens, most)))
-        prompt, output = prompt_tokens_most(call.wire), output_tokens_most(call.wire, call.route)
-        most_nano = {name: self._most_nano(self._settings.backends[name], call, prompt, output)
+        prompt, limits = prompt_tokens_most(call.wire), self._limits(call)
+        most_nano = {name: self._most_nano(self._settings.backends[name], call, prompt, limits.get(name))
                      for name in call.route.backends}
-        return replace(call, budgets=tuple(budgets), most_nano=most_nano, output_limit=limit)
+        return replace(call, budgets=tuple(budgets), most_nano=most_nano, output_limits=limits)
 
-    def _most_nano(self, backend: Backend, call: Call, prompt: int, output: int) -> int | None:
+    def _limits(self, call: Call) -> Mapping[str, int]:
+        """What each backend is told of a request that names no limit. An engine whose context is known needs none: that
+        is its limit, and one that with the prompt is longer than the context would be refused."""
+        if call.wire.max_tokens is not None or call.wire.endpoint is Endpoint.EMBEDDINGS:
+            return {}
+        return {name: call.route.output_tokens_max for name in call.route.backends
+                if self._settings.backends[name].is_api or name not in self._planner.context_tokens}
+
+    def _most_nano(self, backend: Backend, call: Call, prompt: int, limit: int | None) -> int | None:
         """An upper bound of what one attempt there is charged; None where no price is known."""
-        if backend.context_tokens is not None:
-            prompt = min(prompt, backend.context_tokens)
+        context = self._planner.context_tokens.get(backend.name)
+        if context is not None:
+            prompt = min(prompt, context * call.wire.prompt_count)
+        output = output_tokens_most(call.wire, limit if limit is not None else context or 0)
         if backend.gpu is None:
             model = call.wire.model if backend.model == "*" else backend.model
             return self._prices.dearest_nano(backend.provider or "", model, call.arrived_ns, prompt, output)
@@ -200,13 +205,13 @@ def prompt_tokens_most(wire: WireRequest) -> int:
             + medium * wire.media_count)
 
 
-def output_tokens_most(wire: WireRequest, route: Route) -> int:
-    """More tokens than the answer can have. Of a predicted answer, what was predicted wrongly is billed as well."""
+def output_tokens_most(wire: WireRequest, limit: int) -> int:
+    """More tokens than the answer can have; `limit` holds where the request has none of its own. Of a predicted answer,
+    what was predicted wrongly is billed as well."""
     if wire.endpoint is Endpoint.EMBEDDINGS:
         return 0
     predicted = 0 if wire.document.get("prediction") is None else len(orjson.dumps(wire.document["prediction"]))
-    limit = route.output_tokens_max if wire.max_tokens is None else wire.max_tokens
-    return (limit + predicted) * wire.choices
+    return ((limit if wire.max_tokens is None else wire.max_tokens) + predicted) * wire.choices
 
 
 def internal_nano(backend: Backend, input_tokens: int, output_tokens: int) -> int:

@@ -123,7 +123,8 @@ class Attempt:
     async def _open(self) -> Answer:
         call, backend = self._call, self._backend
         model = None if backend.model == "*" else backend.model
-        body = upstream_body(call.wire, model=model, usage=self.injection, max_tokens=call.output_limit,
+        body = upstream_body(call.wire, model=model, usage=self.injection,
+                             max_tokens=(call.output_limits or {}).get(backend.name),
                              limit_field=limit_field(backend, call.wire.endpoint))
         forwarded = tuple((name, value.decode("latin-1")) for name in backend.forward_headers
                           if (value := self._exchange.headers.get(name.encode())) is not None)

@@ -69,6 +69,17 @@ async def test_a_request_without_a_limit_gets_the_route_s_and_the_upstream_hears
         assert without["output_text"] > 7 or without["end_reason"] == "complete"
 
 
+async def test_an_engine_s_context_is_its_limit(tmp_path, monkeypatch):
+    """With a limit of ours a prompt and its answer could be longer than the context, and would be refused."""
+    async with world(tmp_path, monkeypatch, budgets=[{"route": "gpt-4o", "budget": "1/day"}],
+                     engine={"context_tokens": 1024, "internal_rate": {"input_usd_per_mtok": 1,
+                                                                       "output_usd_per_mtok": 2}}) as there:
+        status, heads, _ = await there.post(CHAT)
+        assert status == 200 and heads["x-breakeven-backend"] == "llama"
+        (row,) = there.rows()
+        assert row["posted_nano"] <= row["hold_nano"] == 1000 * 1024 + 2000 * 1024
+
+
 async def test_a_hundred_at_once_do_not_overrun_a_team_and_a_cut_one_is_charged(tmp_path, monkeypatch):
     limits = [{"tag": "team=search", "budget": "0.05/day"}]
     async with world(tmp_path, monkeypatch, **API_ONLY, api_profile=SLOW_API, budgets=limits) as there:

@@ -24,7 +24,14 @@ from proxy.ledger.rates import line_of, new_lines
 from proxy.ledger.rates import row_of as rate_row
 from proxy.ledger.rows import deltas, row_of
 from proxy.ledger.schema import budget_use, prices, rates
-from proxy.ledger.statements import GPU_COLUMNS, INSERT_GPU_TIME, INSERT_REQUESTS, KNOWN_REQUESTS, UPSERT_ROLLUP
+from proxy.ledger.statements import (
+    FINAL_REQUESTS,
+    GPU_COLUMNS,
+    INSERT_GPU_TIME,
+    INSERT_REQUESTS,
+    KNOWN_REQUESTS,
+    UPSERT_ROLLUP,
+)
 from proxy.ledger.treasury import Uses
 
 Key = tuple[str, int]
@@ -82,9 +89,11 @@ def recover(connection: Connection, ledger: Path, dead: Sequence[Orphans], now_n
     for row in connection.execute(KNOWN_REQUESTS, {"rows": pack(orjson.dumps(key) for key in orphans)}):
         orphans.pop((row[0], row[1]), None)
     last = {name: attempt for name, attempt in sorted(orphans)}
+    for row in connection.execute(FINAL_REQUESTS, {"rows": pack(orjson.dumps([name]) for name in last)}):
+        del last[row[0]]  # it was answered before, and is repeated under its Idempotency-Key
     found = {}
     for key, intent in orphans.items():
-        entry = interrupted(intent, now_ns, final=last[intent.request_id] == intent.attempt)
+        entry = interrupted(intent, now_ns, final=last.get(intent.request_id) == intent.attempt)
         found[key] = (entry, orjson.dumps(row_of(entry)))
     uses = Uses(connection)
     count = settle(connection, found, uses) if found else 0

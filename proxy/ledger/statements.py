@@ -31,6 +31,7 @@ INSERT_REQUESTS = _insert(requests, REQUEST_COLUMNS)
 
 _key = tuple_(requests.c.request_id, requests.c.attempt)
 KNOWN_REQUESTS = select(requests.c.request_id, requests.c.attempt).where(_key.in_(_unpacked(2)))
+FINAL_REQUESTS = select(requests.c.request_id).where(requests.c.final == 1, requests.c.request_id.in_(_unpacked(1)))
 
 _more = _insert(rollup, (*ROLLUP_KEY, *ROLLUP_SUMS))
 UPSERT_ROLLUP = _more.on_conflict_do_update(

@@ -182,8 +182,7 @@ class Writer(threading.Thread):
         Settlements come before holds, so that what they free is there to be held."""
         settled = {item.key: (item.entry, item.blob) for item in reversed(batch)
                    if item.key is not None and item.entry is not None}
-        holds = [item for item in batch if item.hold is not None]
-        voided = [item.key for item in batch if item.key is not None and item.entry is None and item.hold is None]
+        holds, voided = _holds_and_voids(batch)
         calls = [item for item in batch if item.call is not None]
         connection = self._connected(durable=bool(settled or calls) or not batch)
         with store.transaction(connection):
@@ -261,6 +260,20 @@ class Writer(threading.Thread):
                 connection.close()
             except DBAPIError as error:  # the file may be gone; what matters was committed or is in the spool
                 log.warning("closing ledger %s: %s", self._path, error)
+
+
+def _holds_and_voids(batch: list[Item]) -> tuple[list[Item], list[booking.Key]]:
+    """What is to be held, and what is to be held no longer. A hold that is given up later in the same batch is neither:
+    whoever asked for it was cancelled, and voids come before holds."""
+    holds: list[Item] = []
+    voided: set[booking.Key] = set()
+    for item in reversed(batch):
+        if item.hold is not None:
+            if item.key not in voided:
+                holds.append(item)
+        elif item.key is not None and item.entry is None:
+            voided.add(item.key)
+    return holds[::-1], list(voided)
 
 
 def _deliver(outcomes: Iterable[tuple[asyncio.Future[Any], Any, Any]]) -> None:

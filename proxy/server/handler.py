@@ -176,11 +176,11 @@ class Handler:
             if not exchange.gone:
                 raise
             await self._settle(self._do.settlement.unsent(call, "client_left", STATUS_CLIENT_GONE, "client_abort",
-                                                          time.time_ns(), first), None)
+                                                          call.at_ns(self._do.clock()), first), None)
             raise ClientGone from None
         except Unavailable as error:
             await self._settle(self._do.settlement.unsent(call, error.code or "", error.status, "unavailable",
-                                                          time.time_ns(), first), None)
+                                                          call.at_ns(self._do.clock()), first), None)
             raise
 
     async def _placed(self, exchange: Exchange, call: Call, tried: frozenset[str], attempt_no: int) -> Placement:

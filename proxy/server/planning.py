@@ -21,6 +21,7 @@ from proxy.core.learning import Ratio
 from proxy.core.lengths import OutputLength
 from proxy.core.line import Left
 from proxy.core.market import ROOMS_MAX
+from proxy.core.money import NS_PER_S
 from proxy.core.prefix import BLOCK_BYTES, UNSEEN, PrefixIndex, Seen, billed_as_cached
 from proxy.core.pricing import Price, PriceBook
 from proxy.core.reasons import candidate
@@ -71,6 +72,11 @@ class Call:
     output_limits: Mapping[str, int] | None = None  # tokens, by backend, where a budget needs a limit
     first_attempt: int = 1  # more where an answered request is repeated under its Idempotency-Key
     headers: tuple[tuple[bytes, bytes], ...] = ()  # that go with every answer: the key's rate limits
+
+    def at_ns(self, now: float) -> int:
+        """UTC at `now`, by the clock as it stood when the request arrived: should that be set meanwhile, no request
+        seems to have ended before it began, or to have taken a month."""
+        return self.arrived_ns + round((now - self.arrived) * NS_PER_S)
 
     @property
     def tokens_asked(self) -> float:

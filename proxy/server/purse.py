@@ -8,6 +8,7 @@ whose price is not known is not used under a budget, because nothing can be held
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import logging
 import math
@@ -138,7 +139,12 @@ class Purse:
         lines = [Line(budget, window_start_ns(budget.per, at_ns), amount) for budget in call.budgets]
         if api_most is not None and self.governor is not None:
             lines.append(self.governor.line(at_ns, api_most))
-        reserved = await self._journal.reserve(Hold(call.request_id, attempt_no, tuple(lines), at_ns + HOLD_NS))
+        hold = Hold(call.request_id, attempt_no, tuple(lines), at_ns + HOLD_NS)
+        try:
+            reserved = await self._journal.reserve(hold)
+        except asyncio.CancelledError:  # the drain's deadline: it may be held all the same by now
+            self._journal.void(hold.key)
+            raise
         if api_most is not None and self.governor is not None:
             self.governor.told(lines[-1], reserved.left_nano[-1])
         if reserved.refused is None:

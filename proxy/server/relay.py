@@ -8,7 +8,6 @@ byte has gone to the client an attempt may be repeated elsewhere; after that, ne
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
@@ -62,7 +61,7 @@ class Attempt:
         self._answer: Answer | None = None
         self._abandoned = False
         self._sent_at = 0.0
-        self._sent_ns = 0
+        self._sent_ns = call.arrived_ns
         self._first_at: float | None = None
         self._first_ns: int | None = None
         self._delivered = 0
@@ -128,7 +127,8 @@ class Attempt:
                              limit_field=limit_field(backend, call.wire.endpoint))
         forwarded = tuple((name, value.decode("latin-1")) for name in backend.forward_headers
                           if (value := self._exchange.headers.get(name.encode())) is not None)
-        self._sent_at, self._sent_ns = self._clock(), time.time_ns()
+        self._sent_at = self._clock()
+        self._sent_ns = call.at_ns(self._sent_at)
         opening = asyncio.ensure_future(self._upstream.open(
             Outgoing(self._exchange.path, body, forwarded, call.request_id, call.wire.stream)))
         self._claim.abandon = lambda: self._abandon(opening)
@@ -211,7 +211,7 @@ class Attempt:
                 if meter.content_frames != seen:
                     now = self._clock()
                     if self._first_at is None:
-                        self._first_at, self._first_ns = now, time.time_ns()
+                        self._first_at, self._first_ns = now, self._call.at_ns(now)
                     claim.tokens(meter.content_frames - seen, now)
                     seen = meter.content_frames
                 if meter.error is not None or meter.malformed is not None:
@@ -313,8 +313,8 @@ class Attempt:
                  tier: str | None = None, written: int = 0) -> Outcome:
         if source == "estimated":
             usage = self._estimated(written)
-        return Outcome(status, reason, usage or NO_USAGE, source, self._sent_ns, self._first_ns, time.time_ns(),
-                       self._delivered, tier or self.meter.service_tier)
+        return Outcome(status, reason, usage or NO_USAGE, source, self._sent_ns, self._first_ns,
+                       self._call.at_ns(self._clock()), self._delivered, tier or self.meter.service_tier)
 
     def _estimated(self, written: int) -> Usage:
         """Counted where nothing was reported: a frame of text is a token, or several if it is long; what was

@@ -52,6 +52,7 @@ class MinuteBook:
     def tick(self, now_ns: int, now: float) -> list[GpuMinute]:
         """Look at every backend; call about once a second. What is returned is not told again."""
         elapsed = min(now_ns - self._ticked_ns, 5 * NS_PER_S) if self._ticked_ns else 0
+        elapsed = max(0, elapsed)  # a clock may be set back
         self._ticked_ns = now_ns
         minute = now_ns // NS_PER_MINUTE
         at_edge = now_ns - minute * NS_PER_MINUTE <= EDGE_NS

@@ -66,6 +66,17 @@ async def test_what_is_held_is_posted_and_the_rest_comes_back(journal, url):
     assert verify(url) == []
 
 
+async def test_a_hold_that_is_given_up_before_it_is_answered_holds_nothing(journal):
+    one = on_api()
+    for _ in range(20):  # in the batch of its hold, or in the next
+        asked = asyncio.ensure_future(journal.reserve(hold(one, 900)))
+        await asyncio.sleep(0)
+        asked.cancel()
+        journal.void((one.request_id, 1))
+        assert (await journal.reserve(hold(on_api(), 1))).refused is None
+    assert uses(journal) == {"key:key_a": (0, 20)}
+
+
 async def test_all_budgets_hold_or_none_does(journal):
     await journal.reserve(hold(on_api(), 900, KEY))
     refused = (await journal.reserve(hold(on_api(), 200, TEAM, KEY))).refused

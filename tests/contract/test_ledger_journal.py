@@ -157,6 +157,16 @@ async def test_recovery_settles_what_the_dead_had_begun(journal, url):
     assert verify(url) == []
 
 
+async def test_the_repetition_of_an_answer_is_not_its_answer_when_its_process_dies(journal, url):
+    answered = entry()
+    await journal.settle(answered)
+    other = Journal(url).open()
+    other.intend(intent(replace(answered, attempt=2)))
+    other.stop()
+    assert await journal.recover(T0) == 1
+    assert ask(journal, "SELECT sum(requests), sum(finals) FROM rollup") == [(2, 1)]
+
+
 async def test_a_minute_is_booked_once_whoever_comes_first(journal):
     rows = [GpuMinute("llama", minute, 23_166_667, 60 * 10**9, energy_nano=None) for minute in range(10)]
     assert await journal.book_gpu_minutes(rows) == 10

@@ -79,6 +79,18 @@ def test_flushing_tells_the_running_minute_once(tmp_path):
     assert book.flush(T0_NS + 3 * NS_PER_S, 10.0)[0].observed_ns == 0  # begun anew
 
 
+def test_a_clock_that_is_set_back_takes_nothing_from_what_was_seen(tmp_path):
+    told = settings(tmp_path, METERED)
+    board = Board(told, lambda: 0.0)
+    book = MinuteBook(told, board)
+    for replica in board.every_replica():
+        replica.read_at = 10.0
+    for second in (0, 2, 1, -3600, -3599):
+        ended = book.tick(T0_NS + second * NS_PER_S, 10.0)
+        assert all(minute.observed_ns == 2 * NS_PER_S for minute in ended)
+    assert [minute.observed_ns for minute in book.flush(T0_NS - 3599 * NS_PER_S, 10.0)] == [NS_PER_S]
+
+
 @pytest.mark.parametrize("gpu", [ELASTIC, DEARER])
 def test_an_elastic_backend_of_four_replicas_is_booked_to_the_nano_at_the_rate_of_the_time(tmp_path, gpu):
     told = settings(tmp_path, gpu)

@@ -157,7 +157,7 @@ def _begin(connection: Connection) -> None:
         except DBAPIError as error:
             if "locked" not in str(error.orig) or time.monotonic() > until:
                 raise
-        time.sleep(ASK_S * (0.5 + random.random()))  # noqa: S311
+        time.sleep(random.uniform(ASK_S / 2, ASK_S * 3 / 2))  # noqa: S311
 
 
 @contextmanager

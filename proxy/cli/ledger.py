@@ -68,7 +68,7 @@ def verify(
     The file's own structure; that rows can only be appended; every attempt's API cost and baseline from its tokens and
     the price it names; every rollup and every budget from its rows, corrections and holds; every GPU minute from the
     rate card; the report's identities over the whole period, in every grouping. Safe while gateways write: it sees one
-    moment. A million attempts take about a minute. A backup is checked the same way:
+    moment. A million attempts take a minute or two. A backup is checked the same way:
 
     Example: breakeven ledger verify --ledger sqlite:///backups/ledger-2026-11-26.db
     """

@@ -73,13 +73,16 @@ class Prices:
 
 def gpu_minutes(connection: Connection) -> Iterator[str]:
     """Each booked minute's cost against the lines in force in it, as they were known when it ended. A line without a
-    date began when it was first heard of, in the middle of a minute: such a minute, and a nano-dollar, are let go."""
+    date began when it was first heard of, in the middle of a minute: such a minute, and a nano-dollar, are let go; so
+    is a minute of before anything was known, which a clock that was set back has booked."""
     known: dict[str, list[tuple[int, RateLine]]] = {}
     for row in connection.execute(select(rates).where(rates.c.kind == "gpu").order_by(rates.c.id)).mappings():
         known.setdefault(row["name"], []).append((row["recorded_ns"], line_of(row)))
     for row in connection.execution_options(yield_per=5_000).execute(select(gpu_time)):
         begin, end = row.minute * NS_PER_MINUTE, (row.minute + 1) * NS_PER_MINUTE
         lines = [line for recorded_ns, line in known.get(row.backend, []) if recorded_ns < end]
+        if not lines and row.backend in known:
+            continue
         if any(begin < edge < end for line in lines for edge in (line.from_ns, line.until_ns) if edge is not None):
             continue
         cost = sum(accrue(Fraction(line.usd) * NANO_PER_USD, line.from_ns or 0, start, stop)

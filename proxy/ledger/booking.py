@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, replace
 from decimal import Decimal
 from pathlib import Path
@@ -82,9 +82,10 @@ def has(connection: Connection, key: Key) -> bool:
     return connection.execute(KNOWN_REQUESTS, {"rows": pack([orjson.dumps(key)])}).first() is not None
 
 
-def recover(connection: Connection, ledger: Path, dead: Sequence[Orphans], now_ns: int) -> int:
-    """Settle as `interrupted` what dead processes had begun, and void what they held without having sent. Returns how
-    many requests."""
+def recover(connection: Connection, ledger: Path, dead: Sequence[Orphans], now_ns: int, ours: str,
+            known: Collection[Key]) -> int:
+    """Settle as `interrupted` what dead processes had begun, and void what they held without having sent; `known` is
+    what we, `ours`, hold. Returns how many requests."""
     orphans = {(one.request_id, one.attempt): one for process in dead for one in process.intents}
     for row in connection.execute(KNOWN_REQUESTS, {"rows": pack(orjson.dumps(key) for key in orphans)}):
         orphans.pop((row[0], row[1]), None)
@@ -98,9 +99,9 @@ def recover(connection: Connection, ledger: Path, dead: Sequence[Orphans], now_n
     uses = Uses(connection)
     count = settle(connection, found, uses) if found else 0
     uses.write()
-    ours = {process.token for process in dead}
-    gone = {owner for owner in treasury.holders(connection) if owner in ours or not marks.is_alive(ledger, owner)}
-    treasury.void_lost(connection, gone, now_ns)
+    ended = {process.token for process in dead}
+    gone = {owner for owner in treasury.holders(connection) if owner in ended or not marks.is_alive(ledger, owner)}
+    treasury.void_lost(connection, gone, now_ns, ours, known)
     return count
 
 

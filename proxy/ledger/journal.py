@@ -154,10 +154,12 @@ class Journal:
         """Settle as `interrupted` what processes that are dead had in flight, and void what they held. Returns how many
         requests. At the start, and now and then: another gateway on this ledger may have died."""
         now_ns = time.time_ns() if now_ns is None else now_ns
+        writer, marks_ = self._accepting(), self._marks
+        assert marks_ is not None
         dead = marks.left_behind(self.path)
         try:
             found: int = await self._call(functools.partial(
-                booking.recover, ledger=self.path, dead=dead, now_ns=now_ns))
+                booking.recover, ledger=self.path, dead=dead, now_ns=now_ns, ours=marks_.token, known=writer.holding))
         except BaseException:
             for process in dead:
                 process.close()

@@ -7,7 +7,7 @@ requests that arrived in it posted; and a hold is admitted only where both toget
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,19 +97,36 @@ class Uses:
 
 
 def reserve(connection: Connection, uses: Uses, asked: Sequence[Hold], owner: str) -> list[Reserved]:
-    """Hold what fits, in the order in which it was asked for. Asking again for the same attempt holds that instead."""
-    release(connection, uses, [hold.key for hold in asked])
-    uses.load(line.window for hold in asked for line in hold.lines)
-    rows, outcomes = [], []
+    """Hold what fits, in the order in which it was asked for. Asking again for the same attempt holds that instead;
+    where that is refused, it holds what it held."""
+    held: dict[Key, list[tuple[Window, int]]] = {}
+    for row in connection.execute(HOLDS_OF, {"rows": _packed(hold.key for hold in asked)}):
+        held.setdefault((row.request_id, row.attempt), []).append(((row.scope, row.per, row.start_ns), row.amount_nano))
+    replaced = set(held)
+    uses.load([*(line.window for hold in asked for line in hold.lines),
+               *(window for lines in held.values() for window, _ in lines)])
+    rows: dict[Key, list[list[object]]] = {}
+    outcomes = []
     for hold in asked:
-        touched = [uses.change(line.window) for line in hold.lines]
-        refused = admit({line.window: use for line, use in zip(hold.lines, touched, strict=True)}, hold.lines)
-        outcomes.append(Reserved(refused, tuple(line.budget.limit_nano - use.total
-                                                for line, use in zip(hold.lines, touched, strict=True))))
+        before = held.get(hold.key, [])
+        for window, amount in before:
+            uses.change(window).pending_nano -= amount
+        touched = {line.window: uses.change(line.window) for line in hold.lines}
+        refused = admit(touched, hold.lines)
         if refused is None:
-            rows += [[*hold.key, *line.window, line.amount_nano, owner, hold.expires_ns] for line in hold.lines]
+            held[hold.key] = [(line.window, line.amount_nano) for line in hold.lines]
+            rows[hold.key] = [[*hold.key, *line.window, line.amount_nano, owner, hold.expires_ns]
+                              for line in hold.lines]
+        else:
+            for window, amount in before:
+                uses.change(window).pending_nano += amount
+        outcomes.append(Reserved(refused, tuple(line.budget.limit_nano - touched[line.window].total
+                                                for line in hold.lines)))
+    replaced &= rows.keys()
+    if replaced:
+        connection.execute(DELETE_HOLDS, {"rows": _packed(replaced)})
     if rows:
-        connection.execute(INSERT_HOLDS, {"rows": _packed(rows)})
+        connection.execute(INSERT_HOLDS, {"rows": _packed(line for lines in rows.values() for line in lines)})
     return outcomes
 
 
@@ -154,11 +171,14 @@ def any_budget(connection: Connection) -> bool:
     return connection.execute(select(budget_use.c.scope).limit(1)).first() is not None
 
 
-def void_lost(connection: Connection, owners: Iterable[str], now_ns: int) -> int:
-    """Void what dead processes, and processes that forgot, still hold. Returns how many holds."""
-    gone = holds.c.owner.in_(list(owners)) | (holds.c.expires_ns < now_ns)
+def void_lost(connection: Connection, owners: Collection[str], now_ns: int, ours: str = "",
+              known: Collection[Key] = ()) -> int:
+    """Void what dead processes still hold, and what expired that we, `ours`, do not know of any more: a clock that is
+    set forward must not make holds expire whose requests are under way. Returns how many attempts'."""
+    gone = holds.c.owner.in_(list(owners)) | ((holds.c.owner == ours) & (holds.c.expires_ns < now_ns))
     keys = sorted({(row.request_id, row.attempt) for row in connection.execute(
-        select(holds.c.request_id, holds.c.attempt).where(gone))})
+        select(holds.c.request_id, holds.c.attempt, holds.c.owner).where(gone))
+        if row.owner in owners or (row.request_id, row.attempt) not in known})
     uses = Uses(connection)
     release(connection, uses, keys)
     uses.write()

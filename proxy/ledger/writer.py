@@ -69,6 +69,7 @@ class Writer(threading.Thread):
         self.patience_s = 5.0
         self._url, self._path, self._marks = url, path, marks
         self._batch_max, self._spool_max = batch_max, spool_max
+        self.holding: set[booking.Key] = set()  # attempts of this process that hold something
         self._spool: list[Item] = []
         self._stopping_since: float | None = None
         self._doubtful = False
@@ -179,7 +180,8 @@ class Writer(threading.Thread):
     def _commit(self, batch: list[Item]) -> list[tuple[asyncio.Future[Any], Any, Any]]:
         """Write the batch in one transaction and return what to tell whom.
 
-        Settlements come before holds, so that what they free is there to be held."""
+        Settlements come before holds, so that what they free is there to be held. Calls come before both: recovery asks
+        which holds are ours, of those that are there."""
         settled = {item.key: (item.entry, item.blob) for item in reversed(batch)
                    if item.key is not None and item.entry is not None}
         holds, voided = _holds_and_voids(batch)
@@ -188,14 +190,17 @@ class Writer(threading.Thread):
         with store.transaction(connection):
             if not batch:  # after a failure that left nothing to retry: does it write again?
                 booking.probe(connection)
+            values = [item.call(connection) for item in calls if item.call is not None]
             uses = Uses(connection)
             new = booking.settle(connection, settled, uses) if settled else 0
             treasury.release(connection, uses, voided)
             answers = treasury.reserve(connection, uses, [item.hold for item in holds if item.hold is not None],
                                        self._marks.token) if holds else []
             uses.write()
-            values = [item.call(connection) for item in calls if item.call is not None]
         self.settled += new
+        self.holding -= {*settled, *voided}
+        self.holding |= {item.key for item, answer in zip(holds, answers, strict=True)
+                         if item.key is not None and answer.refused is None}
         for key in settled:
             self._marks.remove(key)
             self._last = key

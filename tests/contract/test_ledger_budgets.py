@@ -89,7 +89,20 @@ async def test_asking_again_for_an_attempt_holds_that_instead(journal):
     await journal.reserve(hold(one, 900))
     assert (await journal.reserve(hold(one, 1_000))).refused is None
     assert (await journal.reserve(hold(one, 1_001))).refused is not None
-    assert uses(journal)["key:key_a"] == (0, 0)  # refused holds nothing
+    assert uses(journal)["key:key_a"] == (0, 1_000)  # refused, it holds what it held
+
+
+async def test_an_attempt_that_is_refused_more_keeps_what_it_held(journal, url):
+    one, other = on_api(), on_api()
+    gateway = Budget(GATEWAY, 100, "hour")
+    assert (await journal.reserve(hold(one, 600))).refused is None
+    asked = (hold(other, 500), hold(one, 600, KEY, gateway), hold(other, 400))
+    said = await asyncio.gather(*(journal.reserve(each) for each in asked))
+    assert [came.refused and came.refused.line.budget for came in said] == [KEY, gateway, None]
+    assert uses(journal) == {"key:key_a": (0, 1_000), "gateway": (0, 0)}
+    assert verify(url) == []
+    journal.void((one.request_id, 1))
+    assert (await journal.reserve(hold(on_api(), 600))).refused is None
 
 
 async def test_a_budget_that_is_new_counts_what_was_spent_before(journal, url):
@@ -125,10 +138,16 @@ async def test_what_the_dead_had_sent_is_charged_and_what_they_had_not_is_given_
     assert verify(url) == []
 
 
-async def test_a_hold_that_was_forgotten_expires_and_those_of_the_living_stay(journal):
-    await journal.reserve(hold(on_api(), 300, expires_ns=T0))
+async def test_a_hold_that_was_forgotten_expires_and_those_of_the_living_stay(journal, url):
+    forgotten = on_api()
+    await journal.reserve(hold(forgotten, 300, expires_ns=T0))
     await journal.reserve(hold(on_api(), 400))
+    journal._writer.holding.discard((forgotten.request_id, 1))
     await journal.recover(T0 + 1)
+    assert uses(journal)["key:key_a"] == (0, 400)
+    async with Journal(url) as other:
+        for one in (journal, other):  # the clock is set forward, and nothing of what is under way expires
+            await one.recover(LATER + 10**18)
     assert uses(journal)["key:key_a"] == (0, 400)
 
 

@@ -22,8 +22,8 @@ crc = $(shell (pwd; cat $(1) pyproject.toml) | cksum | tr ' ' -)
 RUN_READY := $(VENV)/.run-$(call crc,requirements/run.txt)
 DEV_READY := $(VENV)/.dev-$(call crc,requirements/run.txt requirements/dev.txt)
 
-.PHONY: help run test lint lock accept cells sensitivity decision-bench week live live-replay crash budgets disk test-vllm clean
-.PHONY: fuzz disconnects overload simulate
+.PHONY: help run test lint lock accept cells sensitivity decision-bench week live live-replay test-vllm clean
+.PHONY: budgets crash disconnects disk fuzz overload simulate soak
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -80,6 +80,9 @@ crash: $(DEV_READY) ## the gateway killed 200 times under 64 clients, and the bo
 
 budgets: $(DEV_READY) ## 500 requests at once on a budget's last cent, in four processes; a million holds (2 minutes)
 	@exec $(VENV)/bin/python -m tests.bench.budgets $(ARGS)
+
+soak: $(DEV_READY) ## an hour at half load with faults at random: what grows, and what goes wrong
+	@exec $(VENV)/bin/python -m tests.bench.soak $(ARGS)
 
 test-vllm: $(DEV_READY) ## the gateway against a real vLLM on this machine's CPU (once 2.3 GB, in .real-vllm/)
 	@[ -n "$$REAL_VLLM_URL" ] || $(VENV)/bin/python tests/vllm/start.py --install-only

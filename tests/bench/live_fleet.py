@@ -21,6 +21,7 @@ from proxy.demo.children import Child, first_death, reserved
 from proxy.demo.engine_profile import EngineProfile
 from proxy.demo.run import World
 from proxy.ledger import store
+from proxy.ledger.keys import KeyStore
 from proxy.ledger.schema import requests
 
 START_S_MAX = 30.0
@@ -50,10 +51,12 @@ class Fleet:
 
 
 @contextlib.asynccontextmanager
-async def fleet(engines: Mapping[str, Mapping[str, Any]], settings: Any, folder: Path) -> AsyncIterator[Fleet]:
+async def fleet(engines: Mapping[str, Mapping[str, Any]], settings: Any, folder: Path,
+                key: bool = False) -> AsyncIterator[Fleet]:
     """Start them; yields when the gateway has read every engine. Whichever way it is left, nothing stays behind.
 
-    `engines`: name to profile; `settings(urls, api_url, ledger)` gives the gateway's configuration.
+    `engines`: name to profile; `settings(urls, api_url, ledger)` gives the gateway's configuration; `key`: it requires
+    keys, and the session has an admin's.
     """
     children: list[Child] = []
     async with contextlib.AsyncExitStack() as stack:
@@ -64,6 +67,9 @@ async def fleet(engines: Mapping[str, Mapping[str, Any]], settings: Any, folder:
             urls = {name: f"http://127.0.0.1:{number}" for name, number in zip(engines, engine_ports, strict=True)}
             path, ledger = folder / "config.yaml", folder / "ledger.db"
             config.write(path, settings(urls, f"http://127.0.0.1:{api_port}", ledger))
+            if key:
+                _, secret = KeyStore(f"sqlite:///{ledger}").create("me", role="admin")
+                session.headers["authorization"] = f"Bearer {secret}"
             for name, number in zip(engines, engine_ports, strict=True):
                 children.append(await Child.start(f"engine {name}", "proxy.demo.engine", [
                     "--port", str(number), "--profile", json.dumps(engines[name])], None))

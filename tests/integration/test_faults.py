@@ -190,7 +190,7 @@ async def test_an_engine_that_dies_in_mid_stream_is_billed_by_its_running_count(
 
 @pytest.mark.parametrize("fault", ["cut:7", "error:7", "malformed:7"])
 async def test_an_api_that_dies_in_mid_stream_is_estimated(api_only, fault):
-    status, _, body = await api_only.post({**STREAM, "max_tokens": 30}, x_sim_fault=fault)
+    status, _, body = await api_only.post({**STREAM, "max_tokens": 30, "seed": 1}, x_sim_fault=fault)
     said, errors, done = texts(body)
     assert status == 200 and said and not done and len(errors) == 1 and errors[0]["code"] == "upstream_cut"
     (row,) = await api_only.settled(1)

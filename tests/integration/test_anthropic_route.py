@@ -36,8 +36,8 @@ async def there(tmp_path, monkeypatch):
                                     "api_key": "env:SIM_ANTHROPIC_KEY"}},
             "routes": {"claude": {"backends": ["claude"], "baseline": "claude"}}}))
         gateway = Gateway(load(path))
-        async with _served(gateway) as base, aiohttp.ClientSession() as session:
-            yield World(gateway, base, ledger, [], sim, session)
+        async with _served(gateway) as (base, operators), aiohttp.ClientSession() as session:
+            yield World(gateway, base, ledger, [], sim, session, admin_url=operators)
 
 
 async def test_whole_streamed_and_tool_answers_are_booked_to_the_nano_dollar(there):

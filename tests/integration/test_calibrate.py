@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -62,10 +63,11 @@ def _configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: str, mea
 
 
 async def test_an_engine_that_refuses_ends_the_ramp_and_the_table_says_so():
-    async with serve(SimulatedEngine(EngineProfile(**{**SLOW, "max_num_seqs": 64, "queue_max": 4}))) as url:
+    async with serve(SimulatedEngine(EngineProfile(**{**SLOW, "max_num_seqs": 64, "queue_max": 2}))) as url:
         code, out, error = await calibrate("--url", url, "--seconds", "12", "--model", "sim")
     assert code == 0, out + error
-    assert "refused with 503" in out and "timed up to 4 at once" in out
+    # Four at once are refused, or eight where a busy machine sends them too far apart.
+    assert "refused with 503" in out and re.search("timed up to [24] at once", out)
     assert "max_running: 256  # assumed" in out and "±" in out
 
 

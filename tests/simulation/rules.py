@@ -98,8 +98,7 @@ class Rules:
             state = seen.get((first.backend, first.replica or 0))
             self.holds(state is not None and state.health == "ok", "sent_to_the_sick", state)
         if plan.reason == "failover":
-            self.holds(any(refusal.code == "tried" or refusal.code in HEALTHS or refusal.busy
-                           for refusal in plan.refusals) or not seen, "failover_from_nowhere", plan.refusals)
+            self.holds(call.request_id in self._upstreams, "failover_from_nowhere", call.request_id)
         if plan.room is None:  # of one that waited, the refusals are of when it came
             for refusal in plan.refusals:
                 if refusal.replica is not None and (refusal.backend, refusal.replica) in seen:

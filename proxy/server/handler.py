@@ -280,6 +280,7 @@ class Handler:
     async def _settle(self, entry: RequestEntry, relayed: Relayed | None) -> None:
         """On the disk when this returns. A cancelled task's entry is written all the same."""
         self._do.purse.sent(entry.request_id, entry.attempt)
+        self._do.repeats.booked(entry.request_id, entry.attempt)
         try:
             await self._do.journal.settle(entry)
         finally:

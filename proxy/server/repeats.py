@@ -41,6 +41,7 @@ class Repeats:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._tickets: OrderedDict[tuple[str, bytes], Ticket] = OrderedDict()
+        self._in_flight: dict[str, Ticket] = {}  # by request
 
     def __len__(self) -> int:
         return len(self._tickets)
@@ -60,6 +61,7 @@ class Repeats:
         if found is None or not (found.in_flight or found.answered):
             self._tickets.pop((key_id, given), None)
             made = self._tickets[key_id, given] = Ticket(digest, self._clock(), request_id)
+            self._in_flight[request_id] = made
             return made
         if found.digest != digest:
             raise InvalidRequest("This Idempotency-Key came with another body before.", param="Idempotency-Key",
@@ -70,15 +72,22 @@ class Repeats:
             found.answered, found.request_id, found.attempts = False, request_id, 0
         found.in_flight = True
         found.repeated += 1
+        self._in_flight[found.request_id] = found
         return found
+
+    def booked(self, request_id: str, attempt: int) -> None:
+        """This attempt has its row, or will have: whatever comes of it, no repetition is given its number again."""
+        ticket = self._in_flight.get(request_id)
+        if ticket is not None:
+            ticket.attempts = max(ticket.attempts, attempt)
 
     def end(self, ticket: Ticket | None, entry: RequestEntry | None) -> None:
         """It is over; `entry` is how it was settled, None where nothing was."""
         if ticket is None:
             return
         ticket.in_flight = False
+        self._in_flight.pop(ticket.request_id, None)
         if entry is not None:
-            ticket.attempts = max(ticket.attempts, entry.attempt)
             ticket.answered = ticket.answered or entry.succeeded
 
     def _forget(self) -> None:

@@ -237,11 +237,14 @@ class Rules:
         self.holds(not problems, "books_do_not_balance", problems[:3])
         with store.reading(url) as connection:
             rows = connection.execute(select(requests.c.request_id, requests.c.attempt, requests.c.final,
-                                             requests.c.baseline_nano, requests.c.sent_ns, requests.c.ended_ns)).all()
+                                             requests.c.baseline_nano, requests.c.sent_ns, requests.c.ended_ns,
+                                             requests.c.backend)).all()
             held = connection.execute(select(holds)).all()
         there = {(row.request_id, row.attempt) for row in rows}
         sent = {key for keys in self.sent.values() for key in keys}
         self.holds(sent <= there, "sent_and_not_booked", sorted(sent - there)[:3])
+        unsent = [row for row in rows if not row.backend and (row.request_id, row.attempt) in sent]
+        self.holds(not unsent, "sent_and_booked_as_unsent", unsent[:1])
         self.holds(self.settled <= there, "acknowledged_and_lost", sorted(self.settled - there)[:3])
         finals = Counter(row.request_id for row in rows if row.final)
         self.holds(self.whole <= finals.keys(), "finished_and_not_booked", sorted(self.whole - finals.keys())[:3])

@@ -21,7 +21,7 @@ def test_twenty_bad_days_break_no_rule():
 
 
 def test_the_same_seed_gives_the_same_events_in_any_process():
-    traces = [simulation("--first", 4, "--seeds", 2, "--requests", 120, "--trace", PYTHONHASHSEED=hashing)[1]
+    traces = [simulation("--first", 207, "--seeds", 2, "--requests", 300, "--trace", PYTHONHASHSEED=hashing)[1]
               for hashing in ("1", "2")]
     assert len(set(traces[0])) > 2
     assert sorted(traces[0]) == sorted(traces[1])

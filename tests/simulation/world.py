@@ -237,6 +237,7 @@ class Simulation:
         for one in self.gateways:
             loop = asyncio.get_running_loop()
             one.journal._stepping_aside = loop  # there is no thread to step aside for
+            one.keys._clock, one.keys._looked_at = self.clock.monotonic, self.clock.now  # else bound to the real one
             chosen = one.dispatcher.on_plan
             one.dispatcher.on_plan = self._deciding(one, chosen)
             place = one.dispatcher.place

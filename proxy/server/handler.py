@@ -178,9 +178,9 @@ class Handler:
             await self._settle(self._do.settlement.unsent(call, "client_left", STATUS_CLIENT_GONE, "client_abort",
                                                           call.at_ns(self._do.clock()), first), None)
             raise ClientGone from None
-        except Unavailable as error:
-            await self._settle(self._do.settlement.unsent(call, error.code or "", error.status, "unavailable",
-                                                          call.at_ns(self._do.clock()), first), None)
+        except Unavailable as error:  # nothing was spent: who is refused need not wait for the disk
+            self._after(self._settle(self._do.settlement.unsent(call, error.code or "", error.status, "unavailable",
+                                                                call.at_ns(self._do.clock()), first), None))
             raise
 
     async def _placed(self, exchange: Exchange, call: Call, tried: frozenset[str], attempt_no: int) -> Placement:

@@ -130,8 +130,10 @@ class Rules:
         self.holds(len(new) == 1, "asked_without_a_mark", (rid, new))
         self.sent.setdefault(rid, []).extend(new)
         self.holds(rid not in self._begun, "asked_again_after_bytes", rid)
-        self._upstreams.setdefault(rid, set()).add(name)
-        self.holds(len(self._upstreams[rid]) <= UPSTREAMS_MAX, "asked_too_many", self._upstreams[rid])
+        asked = self._upstreams.setdefault(rid, set())
+        if ask.fault != "stream_options_400":  # asked again without the question, wherever there is room
+            asked.add(name)
+        self.holds(len(asked) <= UPSTREAMS_MAX, "asked_too_many", asked)
         if ask.fault == "usage_absurd":
             self.lied.add(rid)
 

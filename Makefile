@@ -69,7 +69,7 @@ disconnects: $(DEV_READY) ## 10,000 clients leave at random: how soon the engine
 overload: $(DEV_READY) ## three times what the engines can do: goodput, how soon the rest is refused, how soon it is over (2 minutes)
 	@exec $(VENV)/bin/python -m tests.bench.overload $(ARGS)
 
-simulate: $(DEV_READY) ## the gateway in virtual time, a thousand seeds of a thousand requests, every rule at every step (15 minutes)
+simulate: $(DEV_READY) ## the gateway in virtual time, a thousand seeds of a thousand requests, every rule at every step (25 minutes)
 	@exec $(VENV)/bin/python -m tests.simulation $(ARGS)
 
 fuzz: $(DEV_READY) ## the parsers under atheris, a minute each (Linux); ARGS="--seconds 600" for longer, --help for more

@@ -147,17 +147,18 @@ class Planner:
         """
         demand = replace(call.demand, waited_s=now - call.arrived, tried=tried)
         return self.plan_for(call.route, call.wire.model, demand, now, call.limits, call.wire.service_tier, call.seen,
-                             left, call.most_nano)
+                             left, call.most_nano, call.arrived_ns)
 
     def plan_for(self, route: Route, model: str, demand: Demand, now: float, limits: Limits | None = None,
                  tier: str | None = None, seen: Seen = UNSEEN, left: Left | None = None,
-                 most_nano: Mapping[str, int | None] | None = None) -> Plan:
+                 most_nano: Mapping[str, int | None] | None = None, arrived_ns: int = 0) -> Plan:
         """The same for a demand of its own: nothing is sent or claimed."""
         limits = self._limits[route.name] if limits is None else limits
         if self.switch != "auto":
             limits = replace(limits, switch=self.switch)
         policy = effective_policy(limits)
-        able, apis, refused = self._candidates(route, model, demand, now, policy, tier, seen, most_nano)
+        able, apis, refused = self._candidates(route, model, demand, now, policy, tier, seen, most_nano,
+                                                arrived_ns)
         if self.governor is not None and self.governor.then == "refuse" and any(
                 refusal.code == "api_spend_max" for refusal in refused):
             limits = replace(limits, wait_max_s=0.0)
@@ -180,7 +181,7 @@ class Planner:
         return _states(self.pool(call).market.emptiest())
 
     def _candidates(self, route: Route, model: str, demand: Demand, now: float, policy: Policy, tier: str | None,
-                    seen: Seen, most_nano: Mapping[str, int | None] | None,
+                    seen: Seen, most_nano: Mapping[str, int | None] | None, arrived_ns: int,
                     ) -> tuple[set[str], list[ApiState], list[Refusal]]:
         """(keys of replicas, APIs) that can serve it at all, and why the others cannot."""
         at_ns = time.time_ns()
@@ -198,7 +199,8 @@ class Planner:
             elif self._board.apis[name].full:
                 detail = f"{self._board.apis[name].in_flight} in flight"
                 refused.append(Refusal(name, None, "in_flight_max", detail, busy=True))
-            elif most_nano is not None and (closed := self._unheld(name, most_nano.get(name), at_ns)) is not None:
+            elif most_nano is not None and (closed := self._unheld(
+                    name, most_nano.get(name), arrived_ns)) is not None:
                 refused.append(closed)
             else:
                 usd = self.api_usd(config, model, demand, at_ns, tier, seen.repeated)
@@ -211,11 +213,11 @@ class Planner:
             _never(route, [refusal for refusal in refused if self._counts(refusal, policy)], demand)
         return able, apis, refused
 
-    def _unheld(self, name: str, most_nano: int | None, at_ns: int) -> Refusal | None:
+    def _unheld(self, name: str, most_nano: int | None, arrived_ns: int) -> Refusal | None:
         """Why an API may not be asked under a budget: nothing can be held for it, or nothing is left."""
         if most_nano is None:
             return Refusal(name, None, "price_unknown", "a budget cannot hold what has no price")
-        if self.governor is not None and self.governor.refuses(most_nano, at_ns):
+        if self.governor is not None and self.governor.refuses(most_nano, arrived_ns):
             return Refusal(name, None, "api_spend_max", f"{self.governor.budget} is spent", busy=True)
         return None
 

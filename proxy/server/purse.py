@@ -24,6 +24,7 @@ from proxy.core.budgets import GATEWAY, Budget, Line, Refused, Use, window_end_n
 from proxy.core.errors import QuotaExceeded
 from proxy.core.money import NS_PER_S
 from proxy.core.pricing import NANO_PER_TOKEN, PriceBook
+from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.journal import Journal
 from proxy.ledger.keys import Principal
 from proxy.ledger.treasury import Hold, Spending
@@ -42,6 +43,7 @@ IMAGE_TOKENS = 40_000  # more than any provider counts for one
 MEDIUM_TOKENS = 1_000_000  # of sound, film or a document, which have no bound but the model's context
 WORK_MARGIN = 8  # how far the estimate of an engine's speed may move before the request ends
 UNLIMITED = 1 << 62
+WINDOWS_KEPT = 4  # of the governor's: requests wait across the turn of an hour
 
 
 class Purse:
@@ -142,7 +144,8 @@ class Purse:
         hold = Hold(call.request_id, attempt_no, tuple(lines), at_ns + HOLD_NS)
         try:
             reserved = await self._journal.reserve(hold)
-        except asyncio.CancelledError:  # the drain's deadline: it may be held all the same by now
+        except (asyncio.CancelledError, LedgerUnavailable):  # the drain's deadline; a commit that failed once it was
+            # written: it may be held all the same
             self._journal.void(hold.key)
             raise
         if api_most is not None and self.governor is not None:
@@ -167,16 +170,16 @@ class Governor:
 
     def __init__(self, budget: Budget, then: str) -> None:
         self.budget, self.then = budget, then
-        self._start_ns = -1
-        self._left_nano = budget.limit_nano
+        self._left_nano: dict[int, int] = {}  # by where the window begins; the newest few
         self._said = False
 
     def left_nano(self, at_ns: int) -> int:
         """What may still be spent in the window of `at_ns`; may be negative where the limit only alerts."""
-        return self._left_nano if self._start_ns == window_start_ns(self.budget.per, at_ns) else self.budget.limit_nano
+        return self._left_nano.get(window_start_ns(self.budget.per, at_ns), self.budget.limit_nano)
 
     def refuses(self, most_nano: int, at_ns: int) -> bool:
-        """Whether an API attempt of that much must not be planned."""
+        """Whether an API attempt of that much must not be planned for a request that arrived then: its window is the
+        one that is asked when it is held, or an attempt would be planned and refused without end."""
         return self.then != "alert" and most_nano > self.left_nano(at_ns)
 
     def over(self, at_ns: int) -> bool:
@@ -193,22 +196,25 @@ class Governor:
 
     def seen(self, start_ns: int, left_nano: int) -> None:
         """What is left of the window that began then."""
-        if start_ns >= self._start_ns:
-            if start_ns > self._start_ns:
-                self._said = False
-            self._start_ns, self._left_nano = start_ns, left_nano
-        if left_nano <= 0 and not self._said:
+        newest = max(self._left_nano, default=-1)
+        if start_ns > newest:
+            self._said = False
+        if start_ns not in self._left_nano and len(self._left_nano) >= WINDOWS_KEPT:
+            del self._left_nano[min(self._left_nano)]
+        self._left_nano[start_ns] = left_nano
+        if left_nano <= 0 and start_ns >= newest and not self._said:
             self._said = True
             log.error("api_spend_max: %s is spent; %s", self.budget, self.then)
 
 
 def prompt_tokens_most(wire: WireRequest) -> int:
-    """More tokens than the prompt can have: a token is at least a byte. Media have no bytes that mean tokens."""
+    """More tokens than the prompt can have: a token is at least a byte, of whatever field an upstream reads, and no
+    text is longer than its JSON. Media have no bytes that mean tokens."""
     lists = (wire.document.get(name) for name in ("messages", "tools", "functions"))
     fields = sum(len(value) for value in lists if isinstance(value, list)) + wire.prompt_count
     medium = IMAGE_TOKENS if wire.features.isdisjoint(("audio", "video", "files")) else MEDIUM_TOKENS
-    return (wire.prompt_chars + wire.prompt_token_ids + TEMPLATE_TOKENS + FIELD_TOKENS * fields
-            + medium * wire.media_count)
+    text = max(len(wire.body) - wire.media_bytes, wire.prompt_chars + wire.prompt_token_ids)
+    return text + TEMPLATE_TOKENS + FIELD_TOKENS * fields + medium * wire.media_count
 
 
 def output_tokens_most(wire: WireRequest, limit: int) -> int:

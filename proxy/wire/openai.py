@@ -66,7 +66,8 @@ class Strip(Enum):
 class WireRequest:
     """The facts of one request. `document` is the parsed body and is never changed; `body` is it
     as it came. `prompt_chars` are the UTF-8 bytes of all that reaches the model as text, tools and
-    schemas included, base64 media not; `prompt_token_ids` counts ids given ready-made."""
+    schemas included, base64 media not; `prompt_token_ids` counts ids given ready-made;
+    `media_bytes` is what of the body are media, or where they are, and no text."""
 
     endpoint: Endpoint
     model: str
@@ -80,6 +81,7 @@ class WireRequest:
     prompt_chars: int
     prompt_token_ids: int
     media_count: int
+    media_bytes: int
     prompt_count: int
     service_tier: str | None
     document: dict[str, Any]
@@ -126,7 +128,7 @@ def parse_request(endpoint: Endpoint, body: bytes, content_type: str | None = No
         wants_usage=wants_usage, wants_continuous_usage=wants_continuous,
         features=frozenset(prompt.features | _features(document, stream, n)),
         remote_media=prompt.remote_media, prompt_chars=prompt.chars, prompt_token_ids=prompt.token_ids,
-        media_count=prompt.media_count, prompt_count=prompt_count,
+        media_count=prompt.media_count, media_bytes=prompt.media_bytes, prompt_count=prompt_count,
         service_tier=tier[:32] if isinstance(tier, str) else None, document=document, body=body)
 
 

@@ -34,6 +34,7 @@ class Prompt:
     chars: int = 0
     token_ids: int = 0
     media_count: int = 0
+    media_bytes: int = 0  # of the media themselves, or of their URLs: no text
     remote_media: bool = False
     features: set[str] = field(default_factory=set)
 
@@ -89,6 +90,11 @@ class Prompt:
                     continue
                 medium = _MEDIA_KEYS[key]
                 self._media(value)
+                if isinstance(value, list):
+                    self.media_count += max(0, len(value) - 1)
+            elif key == "source" and _is_medium(part, value):  # as Anthropic has it
+                medium = _MEDIA_KEYS[part["type"]]
+                self._media(value)
             elif key in _TEXT_KEYS and isinstance(value, str):
                 self._text(value)
             elif key not in _LABELS:
@@ -108,6 +114,8 @@ class Prompt:
                 elif isinstance(inner, str):
                     if "://" in inner:
                         self._url(inner)
+                    else:
+                        self.media_bytes += len(inner)
                 elif isinstance(inner, dict) and key == "source":
                     self._media(inner)
                 else:
@@ -121,6 +129,7 @@ class Prompt:
         # Exactly `data:`, with nothing before it: two parsers that disagree about a leading blank
         # or a backslash are how a URL gets past a check (CVE-2026-24779). Blanks and control
         # characters before a scheme are skipped by most, however many; bare base64 has no colon.
+        self.media_bytes += len(url)
         if url[:5].lower() != "data:" and (":" in url or _AUTHORITY.match(url)):
             self.remote_media = True
 
@@ -145,3 +154,10 @@ class Prompt:
     def _text(self, text: Any) -> None:
         if isinstance(text, str):
             self.chars += len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+
+
+def _is_medium(part: dict[str, Any], source: Any) -> bool:
+    """Whether a part's `source` holds a medium; a document may also be given as text."""
+    kind = part.get("type")
+    return (isinstance(kind, str) and kind in _MEDIA_KEYS and isinstance(source, dict)
+            and source.get("type") in ("base64", "url", "file"))

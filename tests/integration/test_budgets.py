@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import json
 import time
+from dataclasses import replace
 
 import openai
+import orjson
 import pytest
 
 from proxy.demo.api import ApiModel, ApiProfile
 from proxy.demo.engine import Behaviour
+from proxy.ledger import store
 from proxy.ledger.keys import KeyLimits, KeyStore
+from proxy.ledger.treasury import Hold
 from proxy.ledger.verify import verify
+from proxy.server.purse import IMAGE_TOKENS, MEDIUM_TOKENS, prompt_tokens_most
+from proxy.wire.openai import Endpoint, parse_request
 from tests.support.world import world
 
 CHAT = {"model": "gpt-4o", "messages": [{"role": "user", "content": "Say something."}]}
@@ -237,6 +245,80 @@ async def test_a_first_one_that_failed_leaves_nothing_to_repeat_and_a_key_is_no_
             assert (await there.post({**CHAT, "max_tokens": 5}, **{**headers, "idempotency-key": "k2"}))[0] == 200
         rows = [row for row in there.rows() if row["status"] == 200 and row["output_text"] == 5]
         assert [row["posted_nano"] > 0 for row in rows] == [True, False, False, False, True]
+
+
+@pytest.mark.parametrize(("more", "least"), [
+    ({"system": "x" * 10_000}, 10_000),
+    ({"messages": [{"role": "assistant", "thinking_blocks": [{"thinking": "x" * 10_000}]}]}, 10_000),
+    ({"messages": [{"role": "user", "content": [{"type": "tool_use", "input": {"x" * 10_000: 1}}]}]}, 10_000),
+    ({"messages": [{"role": "user", "images": ["AAAA"] * 3}]}, 3 * IMAGE_TOKENS),
+    ({"messages": [{"role": "user", "content": [
+        {"type": "document", "source": {"type": "base64", "data": "JVBE"}}]}]}, MEDIUM_TOKENS)])
+def test_whatever_an_upstream_may_read_is_held(more, least):
+    assert prompt_tokens_most(parse_request(Endpoint.CHAT, orjson.dumps({**CHAT, **more}))) >= least
+
+
+def test_media_are_held_as_media_and_not_by_their_bytes():
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 10**6}}
+    wire = parse_request(Endpoint.CHAT, orjson.dumps({**CHAT, "messages": [{"role": "user", "content": [image]}]}))
+    assert IMAGE_TOKENS < prompt_tokens_most(wire) < IMAGE_TOKENS + 2_000
+
+
+async def test_a_repetition_that_was_not_answered_leaves_its_number_to_nobody(tmp_path, monkeypatch):
+    """It is booked under that number, so the next one's cost would count as booked already."""
+    async with world(tmp_path, monkeypatch, **API_ONLY) as there:
+        _, headers = key_of(there)
+        there.gateway.keys.refresh()
+        once, body = {**headers, "idempotency-key": "k"}, {**CHAT, "max_tokens": 20}
+        assert (await there.post(body, **once))[0] == 200
+        breaker = there.gateway.board.apis["api"].breaker
+        breaker.ejected_until = time.monotonic() + 60
+        assert (await there.post(body, **once))[0] == 503
+        breaker.ejected_until = 0
+        assert (await there.post(body, **once))[0] == 200
+        rows = there.rows()
+        assert [row["status"] for row in rows] == [200, 503, 200] and len({row["request_id"] for row in rows}) == 1
+        assert rows[2]["api_nano"] == rows[0]["api_nano"] > 0 and verify(there.ledger) == []
+
+
+async def test_a_request_that_waited_into_another_hour_is_refused_by_its_own(tmp_path, monkeypatch):
+    """Planned by the hour that is and held in the one it came in, it would be planned and refused without end."""
+    async with world(tmp_path, monkeypatch, engines=0, api_spend_max={"max": "0.01/hour", "then": "refuse"}) as there:
+        hour_ago_ns = time.time_ns() - 3600 * 10**9
+        spent = Hold("other", 1, (there.gateway.purse.governor.line(hour_ago_ns, 9_999_999),), 2 * time.time_ns())
+        await there.gateway.journal.reserve(spent)
+        there.gateway.purse.look(time.time_ns())
+        call = there.gateway.planner.call
+        with monkeypatch.context() as late:
+            late.setattr(there.gateway.planner, "call", lambda *a: replace(call(*a), arrived_ns=hour_ago_ns))
+            async with asyncio.timeout(5):
+                status, _, body = await there.post({**CHAT, "max_tokens": 20})
+        assert status == 503 and b"api_spend_max" in body
+        assert (await there.post({**CHAT, "max_tokens": 20}))[0] == 200  # this hour has all of its own
+
+
+async def test_a_hold_that_was_written_although_its_commit_failed_is_given_back(tmp_path, monkeypatch):
+    async with world(tmp_path, monkeypatch, **API_ONLY) as there:
+        _, headers = key_of(there, budget="1/day")
+        there.gateway.keys.refresh()
+        transaction, failed = store.transaction, []
+
+        def pending():
+            with store.reading(there.ledger) as connection:
+                return connection.exec_driver_sql("SELECT count(*) FROM holds").scalar_one()
+
+        @contextlib.contextmanager
+        def fails_once(connection):
+            with transaction(connection):
+                yield
+            if not failed and pending():
+                failed.append(True)
+                raise OSError(errno.EIO, "the log could not be synced")
+
+        monkeypatch.setattr(store, "transaction", fails_once)
+        assert (await there.post(CHAT, **headers))[0] == 503 and failed
+        await there.until(lambda: pending() == 0 and there.gateway.journal.healthy)
+        assert (await there.post(CHAT, **headers))[0] == 200 and verify(there.ledger) == []
 
 
 async def test_an_internal_rate_is_charged_to_the_budget_and_not_to_the_savings(tmp_path, monkeypatch):

@@ -186,7 +186,9 @@ def test_features_that_are_switched_off_are_not_needed(more):
     ({"type": "video_url", "video_url": {"url": "https://x/"}}, "video", True),
     ({"type": "file", "file": {"file_id": "file-1"}}, "files", False),
     ({"type": "file", "file": {"file_data": "https://x/"}}, "files", True),
-    ({"type": "image", "source": {"type": "url", "url": "https://x/"}}, None, True),
+    ({"type": "image", "source": {"type": "url", "url": "https://x/"}}, "images", True),
+    ({"type": "document", "source": {"type": "base64", "data": "JVBE"}}, "files", False),
+    ({"type": "document", "source": {"type": "text", "data": "see https://x/"}}, None, False),
     ({"type": "new_thing", "new_thing": {"deep": [{"url": "https://x/"}]}}, None, True),
     ({"type": "new_thing", "x_url": "https://x/"}, None, True),
 ])
@@ -202,6 +204,9 @@ def test_base64_is_no_prompt_text_and_everything_else_is():
     assert parts(image).prompt_chars == len("user")
     assert parts({"type": "text", "text": "é"}, image, image).prompt_chars == len("user") + 2
     assert parts(image, image).media_count == 2
+    assert chat(messages=[{"role": "user", "content": "x", "images": ["AAAA"] * 7}]).media_count == 7
+    pdf = {"type": "document", "source": {"type": "base64", "data": "JVBE" * 1000}}
+    assert parts(pdf).prompt_chars == len("user") and parts(pdf).media_bytes >= 4000
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
     assert chat(tools=tools).prompt_chars == chat().prompt_chars + len(orjson.dumps(tools))
     calls = [{"role": "assistant", "content": None, "tool_calls": [{"function": {"arguments": "{}"}}]}]

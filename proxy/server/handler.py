@@ -277,10 +277,15 @@ class Handler:
         except GatewayError:
             return None
 
-    async def _settle(self, entry: RequestEntry, relayed: Relayed | None) -> None:
-        """On the disk when this returns. A cancelled task's entry is written all the same."""
+    def _settle(self, entry: RequestEntry, relayed: Relayed | None) -> Coroutine[Any, Any, None]:
+        """On the disk when that has been awaited; who does not wait (`_after`) has its hold and its number taken from
+        the request all the same, now."""
         self._do.purse.sent(entry.request_id, entry.attempt)
         self._do.repeats.booked(entry.request_id, entry.attempt)
+        return self._written(entry, relayed)
+
+    async def _written(self, entry: RequestEntry, relayed: Relayed | None) -> None:
+        """A cancelled task's entry is written all the same."""
         try:
             await self._do.journal.settle(entry)
         finally:

@@ -91,7 +91,7 @@ def recover(connection: Connection, ledger: Path, dead: Sequence[Orphans], now_n
         orphans.pop((row[0], row[1]), None)
     last = {name: attempt for name, attempt in sorted(orphans)}
     for row in connection.execute(FINAL_REQUESTS, {"rows": pack(orjson.dumps([name]) for name in last)}):
-        del last[row[0]]  # it was answered before, and is repeated under its Idempotency-Key
+        last.pop(row[0], None)  # it was answered before, and is repeated under its Idempotency-Key
     found = {}
     for key, intent in orphans.items():
         entry = interrupted(intent, now_ns, final=last.get(intent.request_id) == intent.attempt)

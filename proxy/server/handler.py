@@ -235,6 +235,7 @@ class Handler:
                 self._after(attempt.close())
                 if not settled and again is not None:
                     self._release(again)
+                    self._never_sent(call, attempt_no + 1)
             if again is None:
                 return Answered(placement, relayed, entry)
             placement = again
@@ -260,6 +261,8 @@ class Handler:
             return attempt, relayed
         finally:
             self._release(placement)
+            if attempt is None and attempt_no > call.first_attempt:  # no mark could be left
+                self._never_sent(call, attempt_no)
             if attempt is not None and relayed is None:  # stopped at the drain's deadline, or by a fault of ours
                 entry = self._do.settlement.entry(call, placement, attempt_no, attempt.interrupted(), final=True)
                 self._after(self._settle(entry, None))
@@ -290,6 +293,11 @@ class Handler:
             await self._do.journal.settle(entry)
         finally:
             self._do.observe(entry, relayed)
+
+    def _never_sent(self, call: Call, attempt_no: int) -> None:
+        """The attempt before is booked as not the last: this one is, though it will not be sent."""
+        self._after(self._settle(self._do.settlement.unsent(
+            call, LedgerUnavailable.code, 503, "unavailable", call.at_ns(self._do.clock()), attempt_no), None))
 
     def _release(self, placement: Placement) -> None:
         placement.claim.release(self._do.clock())

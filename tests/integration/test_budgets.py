@@ -16,6 +16,7 @@ import pytest
 from proxy.demo.api import ApiModel, ApiProfile
 from proxy.demo.engine import Behaviour
 from proxy.ledger import store
+from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.keys import KeyLimits, KeyStore
 from proxy.ledger.treasury import Hold
 from proxy.ledger.verify import verify
@@ -319,6 +320,26 @@ async def test_a_hold_that_was_written_although_its_commit_failed_is_given_back(
         assert (await there.post(CHAT, **headers))[0] == 503 and failed
         await there.until(lambda: pending() == 0 and there.gateway.journal.healthy)
         assert (await there.post(CHAT, **headers))[0] == 200 and verify(there.ledger) == []
+
+
+async def test_a_second_attempt_that_cannot_be_marked_is_the_last_one_all_the_same(tmp_path, monkeypatch):
+    async with world(tmp_path, monkeypatch) as there:
+        there.engines[0].live.behave(Behaviour(error_500=True))
+        intend, marked = there.gateway.journal.intend, []
+
+        def once(intent):
+            if marked:
+                raise LedgerUnavailable("no room for marks")
+            marked.append(intent)
+            intend(intent)
+
+        monkeypatch.setattr(there.gateway.journal, "intend", once)
+        assert (await there.post({**CHAT, "max_tokens": 5}))[0] == 503
+        rows = await there.settled(2)
+        assert [(row["attempt"], row["final"], row["end_reason"]) for row in rows] == [
+            (1, 0, "upstream_error"), (2, 1, "unavailable")]
+        await there.until(lambda: there.gateway.journal.in_flight == 0)
+        assert verify(there.ledger) == []
 
 
 async def test_an_internal_rate_is_charged_to_the_budget_and_not_to_the_savings(tmp_path, monkeypatch):

@@ -32,6 +32,12 @@ FORBIDDEN_FIELDS: frozenset[str] = frozenset({
     "prompt_variables", "prompt_label", "guardrails", "disable_global_guardrails", "proxy_server_request",
     "secret_fields", "user_api_key", "user_api_key_dict", "custom_logger",
 })
+# What is metered, routed by or checked: spelled otherwise it would pass us by and reach an upstream that does not mind.
+READ_FIELDS: frozenset[str] = frozenset({
+    "model", "messages", "prompt", "input", "suffix", "tools", "functions", "response_format", "documents",
+    "prediction", "modalities", "n", "best_of", "max_tokens", "max_completion_tokens", "stream", "stream_options",
+    "service_tier",
+})
 FORBIDDEN_PREFIXES: tuple[str, ...] = (
     "aws_", "azure_", "vertex_", "watsonx_", "sagemaker_", "gcp_", "oci_", "sap_", "litellm_", "router_",
     "mock_", "langfuse_", "langsmith_", "user_api_key_", "s3_", "bedrock_",
@@ -89,6 +95,8 @@ def refuse_fields(document: dict[str, Any], allowed: frozenset[str] = frozenset(
         if name in FORBIDDEN_FIELDS or name.startswith(FORBIDDEN_PREFIXES):
             raise ForbiddenField(f"The field '{_shown(field)}' is not accepted: upstreams, credentials and "
                                  "prices are chosen by the gateway's configuration.", param=_shown(field))
+        if name in READ_FIELDS and field != name:
+            raise ForbiddenField(f"The field '{_shown(field)}' must be spelled '{name}'.", param=_shown(field))
         reason = DANGEROUS_ENGINE_FIELDS.get(name)
         if reason is not None and name not in allowed:
             raise ForbiddenField(f"The field '{_shown(field)}' is not accepted here ({reason}); the "

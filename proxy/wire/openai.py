@@ -37,6 +37,7 @@ __all__ = [
 
 JSON_DEPTH_MAX = 64
 MODEL_CHARS_MAX = 256
+CONTAINERS_MAX = 1 << 19  # objects and arrays, each 64 bytes of memory for two of a body
 CHOICES_MAX = 128  # OpenAI's own limit of n
 BATCH_MAX = 2048  # OpenAI's own limit of inputs
 TOKENS_MAX = 1 << 31
@@ -118,7 +119,7 @@ def parse_request(endpoint: Endpoint, body: bytes, content_type: str | None = No
     wants_usage, wants_continuous = _stream_options(document, stream)
     n = max(_int(document, "n", 1, CHOICES_MAX) or 1, _int(document, "best_of", 1, CHOICES_MAX) or 1)
     floor = 0 if endpoint is Endpoint.COMPLETIONS else 1  # 0 with echo scores a prompt
-    limits = [limit for name in ("max_tokens", "max_completion_tokens")
+    limits = [limit for name in _limit_fields(endpoint)
               if (limit := _int(document, name, floor, TOKENS_MAX)) is not None]
     tier = document.get("service_tier")
     prompt, prompt_count = _read_prompt(endpoint, document)
@@ -149,11 +150,16 @@ def upstream_body(request: WireRequest, *, model: str | None, usage: UsageInject
         if asked != options:
             changes["stream_options"] = asked
     if max_tokens is not None:
-        used = [name for name in ("max_completion_tokens", "max_tokens") if document.get(name) is not None]
+        used = [name for name in _limit_fields(request.endpoint) if document.get(name) is not None]
         for name in used or [limit_field]:
             if document.get(name) != max_tokens:
                 changes[name] = max_tokens
     return orjson.dumps({**document, **changes}) if changes else request.body
+
+
+def _limit_fields(endpoint: Endpoint) -> tuple[str, ...]:
+    """Those that an upstream heeds: completions never knew the newer one, which must limit no hold there."""
+    return ("max_tokens",) if endpoint is Endpoint.COMPLETIONS else ("max_completion_tokens", "max_tokens")
 
 
 def check_content_type(content_type: str | None) -> None:
@@ -172,6 +178,9 @@ def check_content_type(content_type: str | None) -> None:
 def _parse(endpoint: Endpoint, body: bytes, depth_max: int) -> dict[str, Any]:
     """orjson stops by itself at a depth of 1,024, before the stack is in danger and without
     reading on; the stricter limit is for whoever walks the document after us."""
+    containers = body.count(b"{") + body.count(b"[")
+    if containers > CONTAINERS_MAX:  # those within texts too: to tell them apart costs what this is to save
+        raise InvalidRequest(f"The body of your request has more than {CONTAINERS_MAX} brackets and braces.")
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as problem:
@@ -181,7 +190,7 @@ def _parse(endpoint: Endpoint, body: bytes, depth_max: int) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise InvalidRequest("The body of your request must be a JSON object.")
     shallow = _PROMPT_FIELDS.get(endpoint)  # its shape is checked later; it may hold a million ids
-    if (body.count(b"{") + body.count(b"[") > depth_max and
+    if (containers > depth_max and
             _deeper_than({k: v for k, v in document.items() if k != shallow}, depth_max)):
         raise InvalidRequest(f"The body of your request is nested deeper than {depth_max} levels.")
     return document

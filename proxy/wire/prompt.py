@@ -46,10 +46,10 @@ class Prompt:
                     self._content(value)
                 elif key in _MEDIA_KEYS:
                     self._part({key: value})
-                elif key in ("tool_calls", "function_call") and value:
-                    self.definitions(value)
                 elif isinstance(value, str):
                     self._text(value)
+                elif isinstance(value, (dict, list)):  # calls of tools, thinking given back, what a template may print
+                    self.definitions(value)
 
     def texts(self, prompt: Any) -> None:
         """A text, token ids, or a list of either."""

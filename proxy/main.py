@@ -47,6 +47,7 @@ from proxy.signals.scraper import Scraper
 from proxy.upstream.factory import TRANSLATED, build_exporter
 from proxy.upstream.factory import build as build_upstream
 from proxy.upstream.transport import Upstream
+from proxy.wire.openai import TOKENS_MAX
 
 log = logging.getLogger("breakeven")
 
@@ -165,8 +166,8 @@ class Gateway:
         route = self.settings.route_table().find(model)
         if route is None:
             raise ModelNotFound(f"No route serves the model '{model[:128]}'.", param="model")
-        if prompt_tokens < 1 or output_tokens < 1:
-            raise InvalidRequest("prompt_tokens and output_tokens must be at least 1.")
+        if not (1 <= prompt_tokens <= TOKENS_MAX and 1 <= output_tokens <= TOKENS_MAX):
+            raise InvalidRequest(f"prompt_tokens and output_tokens must be from 1 to {TOKENS_MAX}.")
         demand = Demand("chat", frozenset(), prompt_tokens, output_tokens, longest_prompt_least=prompt_tokens)
         return self.planner.explain(route, model, demand, time.monotonic())
 

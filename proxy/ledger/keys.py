@@ -181,7 +181,7 @@ class KeyRing:
         self._clock = clock
         self._connection: Connection | None = None
         self._principals: dict[str, tuple[str, Principal]] = {}
-        self._seen = -1
+        self._seen, self._inode = -1, 0
         self._looked_at = 0.0
         self.healthy = True
         self.refresh()
@@ -207,14 +207,16 @@ class KeyRing:
         """Load the keys again if a key was made or revoked since. Returns whether one was."""
         self._looked_at = self._clock()
         try:
-            if self._connection is None:
+            if self._connection is None or self._path.stat().st_ino != self._inode:  # a copy was put in its place
+                self.close()
                 self._connection = store.read_only(self._path)
+                self._seen, self._inode = -1, self._path.stat().st_ino
             newest = self._connection.execute(_NEWEST).scalar() or 0
             if newest == self._seen:
                 self.healthy = True
                 return False
             records, seen, digests = _records(self._connection)
-        except DBAPIError as error:
+        except (DBAPIError, OSError) as error:
             self.healthy = False
             self.close()
             raise LedgerUnavailable(store.explain(self._path, error)) from error

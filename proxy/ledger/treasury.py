@@ -199,14 +199,17 @@ class Spending:
     def __init__(self, ledger: Path) -> None:
         self._ledger = ledger
         self._connection: Connection | None = None
+        self._inode = 0
 
     def used(self, windows: Iterable[Window]) -> dict[Window, Use]:
         """As of the last commit. LedgerUnavailable."""
         try:
-            if self._connection is None:
+            if self._connection is None or self._ledger.stat().st_ino != self._inode:  # a copy was put in its place
+                self.close()
                 self._connection = store.read_only(self._ledger)
+                self._inode = self._ledger.stat().st_ino
             return used(self._connection, windows)
-        except DBAPIError as error:
+        except (DBAPIError, OSError) as error:
             self.close()
             raise LedgerUnavailable(store.explain(self._ledger, error)) from error
 

@@ -43,6 +43,7 @@ IMAGE_TOKENS = 40_000  # more than any provider counts for one
 MEDIUM_TOKENS = 1_000_000  # of sound, film or a document, which have no bound but the model's context
 WORK_MARGIN = 8  # how far the estimate of an engine's speed may move before the request ends
 UNLIMITED = 1 << 62
+MOST_NANO = 2 * 10**18  # twice the largest budget: no budget holds more, and the ledger's columns do
 WINDOWS_KEPT = 4  # of the governor's: requests wait across the turn of an hour
 
 
@@ -72,6 +73,7 @@ class Purse:
         prompt, limits = prompt_tokens_most(call.wire), self._limits(call)
         most_nano = {name: self._most_nano(self._settings.backends[name], call, prompt, limits.get(name))
                      for name in call.route.backends}
+        most_nano = {name: most if most is None else min(most, MOST_NANO) for name, most in most_nano.items()}
         return replace(call, budgets=tuple(budgets), most_nano=most_nano, output_limits=limits)
 
     def _limits(self, call: Call) -> Mapping[str, int]:
@@ -187,8 +189,11 @@ class Governor:
         return self.left_nano(at_ns) <= 0
 
     def line(self, at_ns: int, most_nano: int) -> Line:
-        budget = replace(self.budget, limit_nano=UNLIMITED) if self.then == "alert" else self.budget
-        return Line(budget, window_start_ns(budget.per, at_ns), most_nano)
+        """What is held for it. Where the limit only alerts, nothing is refused, whatever is held already."""
+        start_ns = window_start_ns(self.budget.per, at_ns)
+        if self.then == "alert":
+            return Line(replace(self.budget, limit_nano=UNLIMITED), start_ns, min(most_nano, self.budget.limit_nano))
+        return Line(self.budget, start_ns, most_nano)
 
     def told(self, line: Line, left_nano: int) -> None:
         """What the ledger said is left after a hold."""
@@ -239,12 +244,14 @@ def quota_exceeded(refused: Refused) -> QuotaExceeded:
     """What the caller hears: whose budget, and when it begins anew."""
     line, now_ns = refused.line, time.time_ns()
     kind, _, name = line.budget.scope.partition(":")
-    whose = "this key" if kind == "key" else f"{kind} {name}"
+    mine = kind == "key"  # a route's or a tag's is others' too: what they have spent is nobody's to read here
+    whose = f"this key ({line.budget} USD)" if mine else f"{kind} {name}"
+    left = f", of which {max(0, refused.left_nano) / 1e9:.6f} are left" if mine else ""
     end_ns = window_end_ns(line.budget.per, line.start_ns)
     resets = "It does not reset." if end_ns is None else (
         f"It resets at {dt.datetime.fromtimestamp(end_ns // NS_PER_S, dt.UTC).isoformat().replace('+00:00', 'Z')}.")
-    message = (f"The budget of {whose} ({line.budget} USD) does not hold what this request may cost: "
-               f"{line.amount_nano / 1e9:.6f} USD, of which {max(0, refused.left_nano) / 1e9:.6f} are left. {resets}")
+    message = (f"The budget of {whose} does not hold what this request may cost: "
+               f"{line.amount_nano / 1e9:.6f} USD{left}. {resets}")
     return QuotaExceeded(message, None if end_ns is None else max(1.0, (end_ns - now_ns) / NS_PER_S))
 
 

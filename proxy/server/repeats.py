@@ -33,6 +33,7 @@ class Ticket:
     answered: bool = False
     attempts: int = 0
     repeated: int = 0
+    key: tuple[str, bytes] = ("", b"")
 
 
 class Repeats:
@@ -60,7 +61,7 @@ class Repeats:
         found = self._tickets.get((key_id, given))
         if found is None or not (found.in_flight or found.answered):
             self._tickets.pop((key_id, given), None)
-            made = self._tickets[key_id, given] = Ticket(digest, self._clock(), request_id)
+            made = self._tickets[key_id, given] = Ticket(digest, self._clock(), request_id, key=(key_id, given))
             self._in_flight[request_id] = made
             return made
         if found.digest != digest:
@@ -82,13 +83,16 @@ class Repeats:
             ticket.attempts = max(ticket.attempts, attempt)
 
     def end(self, ticket: Ticket | None, entry: RequestEntry | None) -> None:
-        """It is over; `entry` is how it was settled, None where nothing was."""
+        """It is over; `entry` is how it was settled, None where nothing was. What was never answered is forgotten: the
+        memory is of all keys together, and a refused request must not push out another's answered one."""
         if ticket is None:
             return
         ticket.in_flight = False
         self._in_flight.pop(ticket.request_id, None)
         if entry is not None:
             ticket.answered = ticket.answered or entry.succeeded
+        if not ticket.answered and self._tickets.get(ticket.key) is ticket:
+            del self._tickets[ticket.key]
 
     def _forget(self) -> None:
         now = self._clock()

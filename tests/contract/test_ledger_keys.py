@@ -73,6 +73,27 @@ def test_known_keys_hold_while_the_ledger_is_away(url, tmp_path):
     assert ring.authenticate(secret) and ring.healthy
 
 
+def test_a_copy_put_in_the_ledger_s_place_is_asked_from_then_on(url, tmp_path):
+    """The writer goes on with it; keys that are revoked there must not go on opening."""
+    keys = KeyStore(url)
+    key_id, secret = keys.create("search")
+    clock = Clock()
+    ring = KeyRing(url, clock=clock)
+    with sqlite3.connect(tmp_path / "ledger.db") as whole, sqlite3.connect(tmp_path / "copy.db") as copy:
+        whole.backup(copy)
+    whole.close()
+    copy.close()
+    for old in tmp_path.glob("ledger.db*"):
+        old.rename(tmp_path / f"old-{old.name}")
+    clock.now += REFRESH_S
+    assert ring.authenticate(secret) is not None and not ring.healthy  # it is away
+    (tmp_path / "copy.db").rename(tmp_path / "ledger.db")
+    keys.revoke(key_id)
+    clock.now += REFRESH_S
+    assert ring.authenticate(secret) is None and ring.healthy
+    ring.close()
+
+
 def test_a_key_that_makes_no_sense_is_refused(url):
     keys = KeyStore(url)
     for wrong in ({"name": " "}, {"name": "x", "role": "root"}, {"name": "x", "tags": "team"}):

@@ -1,0 +1,106 @@
+"""Ways round the limits on money that once worked, through the real gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from proxy.core.money import NS_PER_S
+from proxy.ledger.keys import KeyLimits, KeyStore
+from proxy.ledger.verify import verify
+from proxy.server.purse import MOST_NANO
+from tests.support.world import world
+
+CHAT = {"model": "gpt-4o", "messages": [{"role": "user", "content": "Say something."}]}
+KEYS = {"keys": {"required": True}}
+HOUR_NS = 3600 * NS_PER_S
+
+
+def key_of(there, tags="", **limits):
+    _, secret = KeyStore(there.ledger).create("test", tags, "application", KeyLimits(**limits))
+    there.gateway.keys.refresh()
+    return {"authorization": f"Bearer {secret}"}
+
+
+@pytest.mark.parametrize("jump_ns", [HOUR_NS, -HOUR_NS])
+async def test_who_arrived_in_a_spent_hour_is_told_so_when_the_clock_shows_another(tmp_path, monkeypatch, jump_ns):
+    """It was planned by the hour the clock showed and held in the one it arrived in, over and over, for ever."""
+    real, moved = time.time_ns, [0]
+    monkeypatch.setattr(time, "time_ns", lambda: real() + moved[0])
+    spend = {"max": "0.012/hour", "then": "queue"}
+    async with world(tmp_path, monkeypatch, engines=0, api_spend_max=spend) as there:
+        body = {**CHAT, "max_tokens": 200}
+        assert (await there.post(body))[0] == 200
+        await asyncio.sleep(1.1)  # until what was held and not used is seen to be there again
+        moved[0] = -jump_ns
+        assert (await there.post(body))[0] == 200  # another hour
+        moved[0] = 0
+        refused = 0
+        while refused < 2:  # in a row
+            refused = refused + 1 if (await there.post(body))[0] == 503 else 0
+            await asyncio.sleep(1.1 * (refused == 1))
+
+        async def slowly():
+            yield b'{"model": "gpt-4o", "messages": [{"role": "user", "content": "a"}], '
+            await asyncio.sleep(0.3)  # it has arrived
+            moved[0] = jump_ns
+            yield b'"max_tokens": 200}'
+
+        async with asyncio.timeout(5), there.session.post(
+                f"{there.url}/v1/chat/completions", data=slowly(),
+                headers={"content-type": "application/json"}) as answer:
+            assert answer.status == 503 and b"api_spend_max" in await answer.read()
+        assert there.gateway.handler.in_flight == 0 and verify(there.ledger) == []
+
+
+async def test_whoever_holds_a_fortune_keeps_nobody_from_a_limit_that_only_alerts(tmp_path, monkeypatch):
+    spend = {"max": "0.01/hour", "then": "alert"}
+    async with world(tmp_path, monkeypatch, engines=0, api_spend_max=spend) as there:
+        huge = {"model": "gpt-4o", "prompt": ["a"] * 2048, "best_of": 128, "max_tokens": 1 << 31}
+        async with asyncio.timeout(10):
+            await asyncio.gather(*(there.post(huge, "/v1/completions") for _ in range(4)))
+            assert (await there.post({**CHAT, "max_tokens": 5}))[0] == 200
+        assert max(row["hold_nano"] for row in there.rows()) == MOST_NANO
+        assert verify(there.ledger) == []
+
+
+async def test_a_repetition_after_one_that_nobody_could_serve_is_booked(tmp_path, monkeypatch):
+    """It had the number of the one before it, and counted as booked already: an API's bill in no row."""
+    async with world(tmp_path, monkeypatch, engines=0, **KEYS) as there:
+        once = {**key_of(there, budget="1/day"), "idempotency-key": "k"}
+        assert (await there.post(CHAT, **once))[0] == 200
+        there.gateway.switch("all-local")
+        assert (await there.post(CHAT, **once))[0] == 503
+        there.gateway.switch("auto")
+        assert (await there.post(CHAT, **once))[0] == 200
+        rows = there.rows()
+        assert [(row["attempt"], row["status"]) for row in rows if row["final"]] == [(1, 200)]
+        assert [(row["attempt"], row["status"]) for row in rows if not row["final"]] == [(2, 503), (3, 200)]
+        assert rows[2]["api_nano"] > 0 == rows[2]["posted_nano"] and verify(there.ledger) == []
+
+
+async def test_refused_requests_leave_nothing_in_the_memory_of_repetitions(tmp_path, monkeypatch):
+    async with world(tmp_path, monkeypatch, engines=0, **KEYS) as there:
+        headers = key_of(there, budget="0.000001/day")
+        for number in range(5):
+            assert (await there.post(CHAT, **{**headers, "idempotency-key": f"k{number}"}))[0] == 429
+        assert len(there.gateway.handler._do.repeats) == 0
+
+
+async def test_whose_budget_it_is_not_learns_no_figures_of_it(tmp_path, monkeypatch):
+    async with world(tmp_path, monkeypatch, engines=0, **KEYS,
+                     budgets=[{"tag": "team=board", "budget": "0.5/day"}]) as there:
+        dear = {**CHAT, "max_tokens": 1_000_000}
+        status, _, body = await there.post(dear, **{**key_of(there), "x-breakeven-tags": "team=board"})
+        assert status == 429 and b"tag team=board" in body and b"0.5" not in body and b"left" not in body
+        status, _, body = await there.post(dear, **key_of(there, budget="0.25/day"))
+        assert status == 429 and b"0.25/day" in body and b"0.250000 are left" in body
+
+
+async def test_a_reader_s_absurd_figures_are_refused(tmp_path, monkeypatch):
+    async with world(tmp_path, monkeypatch, engines=0) as there:
+        for prompt, output in (("1" + "0" * 400, "1"), ("1", "1" + "0" * 400)):
+            status, body = await there.get(f"/admin/explain?model=gpt-4o&prompt_tokens={prompt}&output_tokens={output}")
+            assert status == 400 and b"from 1 to" in body

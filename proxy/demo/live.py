@@ -35,7 +35,7 @@ WORDS = {
     "api_only": "the policy says API", "observe": "watching only", "utilization_max": "above the load threshold",
     "failover": "the first choice failed", "last_resort": "the API asked for a pause, nothing else was left",
     "in_flight_max": "as many at once as allowed", "gpu_util_max": "above the GPU-Util threshold",
-    "api_spend_max": "what APIs may cost is spent", "price_unknown": "a budget cannot hold what has no price",
+    "api_spend_max": "what APIs may cost is nearly spent", "budget": "a budget holds GPUs, not the API", "price_unknown": "a budget cannot hold what has no price",
     "waiting_max": "too many wait", "hopeless": "dearer requests were ahead",
     "dwell": "a threshold closed our engine a moment ago",
     "queue_max": "our engine's queue is too long", "client_left": "its client left while it waited",

@@ -27,6 +27,13 @@ def price_of(row: Mapping[str, Any]) -> Price:
                  Decimal(content["usd_per_request"]), content["service_tier"])
 
 
+def _may_be_posted(entry: RequestEntry) -> set[int]:
+    """What it is charged; nothing, if it repeats an answer; the most it may have been, if its process died. Rows of
+    before there were budgets posted nothing."""
+    most = {entry.hold_nano or 0} if entry.end_reason == "interrupted" else set()
+    return {entry.charge_nano, *most} | ({0} if entry.attempt > 1 or entry.hold_nano is None else set())
+
+
 class Prices:
     """The prices that rows name."""
 
@@ -43,6 +50,8 @@ class Prices:
             yield from self._api(name, entry)
         if entry.baseline_nano is not None:
             yield from self._baseline(name, entry)
+        if entry.posted_nano not in _may_be_posted(entry):
+            yield f"{name}: posted_nano is {entry.posted_nano}, it is charged {entry.charge_nano}"
 
     def _api(self, name: str, entry: RequestEntry) -> Iterator[str]:
         if entry.usage_source == "none":

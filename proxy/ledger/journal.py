@@ -21,17 +21,17 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import orjson
 from sqlalchemy import Connection
 
-from proxy.core.budgets import Reserved
+from proxy.core.budgets import Reserved, Window
 from proxy.core.entries import Intent, RequestEntry
 from proxy.core.pricing import Price
 from proxy.core.savings import GpuMinute, RateLine
-from proxy.ledger import booking, marks, store
+from proxy.ledger import booking, marks, store, treasury
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.marks import Marks
 from proxy.ledger.rows import row_of
@@ -139,6 +139,10 @@ class Journal:
         reserved: Reserved = await self._written(self._accepting(), Item(key=hold.key, hold=hold))
         return reserved
 
+    async def open_windows(self, windows: Iterable[Window]) -> None:
+        """Count what windows of budgets have taken, before the first hold in them would."""
+        await self._call(functools.partial(treasury.open_windows, windows=tuple(windows)))
+
     def void(self, key: tuple[str, int]) -> None:
         """End a hold whose attempt was never sent. Never waits."""
         if self._writer is not None:
@@ -146,7 +150,8 @@ class Journal:
 
     async def settle(self, entry: RequestEntry) -> None:
         """Return when the entry is on the disk. A cancelled caller's entry is written all the same."""
-        writer = self._accepting()
+        # What was sent is never refused: there are no more of those than requests in flight.
+        writer = self._accepting(bounded=entry.backend_kind == "none")
         blob = orjson.dumps(row_of(entry))
         await self._written(writer, Item(key=(entry.request_id, entry.attempt), entry=entry, blob=blob))
 
@@ -231,11 +236,11 @@ class Journal:
         elif self._stepping_aside is loop:
             self._stepping_aside = None
 
-    def _accepting(self) -> Writer:
+    def _accepting(self, bounded: bool = True) -> Writer:
         writer = self._writer
         if writer is None:
             raise LedgerUnavailable(f"ledger {self.path}: not open in this process; call open() first")
-        if writer.queue.qsize() >= self._queue_max:
+        if bounded and writer.queue.qsize() >= self._queue_max:
             raise LedgerUnavailable(f"ledger {self.path}: {self._queue_max} entries are waiting to be written; "
                                     "the disk is too slow for the traffic")
         return writer

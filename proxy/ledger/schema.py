@@ -66,6 +66,7 @@ requests = Table(
     _int("hold_nano", null=True), _added("internal_nano"), _added("posted_nano"),
     UniqueConstraint("request_id", "attempt", name="uq_requests_attempt"),
     Index("ix_requests_ended", "ended_ns"),
+    Index("ix_requests_key", "key_id", "ended_ns"),  # a key's first hold in a window counts what it has spent
     sqlite_strict=True,
 )
 

@@ -166,6 +166,16 @@ def amounts(entry: RequestEntry) -> list[tuple[str, int]]:
     return [(scope, amount) for scope, amount in found if amount]
 
 
+def open_windows(connection: Connection, windows: Iterable[Window]) -> None:
+    """Count what these windows have taken before anybody waits for it: the first hold would, with the lock."""
+    uses, wanted = Uses(connection), list(windows)
+    uses.load(wanted)
+    for window in wanted:
+        if uses.get(window) is None:
+            uses.change(window)
+    uses.write()
+
+
 def any_budget(connection: Connection) -> bool:
     """Whether anything has ever been held: without that no row posts anywhere."""
     return connection.execute(select(budget_use.c.scope).limit(1)).first() is not None

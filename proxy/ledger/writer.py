@@ -44,6 +44,14 @@ class Item:
     call: Callable[[Connection], Any] | None = None
     future: asyncio.Future[Any] | None = None
 
+    @property
+    def must(self) -> bool:
+        """Whether it may not be lost: what was sent, of which there is no more than was in flight, or the end of a
+        hold."""
+        if self.entry is not None:
+            return self.entry.backend_kind != "none"
+        return self.key is not None and self.hold is None and self.call is None
+
     def result(self, value: Any = None, error: BaseException | None = None) -> tuple[asyncio.Future[Any], Any, Any]:
         future, self.future = self.future, None
         assert future is not None
@@ -130,7 +138,7 @@ class Writer(threading.Thread):
     def _take(self, item: Item) -> None:
         if item is STOP:
             self._stopping_since = time.monotonic()
-        elif len(self._spool) < self._spool_max:
+        elif len(self._spool) < self._spool_max or item.must:
             self._spool.append(item)
         else:
             self.dropped += 1

@@ -45,8 +45,9 @@ def authenticate(headers: Mapping[bytes, bytes], keys: KeyRing | None, roles: tu
     return principal
 
 
-def tags_of(headers: Mapping[bytes, bytes], principal: Principal) -> str:
-    """Canonical tags, 'app=chat,team=search', of the request and its key."""
+def tags_of(headers: Mapping[bytes, bytes], principal: Principal, budgeted: frozenset[str] = frozenset()) -> str:
+    """Canonical tags, 'app=chat,team=search', of the request and its key. One of the `budgeted` ones only from its key,
+    or anybody could spend another team's money. Raises InvalidRequest, PermissionDenied."""
     given = headers.get(b"x-breakeven-tags")
     if given is None:
         return principal.tags
@@ -55,7 +56,13 @@ def tags_of(headers: Mapping[bytes, bytes], principal: Principal) -> str:
     except ValueError:
         raise InvalidRequest("x-breakeven-tags must read name=value,name=value, each name once, in plain letters, "
                              "digits and . _ -", param="x-breakeven-tags") from None
-    tags |= _pairs(principal.tags)
+    own = _pairs(principal.tags)
+    if principal is not ANONYMOUS:
+        for name, value in tags.items():
+            if f"{name}={value}" in budgeted and own.get(name) is None:
+                raise PermissionDenied("A tag that has a budget comes with the key that may spend it, not in a header.",
+                                       param="x-breakeven-tags")
+    tags |= own
     if len(tags) > TAGS_MAX:
         raise InvalidRequest(f"At most {TAGS_MAX} tags are accepted.", param="x-breakeven-tags")
     return ",".join(f"{name}={tags[name]}" for name in sorted(tags))

@@ -33,8 +33,9 @@ class Chores:
         self.failures = 0
 
     async def start(self) -> None:
-        """Settle what an earlier process left; then go on by themselves."""
+        """Settle what an earlier process left and count what budgets have taken; then go on by themselves."""
         await self._recover()
+        await self._purse.open_windows(time.time_ns())
         self._tasks = [asyncio.create_task(self._every(lambda: TICK_S, self._tick), name="minutes and budgets"),
                        asyncio.create_task(self._every(lambda: SWEEP_S, self._recover), name="sweep")]
 

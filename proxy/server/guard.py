@@ -69,13 +69,12 @@ def _bad_framing(seen: dict[bytes, bytes], version: str) -> tuple[int, str] | No
 
 def foreign_page(headers: list[tuple[bytes, bytes]]) -> tuple[int, str] | None:
     """Where no key is asked for, loopback is the only lock, and every page that is open in a browser of this machine is
-    inside it: by a form or script of its own, or under a name that it lets resolve to 127.0.0.1 (DNS rebinding).
-    Browsers say which page asks."""
+    inside it: by a form or script of its own, which a browser says, or under a name that it lets resolve to 127.0.0.1
+    (DNS rebinding), which a browser need not say: so it answers to the names of this machine alone."""
     given = dict(headers)
-    origin, site = given.get(b"origin"), given.get(b"sec-fetch-site")
-    if origin is None and site is None:
-        return None
-    if site == b"cross-site" or not all(map(LOOPBACK.fullmatch, (origin or b"localhost", given.get(b"host", b"")))):
+    if not LOOPBACK.fullmatch(given.get(b"host", b"")):
+        return 403, "Without keys, the gateway answers to localhost, 127.0.0.1 and [::1] alone; see keys.required."
+    if given.get(b"sec-fetch-site") == b"cross-site" or not LOOPBACK.fullmatch(given.get(b"origin", b"localhost")):
         return 403, "Without keys, a page of another site may not call this gateway."
     return None
 

@@ -98,7 +98,7 @@ class Handler:
             self._do.rates.count(principal)
             call = await self._parse(exchange, principal, request_id)
             call, ticket = self._first_or_again(exchange, call)
-            await self._do.purse.reserve(call)
+            call = await self._do.purse.reserve(call)
             placement = await self._place(exchange, call)
             answered = await self._carry(exchange, call, placement)
             await replies.finish(exchange, call, answered.placement, answered.relayed, answered.entry)
@@ -136,7 +136,7 @@ class Handler:
     async def _parse(self, exchange: Exchange, principal: auth.Principal, request_id: str) -> Call:
         server = self._do.settings.server
         arrived, arrived_ns = self._do.clock(), time.time_ns()
-        tags = auth.tags_of(exchange.headers, principal)
+        tags = auth.tags_of(exchange.headers, principal, self._do.purse.tags)
         try:
             body = await exchange.body(max(server.body_bytes_max, server.body_bytes_max_media), server.body_s)
         except TimeoutError:
@@ -181,7 +181,7 @@ class Handler:
         except Unavailable as error:  # nothing was spent: who is refused need not wait for the disk
             self._after(self._settle(self._do.settlement.unsent(call, error.code or "", error.status, "unavailable",
                                                                 call.at_ns(self._do.clock()), first), None))
-            raise
+            raise call.quota or error from None
 
     async def _placed(self, exchange: Exchange, call: Call, tried: frozenset[str], attempt_no: int) -> Placement:
         """A place that its budgets hold. What the gateway may spend at APIs can run out between the plan and this: then
@@ -291,6 +291,10 @@ class Handler:
         """A cancelled task's entry is written all the same."""
         try:
             await self._do.journal.settle(entry)
+        except LedgerUnavailable as error:
+            if error.kept and entry.succeeded:  # it will be booked, though its client was told otherwise
+                self._do.repeats.kept(entry.request_id)
+            raise
         finally:
             self._do.observe(entry, relayed)
 

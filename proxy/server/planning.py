@@ -15,7 +15,7 @@ import orjson
 from proxy.config.model import Backend as BackendConfig
 from proxy.config.model import Route, Settings
 from proxy.core.budgets import Budget
-from proxy.core.errors import ContextLengthExceeded, InvalidRequest
+from proxy.core.errors import ContextLengthExceeded, InvalidRequest, QuotaExceeded
 from proxy.core.fleet import ApiState, Demand, Refusal, ReplicaState
 from proxy.core.learning import Ratio
 from proxy.core.lengths import OutputLength
@@ -70,6 +70,7 @@ class Call:
     budgets: tuple[Budget, ...] = ()
     most_nano: Mapping[str, int | None] | None = None  # that an attempt at each backend may cost, if it must be held
     output_limits: Mapping[str, int] | None = None  # tokens, by backend, where a budget needs a limit
+    quota: QuotaExceeded | None = None  # what the caller hears if no GPU takes what its budgets do not hold for an API
     first_attempt: int = 1  # more where an answered request is repeated under its Idempotency-Key
     headers: tuple[tuple[bytes, bytes], ...] = ()  # that go with every answer: the key's rate limits
 
@@ -199,8 +200,7 @@ class Planner:
             elif self._board.apis[name].full:
                 detail = f"{self._board.apis[name].in_flight} in flight"
                 refused.append(Refusal(name, None, "in_flight_max", detail, busy=True))
-            elif most_nano is not None and (closed := self._unheld(
-                    name, most_nano.get(name), arrived_ns)) is not None:
+            elif most_nano is not None and (closed := self._unheld(name, most_nano, arrived_ns)) is not None:
                 refused.append(closed)
             else:
                 usd = self.api_usd(config, model, demand, at_ns, tier, seen.repeated)
@@ -213,12 +213,15 @@ class Planner:
             _never(route, [refusal for refusal in refused if self._counts(refusal, policy)], demand)
         return able, apis, refused
 
-    def _unheld(self, name: str, most_nano: int | None, arrived_ns: int) -> Refusal | None:
-        """Why an API may not be asked under a budget: nothing can be held for it, or nothing is left."""
-        if most_nano is None:
+    def _unheld(self, name: str, most_nano: Mapping[str, int | None], arrived_ns: int) -> Refusal | None:
+        """Why an API may not be asked under a budget: nothing is or can be held for it, or nothing is left."""
+        if name not in most_nano:
+            return Refusal(name, None, "budget", "the budget holds what our GPUs may cost, not what this API may")
+        if (most := most_nano[name]) is None:
             return Refusal(name, None, "price_unknown", "a budget cannot hold what has no price")
-        if self.governor is not None and self.governor.refuses(most_nano, arrived_ns):
-            return Refusal(name, None, "api_spend_max", f"{self.governor.budget} is spent", busy=True)
+        if self.governor is not None and self.governor.refuses(most, arrived_ns):
+            return Refusal(name, None, "api_spend_max", f"what is left of {self.governor.budget} does not hold it",
+                           busy=True)
         return None
 
     def _barred(self, rooms: Sequence[Room], limits: Limits, demand: Demand, waiting: int, now: float,

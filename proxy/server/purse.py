@@ -55,6 +55,7 @@ class Purse:
         self._budgets = {line.spending.scope: [] for line in settings.budgets}
         for line in settings.budgets:
             self._budgets[line.spending.scope].append(line.spending)
+        self.tags = frozenset(line.tag for line in settings.budgets if line.tag is not None)
         self.governor = None if settings.api_spend_max is None else Governor(
             settings.api_spend_max.spending, settings.api_spend_max.then)
         planner.governor = self.governor
@@ -114,12 +115,26 @@ class Purse:
     def close(self) -> None:
         self._spending.close()
 
-    async def reserve(self, call: Call) -> None:
-        """Hold the dearest attempt that any of the route's backends may make. Raises QuotaExceeded."""
-        if call.budgets:
-            amount = max((most for most in (call.most_nano or {}).values() if most is not None), default=0)
-            if (refused := await self._hold(call, call.first_attempt, amount, None)) is not None:
-                raise quota_exceeded(refused)
+    async def open_windows(self, at_ns: int) -> None:
+        """Count what the configuration's budgets have taken, before requests wait for it."""
+        if windows := uses(self._settings, at_ns):
+            await self._journal.open_windows(windows)
+
+    async def reserve(self, call: Call) -> Call:
+        """Hold the dearest attempt that any of the route's backends may make; where that does not fit, the dearest of
+        our own GPUs', and the call returned knows no API any more. Raises QuotaExceeded."""
+        if not call.budgets or call.most_nano is None:
+            return call
+        most = {name: amount for name, amount in call.most_nano.items() if amount is not None}
+        refused = await self._hold(call, call.first_attempt, max(most.values(), default=0), None)
+        if refused is None:
+            return call
+        quota = quota_exceeded(refused)
+        local = {name: amount for name, amount in most.items() if self._settings.backends[name].is_gpu}
+        if not local or max(local.values()) >= refused.line.amount_nano or (
+                await self._hold(call, call.first_attempt, max(local.values()), None)) is not None:
+            raise quota
+        return replace(call, most_nano=local, quota=quota)
 
     async def confirm(self, call: Call, placement: Placement, attempt_no: int) -> bool:
         """Before it is sent: its hold, if it has none yet or it turned out dearer, and its part of what the gateway may
@@ -209,7 +224,7 @@ class Governor:
         self._left_nano[start_ns] = left_nano
         if left_nano <= 0 and start_ns >= newest and not self._said:
             self._said = True
-            log.error("api_spend_max: %s is spent; %s", self.budget, self.then)
+            log.error("api_spend_max: all of %s is spent or held; %s", self.budget, self.then)
 
 
 def prompt_tokens_most(wire: WireRequest) -> int:
@@ -241,17 +256,23 @@ def internal_nano(backend: Backend, input_tokens: int, output_tokens: int) -> in
 
 
 def quota_exceeded(refused: Refused) -> QuotaExceeded:
-    """What the caller hears: whose budget, and when it begins anew."""
+    """What the caller hears: whose budget does not hold how much, when it begins anew, and what helps before that.
+
+    A route's or a tag's budget is others' too: what they may spend and have spent is nobody's to read here."""
     line, now_ns = refused.line, time.time_ns()
     kind, _, name = line.budget.scope.partition(":")
-    mine = kind == "key"  # a route's or a tag's is others' too: what they have spent is nobody's to read here
-    whose = f"this key ({line.budget} USD)" if mine else f"{kind} {name}"
-    left = f", of which {max(0, refused.left_nano) / 1e9:.6f} are left" if mine else ""
     end_ns = window_end_ns(line.budget.per, line.start_ns)
     resets = "It does not reset." if end_ns is None else (
         f"It resets at {dt.datetime.fromtimestamp(end_ns // NS_PER_S, dt.UTC).isoformat().replace('+00:00', 'Z')}.")
-    message = (f"The budget of {whose} does not hold what this request may cost: "
-               f"{line.amount_nano / 1e9:.6f} USD{left}. {resets}")
+    if kind != "key":
+        left = f"the budget of {kind} {name} does not hold that. {resets}"
+    elif line.amount_nano > line.budget.limit_nano:
+        left = f"the whole budget of this key is {line.budget} USD."
+    else:
+        left = (f"{max(0, refused.left_nano) / 1e9:.6f} USD of this key's budget ({line.budget}) are neither spent nor set "
+                f"aside for requests in flight. {resets}")
+    message = (f"This request may cost up to {line.amount_nano / 1e9:.6f} USD; {left} A smaller max_tokens lowers what "
+               "it may cost.")
     return QuotaExceeded(message, None if end_ns is None else max(1.0, (end_ns - now_ns) / NS_PER_S))
 
 

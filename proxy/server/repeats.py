@@ -82,6 +82,13 @@ class Repeats:
         if ticket is not None:
             ticket.attempts = max(ticket.attempts, attempt)
 
+    def kept(self, request_id: str) -> None:
+        """An answer that its client did not get, because it could not be booked in time, and that will be booked: who
+        asks again is charged for it then, and once."""
+        ticket = self._in_flight.get(request_id)
+        if ticket is not None:
+            ticket.answered = True
+
     def end(self, ticket: Ticket | None, entry: RequestEntry | None) -> None:
         """It is over; `entry` is how it was settled, None where nothing was. What was never answered is forgotten: the
         memory is of all keys together, and a refused request must not push out another's answered one."""

@@ -25,6 +25,7 @@ from proxy.server.relay import Relayed
 from proxy.wire.openai import error_body, error_event, relay_error
 
 SSE_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
+JITTER_S_MAX = 5.0
 UPSTREAM_VALUE_MAX = 128  # of an upstream's header that is passed on with its refusal
 UPSTREAM_HEADERS = (("x-request-id", b"x-upstream-request-id", re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")),
                     ("openai-processing-ms", b"openai-processing-ms", re.compile(r"[0-9.]{1,16}")))
@@ -105,7 +106,8 @@ def come_back(after_s: float | None) -> Head:
     """When to ask again; OpenAI's clients heed the second, in which no two are told the same, so that who was refused
     together does not come back together."""
     seconds = max(1, math.ceil(after_s or 1.0))
-    return [(b"retry-after", b"%d" % seconds), (b"retry-after-ms", b"%d" % (1e3 * seconds * (1 + random.random())))]  # noqa: S311
+    apart_s = min(seconds, JITTER_S_MAX) * random.random()  # noqa: S311
+    return [(b"retry-after", b"%d" % seconds), (b"retry-after-ms", b"%d" % (1e3 * (seconds + apart_s)))]
 
 
 def last_words(error: GatewayError) -> bytes:

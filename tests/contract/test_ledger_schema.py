@@ -20,8 +20,8 @@ def tables(path):
         found = {name: re.sub(r"\s+", " ", sql or "") for name, sql in
                  connection.execute("SELECT name, sql FROM sqlite_master WHERE type != 'table'")}
         for schema, name, *kind in connection.execute("PRAGMA table_list").fetchall():
-            found[name] = (schema, kind, *(connection.execute(f"PRAGMA {about}({name})").fetchall()
-                                           for about in ("table_xinfo", "index_list")))
+            indexes = sorted(row[1:] for row in connection.execute(f"PRAGMA index_list({name})"))
+            found[name] = (schema, kind, connection.execute(f"PRAGMA table_xinfo({name})").fetchall(), indexes)
         return found
 
 

@@ -37,11 +37,12 @@ def priced(entries):
         cached = min(one.usage.input_total, 512)
         api = one.backend_kind == "api"
         answered = one.final and one.succeeded
-        yield replace(
-            one, posted_nano=7, usage_source="upstream_final", api_nano=GPT.cost_nano(one.usage) if api else 0,
+        one = replace(
+            one, usage_source="upstream_final", api_nano=GPT.cost_nano(one.usage) if api else 0,
             price_version=GPT.version if api else "", baseline_cached_tokens=cached,
             baseline_nano=GPT.cost_nano(one.usage.cached_as(cached)) if answered else None,
             baseline_price_version=GPT.version if answered else "")
+        yield replace(one, posted_nano=one.charge_nano)
 
 
 ENTRIES = list(priced(some_entries(21, 300)))
@@ -105,6 +106,7 @@ LOCAL = "(SELECT id FROM requests WHERE backend_kind = 'gpu' AND baseline_nano >
     ("UPDATE corrections SET request_id = 'nobody'", "corrects a request that is not there"),
     ("DELETE FROM corrections", "stands for no row"),
     ("UPDATE budget_use SET posted_nano = posted_nano + 1", "is posted, its rows add up to"),
+    ("UPDATE requests SET posted_nano = posted_nano + 1 WHERE posted_nano > 0", "posted_nano is"),
     ("UPDATE budget_use SET pending_nano = 0", "is pending, its holds add up to 100"),
     ("DELETE FROM budget_use", "belong to no budget"),
     ("UPDATE gpu_time SET cost_nano = cost_nano + 2", "by the rate card"),

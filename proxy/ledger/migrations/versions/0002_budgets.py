@@ -37,6 +37,7 @@ def upgrade() -> None:
     op.add_column("requests", _added("internal_nano"))
     op.add_column("requests", _added("posted_nano"))
     op.add_column("rollup", _added("internal_nano"))
+    op.create_index("ix_requests_key", "requests", ["key_id", "ended_ns"])
     op.create_table(
         "budget_use",
         _text("scope"), _text("per"), _int("start_ns"), _int("posted_nano"), _int("pending_nano"),

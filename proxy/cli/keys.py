@@ -61,15 +61,22 @@ def create(
 @keys_app.command()
 def limit(
     key_id: KeyId, budget: BudgetText = None, rpm: Rpm = None, tpm: Tpm = None, routes: Routes = None,
-    expires: Expires = None, ledger: Ledger = None, config: Config = None, as_json: AsJson = False,
+    expires: Expires = None,
+    lift: Annotated[str, typer.Option("--lift", metavar="NAME,NAME", help=(
+        "Take limits away: budget, rpm, tpm, routes, expires."))] = "",
+    ledger: Ledger = None, config: Config = None, as_json: AsJson = False,
 ) -> None:
-    """Give a key other limits, in place of all it has; what is not named is not limited.
+    """Change a key's limits; what is not named stays as it is.
 
     What it has spent in the window that runs still counts.
+
+    Example: breakeven keys limit key_7c67e625921d8b4f --budget 80/month --lift rpm
     """
     with _Errors():
-        limits = _limits(budget, rpm, tpm, routes, expires)
-        _known(lambda: _open(ledger, config).limit(key_id, limits), key_id)
+        store = _open(ledger, config)
+        had = _known(lambda: {one.id: one.limits for one in store.list()}[key_id], key_id)
+        limits = _changed(had, _limits(budget, rpm, tpm, routes, expires), lift)
+        store.limit(key_id, limits)
     if as_json:
         _print({"id": key_id, **_shown(limits)})
     else:
@@ -94,10 +101,14 @@ def list_(ledger: Ledger = None, config: Config = None, as_json: AsJson = False)
                "expires")
     shown = [_public(record, spent) for record in records]
     columns = tuple(name for name in columns if name in columns[:6] or any(values[name] for values in shown))
-    table = Table(*(name.replace("_usd", " USD") for name in columns), box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in columns:  # an id is there to be copied: never cut, never wrapped
+        table.add_column(name.replace("_usd", " USD"), no_wrap=name in ("id", "role", "created"), overflow="fold")
     for record, values in zip(records, shown, strict=True):
-        table.add_row(*(Text(str(values[name] or ""), "dim" if record.revoked_ns else "") for name in columns))
-    Console(highlight=False, width=None if Console().is_terminal else 160).print(table)
+        values |= {name: (values[name] or "")[:10] for name in ("created", "revoked")}  # the day
+        cells = (str(values[name] or "").removesuffix("T00:00:00Z").removesuffix("00000") for name in columns)
+        table.add_row(*(Text(cell, "dim" if record.revoked_ns else "") for cell in cells))
+    Console(highlight=False, width=None if Console().is_terminal else 400).print(table)
 
 
 @keys_app.command()
@@ -140,6 +151,18 @@ def _limits(budget: str | None, rpm: int | None, tpm: int | None, routes: str | 
         raise ValueError(f"--expires {expires!r} is no date; write 2027-01-01, or 2027-01-01T12:00:00Z") from None
     names = None if routes is None else tuple(name.strip() for name in routes.split(","))
     return KeyLimits(budget, rpm, tpm, names, expires_ns).checked()
+
+
+def _changed(had: KeyLimits, given: KeyLimits, lift: str) -> KeyLimits:
+    """What it had, but for what is given and what is lifted. ValueError for a limit that does not exist."""
+    from dataclasses import asdict, replace
+
+    names = {"expires": "expires_ns"} | {name: name for name in ("budget", "rpm", "tpm", "routes")}
+    lifted = [part.strip() for part in lift.split(",") if part.strip()]
+    if unknown := [name for name in lifted if name not in names]:
+        raise ValueError(f"--lift {unknown[0]!r} is no limit; those are {', '.join(sorted(names))}")
+    changes = {name: value for name, value in asdict(given).items() if value is not None}
+    return replace(had, **{names[name]: None for name in lifted} | changes)
 
 
 def _shown(limits: KeyLimits) -> dict[str, Any]:

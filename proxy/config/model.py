@@ -49,6 +49,9 @@ class Server(BaseModel):
     body_bytes_max_media: Int = setting(
         20 * MIB, "Longest request body where images or audio are taken", "Raise for larger pictures.",
         unit="bytes", ge=1024, le=256 * MIB)
+    bodies_bytes_max: Int = setting(
+        256 * MIB, "Longest bodies of all requests in flight together", "Raise where there is memory for ten times as "
+        "much: beyond it the gateway answers 503 at once.", unit="bytes", ge=MIB, le=1024 * 1024 * MIB)
     header_bytes_max: Int = setting(32_768, "Longest request head", "Raise for proxies that add large headers.",
         unit="bytes", ge=1024, le=MIB)
     headers_max: Int = setting(100, "Most request headers", "Raise for proxies that add many.", unit="headers",

@@ -5,8 +5,37 @@ from __future__ import annotations
 import orjson
 
 from proxy.config.backend import Backend
+from proxy.server.exchange import Exchange
 from proxy.upstream.transport import Answer
 from proxy.wire.endpoints import Endpoint
+
+
+class Bodies:
+    """How many bytes of bodies the requests in flight have, or said they would send."""
+
+    def __init__(self) -> None:
+        self._bytes: dict[int, int] = {}  # by the exchange's identity, while it lives
+        self.total = 0
+
+    def more_than(self, most: int, exchange: Exchange, longest: int) -> bool:
+        """Whether this one would be more than `most` with those there are; if not, it counts. One that does not say how
+        long it is counts as the longest that is taken."""
+        declared = exchange.headers.get(b"content-length")
+        size = min(longest, int(declared)) if declared is not None else longest
+        if self.total and self.total + size > most:
+            return True
+        self._bytes[id(exchange)] = size
+        self.total += size
+        return False
+
+    def read(self, exchange: Exchange, size: int) -> None:
+        """How long it was."""
+        self.over(exchange)
+        self._bytes[id(exchange)] = size
+        self.total += size
+
+    def over(self, exchange: Exchange) -> None:
+        self.total -= self._bytes.pop(id(exchange), 0)
 
 
 def no_answer(body: bytes) -> str | None:

@@ -24,6 +24,7 @@ CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 # Where one reader takes the first and another the last, both are right and the caller is two people.
 ONCE = frozenset((b"host", b"content-length", b"transfer-encoding", b"content-encoding", b"content-type",
                   b"authorization", b"x-api-key", b"api-key", b"x-breakeven-tags", b"idempotency-key"))
+DNS_NAME = re.compile(rb"(?=[^:]*[A-Za-z])[^:\[]*\.[^:]*(?::[0-9]{1,5})?")  # a dot, and not an address's
 LOOPBACK = re.compile(rb"(?:https?://)?(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[0-9]{1,5})?")
 NAMES_ENCODED = b"/v1/models/"  # a model's name may hold a slash; no other path needs percent-encoding
 
@@ -70,11 +71,13 @@ def _bad_framing(seen: dict[bytes, bytes], version: str) -> tuple[int, str] | No
 def foreign_page(headers: list[tuple[bytes, bytes]]) -> tuple[int, str] | None:
     """Where no key is asked for, loopback is the only lock, and every page that is open in a browser of this machine is
     inside it: by a form or script of its own, which a browser says, or under a name that it lets resolve to 127.0.0.1
-    (DNS rebinding), which a browser need not say: so it answers to the names of this machine alone."""
+    (DNS rebinding), which a browser need not say: so it answers to no name of the DNS."""
     given = dict(headers)
-    if not LOOPBACK.fullmatch(given.get(b"host", b"")):
-        return 403, "Without keys, the gateway answers to localhost, 127.0.0.1 and [::1] alone; see keys.required."
-    if given.get(b"sec-fetch-site") == b"cross-site" or not LOOPBACK.fullmatch(given.get(b"origin", b"localhost")):
+    if DNS_NAME.fullmatch(given.get(b"host", b"")):
+        return 403, "Without keys, the gateway answers to localhost and addresses alone, not to names of the DNS."
+    origin, site = given.get(b"origin"), given.get(b"sec-fetch-site")
+    if site == b"cross-site" or ((origin or site) and not all(
+            map(LOOPBACK.fullmatch, (origin or b"localhost", given.get(b"host", b""))))):
         return 403, "Without keys, a page of another site may not call this gateway."
     return None
 

@@ -26,6 +26,7 @@ from proxy.core.errors import BodyTooLarge, GatewayError, InvalidRequest, ModelN
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.journal import Journal
 from proxy.server import auth, replies
+from proxy.server.bodies import Bodies
 from proxy.server.dispatch import Dispatcher, Placement
 from proxy.server.exchange import ClientGone, Exchange
 from proxy.server.judge import Judge, key_of
@@ -82,6 +83,7 @@ class Handler:
         self._do = doors
         self._judge = Judge(doors.settings, doors.board, doors.planner, doors.clock)
         self._afterwards: set[asyncio.Task[None]] = set()
+        self._bodies = Bodies()
         self.in_flight = 0
         self.draining = False
 
@@ -115,6 +117,7 @@ class Handler:
             await replies.refuse(exchange, request_id, GatewayError("The gateway failed to handle this request."))
         finally:
             self.in_flight -= 1
+            self._bodies.over(exchange)
             self._over_with(call, ticket, None if answered is None else answered.entry)
 
     def _over_with(self, call: Call | None, ticket: Ticket | None, entry: RequestEntry | None) -> None:
@@ -137,10 +140,15 @@ class Handler:
         server = self._do.settings.server
         arrived, arrived_ns = self._do.clock(), time.time_ns()
         tags = auth.tags_of(exchange.headers, principal, self._do.purse.tags)
+        longest = max(server.body_bytes_max, server.body_bytes_max_media)
+        if self._bodies.more_than(server.bodies_bytes_max, exchange, longest):
+            raise Unavailable("The gateway holds too many long requests. Please try again.", code="overloaded",
+                              retry_after_s=1.0)
         try:
-            body = await exchange.body(max(server.body_bytes_max, server.body_bytes_max_media), server.body_s)
+            body = await exchange.body(longest, server.body_s)
         except TimeoutError:
             raise InvalidRequest(f"The body did not arrive within {server.body_s:g} s.", code="body_timeout") from None
+        self._bodies.read(exchange, len(body))
         content_type = exchange.headers.get(b"content-type")
         wire = parse_request(ENDPOINTS[exchange.path], body, None if content_type is None
                              else content_type.decode("latin-1"))
@@ -291,6 +299,7 @@ class Handler:
         """A cancelled task's entry is written all the same."""
         try:
             await self._do.journal.settle(entry)
+            self._do.purse.settled(entry)
         except LedgerUnavailable as error:
             if error.kept and entry.succeeded:  # it will be booked, though its client was told otherwise
                 self._do.repeats.kept(entry.request_id)

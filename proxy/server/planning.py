@@ -218,7 +218,7 @@ class Planner:
         if name not in most_nano:
             return Refusal(name, None, "budget", "the budget holds what our GPUs may cost, not what this API may")
         if (most := most_nano[name]) is None:
-            return Refusal(name, None, "price_unknown", "a budget cannot hold what has no price")
+            return Refusal(name, None, "price_unknown", "a budget cannot hold what has no known price")
         if self.governor is not None and self.governor.refuses(most, arrived_ns):
             return Refusal(name, None, "api_spend_max", f"what is left of {self.governor.budget} does not hold it",
                            busy=True)

@@ -21,6 +21,7 @@ import orjson
 
 from proxy.config.model import Backend, Settings
 from proxy.core.budgets import GATEWAY, Budget, Line, Refused, Use, window_end_ns, window_start_ns
+from proxy.core.entries import RequestEntry
 from proxy.core.errors import QuotaExceeded
 from proxy.core.money import NS_PER_S
 from proxy.core.pricing import NANO_PER_TOKEN, PriceBook
@@ -92,6 +93,8 @@ class Purse:
             prompt = min(prompt, context * call.wire.prompt_count)
         output = output_tokens_most(call.wire, limit if limit is not None else context or 0)
         if backend.gpu is None:
+            if paid_extras(call.wire) or self._tier_unpriced(backend, call):
+                return None
             model = call.wire.model if backend.model == "*" else backend.model
             return self._prices.dearest_nano(backend.provider or "", model, call.arrived_ns, prompt, output)
         usd_per_s = marginal_usd_per_s(backend, self._settings, call.arrived_ns)
@@ -100,6 +103,12 @@ class Purse:
             seconds = WORK_MARGIN * max(replica.capacity.work_s(prompt, output, 1)
                                         for replica in self._planner.replicas(backend.name))
         return math.ceil(usd_per_s * Fraction(seconds) * 10**9) + internal_nano(backend, prompt, output)
+
+    def _tier_unpriced(self, backend: Backend, call: Call) -> bool:
+        """Whether the request asks for a service tier that the price book does not know there."""
+        tier = call.wire.service_tier
+        return tier not in (None, "auto", "default", "standard") and (
+            self._planner.price_of(backend, call.wire.model, call.arrived_ns, tier) is None)
 
     def look(self, at_ns: int) -> None:
         """See what the configuration's budgets have taken, whichever gateway took it. LedgerUnavailable."""
@@ -171,6 +180,11 @@ class Purse:
             self._held.setdefault(call.request_id, {})[attempt_no] = amount
         return reserved.refused
 
+    def settled(self, entry: RequestEntry) -> None:
+        """What an API did not bill of what the gateway had set aside for it is there again."""
+        if self.governor is not None and entry.backend_kind == "api":
+            self.governor.gave_back(entry.started_ns, (entry.hold_nano or 0) - entry.api_most_nano)
+
     def sent(self, request_id: str, attempt_no: int) -> None:
         """From here on only its settlement ends its hold."""
         if (held := self._held.get(request_id)) is not None:
@@ -214,6 +228,12 @@ class Governor:
         """What the ledger said is left after a hold."""
         self.seen(line.start_ns, left_nano - line.budget.limit_nano + self.budget.limit_nano)
 
+    def gave_back(self, at_ns: int, nano: int) -> None:
+        """So much of a hold in the window of `at_ns` was not spent; until `seen` says it exactly."""
+        start_ns = window_start_ns(self.budget.per, at_ns)
+        if start_ns in self._left_nano:
+            self._left_nano[start_ns] += nano
+
     def seen(self, start_ns: int, left_nano: int) -> None:
         """What is left of the window that began then."""
         newest = max(self._left_nano, default=-1)
@@ -246,6 +266,14 @@ def output_tokens_most(wire: WireRequest, limit: int) -> int:
     return ((limit if wire.max_tokens is None else wire.max_tokens) + predicted) * wire.choices
 
 
+def paid_extras(wire: WireRequest) -> bool:
+    """Whether it asks a provider for what is billed beside tokens: searches, and tools of the provider's own."""
+    tools = wire.document.get("tools")
+    own = isinstance(tools, list) and any(
+        isinstance(tool, dict) and tool.get("type", "function") != "function" for tool in tools)
+    return own or wire.document.get("web_search_options") is not None
+
+
 def internal_nano(backend: Backend, input_tokens: int, output_tokens: int) -> int:
     """The internal rate for that many tokens, in nano-USD, rounded up."""
     rate = backend.internal_rate
@@ -269,8 +297,8 @@ def quota_exceeded(refused: Refused) -> QuotaExceeded:
     elif line.amount_nano > line.budget.limit_nano:
         left = f"the whole budget of this key is {line.budget} USD."
     else:
-        left = (f"{max(0, refused.left_nano) / 1e9:.6f} USD of this key's budget ({line.budget}) are neither spent nor set "
-                f"aside for requests in flight. {resets}")
+        left = (f"{max(0, refused.left_nano) / 1e9:.6f} USD of this key's budget ({line.budget}) are neither spent nor "
+                f"set aside for requests in flight. {resets}")
     message = (f"This request may cost up to {line.amount_nano / 1e9:.6f} USD; {left} A smaller max_tokens lowers what "
                "it may cost.")
     return QuotaExceeded(message, None if end_ns is None else max(1.0, (end_ns - now_ns) / NS_PER_S))

@@ -18,7 +18,7 @@ from proxy.core.errors import Conflict, InvalidRequest
 
 KEEP_S = 24 * 3600.0
 KEYS_MAX = 100_000  # remembered; beyond it the oldest that is not in flight is forgotten, and runs as new
-FREE_MAX = 3  # repetitions that are not charged again: a key is no way round a budget
+FREE_MAX = 1  # repetitions that are not charged again: a key is no way round a budget
 _KEY = re.compile(rb"[!-~]{1,255}")
 
 
@@ -96,8 +96,11 @@ class Repeats:
             return
         ticket.in_flight = False
         self._in_flight.pop(ticket.request_id, None)
-        if entry is not None:
-            ticket.answered = ticket.answered or entry.succeeded
+        if entry is None:  # nobody could serve it: what it may have free is there yet
+            ticket.repeated = max(0, ticket.repeated - 1)
+        else:
+            # Whoever left in the middle was charged for what he had: the rest is a request of its own.
+            ticket.answered = ticket.answered or (entry.succeeded and entry.end_reason != "client_abort")
         if not ticket.answered and self._tickets.get(ticket.key) is ticket:
             del self._tickets[ticket.key]
 

@@ -9,7 +9,7 @@ import pytest
 
 from proxy.core.money import NS_PER_S
 from proxy.ledger.keys import KeyLimits, KeyStore
-from proxy.ledger.verify import verify
+from proxy.ledger.verify import balanced, verify
 from proxy.server.purse import MOST_NANO
 from tests.support.world import world
 
@@ -94,9 +94,11 @@ async def test_whose_budget_it_is_not_learns_no_figures_of_it(tmp_path, monkeypa
                      budgets=[{"tag": "team=board", "budget": "0.5/day"}]) as there:
         dear = {**CHAT, "max_tokens": 1_000_000}
         status, _, body = await there.post(dear, **{**key_of(there), "x-breakeven-tags": "team=board"})
+        assert status == 403 and b"comes with the key" in body
+        status, _, body = await there.post(dear, **key_of(there, "team=board"))
         assert status == 429 and b"tag team=board" in body and b"0.5" not in body and b"left" not in body
         status, _, body = await there.post(dear, **key_of(there, budget="0.25/day"))
-        assert status == 429 and b"0.25/day" in body and b"0.250000 are left" in body
+        assert status == 429 and b"the whole budget of this key is 0.25/day USD" in body
 
 
 async def test_a_reader_s_absurd_figures_are_refused(tmp_path, monkeypatch):
@@ -104,3 +106,39 @@ async def test_a_reader_s_absurd_figures_are_refused(tmp_path, monkeypatch):
         for prompt, output in (("1" + "0" * 400, "1"), ("1", "1" + "0" * 400)):
             status, body = await there.get(f"/admin/explain?model=gpt-4o&prompt_tokens={prompt}&output_tokens={output}")
             assert status == 400 and b"from 1 to" in body
+
+
+async def test_what_a_budget_holds_for_a_gpu_alone_is_served_by_a_gpu_and_else_refused(tmp_path, monkeypatch):
+    """A key that is nearly spent still has the engines, which cost nothing more."""
+    async with world(tmp_path, monkeypatch, **KEYS) as there:
+        headers = key_of(there, budget="0.0001/day")
+        status, heads, _ = await there.post({**CHAT, "max_tokens": 50}, **headers)
+        assert status == 200 and heads["x-breakeven-backend"] == "llama"
+        there.gateway.switch("all-api")
+        status, heads, body = await there.post({**CHAT, "max_tokens": 50}, **headers)
+        assert status == 429 and b"insufficient_quota" in body and heads["x-should-retry"] == "false"
+        assert [row["end_reason"] for row in await there.settled(2)] == ["complete", "unavailable"]
+        assert balanced(there.ledger) == []
+
+
+async def test_whoever_leaves_and_asks_again_is_charged_for_both(tmp_path, monkeypatch):
+    async with world(tmp_path, monkeypatch, engines=0, **KEYS) as there:
+        headers = {**key_of(there, budget="1/day"), "idempotency-key": "again"}
+        body = {**CHAT, "max_tokens": 60, "min_tokens": 60, "stream": True}
+        async with there.session.post(there.url + "/v1/chat/completions", json=body, headers=headers) as answer:
+            await answer.content.read(100)
+        await there.until(lambda: there.gateway.handler.in_flight == 0)
+        assert (await there.post(body, **headers))[0] == 200
+        first, second = await there.settled(2)
+        assert first["end_reason"] == "client_abort" and first["request_id"] != second["request_id"]
+        assert second["posted_nano"] == second["api_nano"] > 0
+
+
+async def test_bodies_are_bounded_together_and_texts_in_one(tmp_path, monkeypatch):
+    async with world(tmp_path, monkeypatch, engines=0, server={"bodies_bytes_max": 1_048_576}) as there:
+        long = {**CHAT, "messages": [{"role": "user", "content": "x" * 400_000}], "max_tokens": 1}
+        statuses = [status for status, _, _ in await asyncio.gather(*(there.post(long) for _ in range(6)))]
+        assert 200 in statuses and 503 in statuses and set(statuses) == {200, 503}
+        assert there.gateway.handler._bodies.total == 0
+        status, _, body = await there.post(b'{"model": "gpt-4o", "messages": [' + b'"",' * 600_000 + b'""]}')
+        assert status == 400 and b"quotation marks" in body

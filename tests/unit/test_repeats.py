@@ -8,7 +8,7 @@ HEADERS = {b"idempotency-key": b"k"}
 class Answered:
     """As much of an entry as is asked for."""
 
-    attempt, succeeded = 1, True
+    attempt, succeeded, end_reason = 1, True, "complete"
 
 
 def test_a_repetition_that_was_booked_and_not_answered_has_used_up_its_number():

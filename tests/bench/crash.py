@@ -75,6 +75,8 @@ class Crowd:
     def __init__(self, url: str, clients: int, found: Found) -> None:
         self._url, self._clients, self._found = url, clients, found
         self.stopping = False
+        self.go = asyncio.Event()  # cleared while the books are verified, so that they stay short enough for 200 times
+        self.go.set()
 
     async def run(self) -> None:
         await asyncio.gather(*(self._client(number) for number in range(self._clients)))
@@ -90,6 +92,7 @@ class Crowd:
                     await asyncio.sleep(0.02)
 
     async def _ask(self, session: aiohttp.ClientSession, number: int, pick: random.Random) -> None:
+        await self.go.wait()
         body = {"model": "sim" if pick.random() < 0.8 else config.LARGE, "stream": pick.random() < 0.7,
                 "max_tokens": pick.randrange(8, 40), "messages": [{"role": "user", "content": " ".join(
                     pick.choices(WORDS, k=pick.randrange(5, 80)))}]}
@@ -121,7 +124,7 @@ async def kill_again_and_again(kills: int, clients: int, folder: Path, seed: int
         crowd = Crowd(url, clients, found)
         talking = asyncio.create_task(crowd.run())
         for _ in range(kills):
-            gateway = await start(folder, port, url, found, ledger)
+            gateway = await start(folder, port, url, found, ledger, crowd)
             children.append(gateway)
             await busy(found, clients // 2)
             await asyncio.sleep(pick.uniform(*ROUND_S))
@@ -131,7 +134,7 @@ async def kill_again_and_again(kills: int, clients: int, folder: Path, seed: int
             found.kills += 1
             found.in_flight.append(left_open(ledger))
             progress.advance(task)
-        gateway = await start(folder, port, url, found, ledger)
+        gateway = await start(folder, port, url, found, ledger, crowd)
         crowd.stopping = True
         await asyncio.wait_for(talking, 60)
         asked = await asked_of([*urls.values(), f"http://127.0.0.1:{api_port}"])
@@ -142,8 +145,8 @@ async def kill_again_and_again(kills: int, clients: int, folder: Path, seed: int
         await asyncio.gather(*(child.stop(patience_s=1) for child in children))
 
 
-async def start(folder: Path, port: int, url: str, found: Found, ledger: Path) -> Child:
-    """The next gateway, ready; what is left of the one before is looked at in that moment."""
+async def start(folder: Path, port: int, url: str, found: Found, ledger: Path, crowd: Crowd) -> Child:
+    """The next gateway, ready under the crowd; what is left of the one before is looked at in that moment."""
     began = time.monotonic()
     child = await Child.start("the gateway", "proxy.cli", [
         "serve", "--config", str(folder / "config.yaml"), "--port", str(port)], None)
@@ -159,7 +162,9 @@ async def start(folder: Path, port: int, url: str, found: Found, ledger: Path) -
     found.open_intents += sum(len(process.intents) for process in dead)
     for process in dead:
         process.close()
+    crowd.go.clear()
     found.problems += await looked_at(ledger)
+    crowd.go.set()
     return child
 
 

@@ -54,9 +54,9 @@ class ApiSpendMax(BaseModel):
     max: Spending = setting(..., "Most that APIs may bill", "Well above a usual hour, below what would hurt.",
         unit="USD per hour, day, month (UTC) or total")
     then: Literal["queue", "refuse", "alert"] = setting(
-        "queue", "What happens at the limit", "queue: requests wait for a GPU as long as they would for a better "
-        "price, then are answered 503; refuse: 503 at once where no GPU has room; alert: spending goes on, and "
-        "`status`, the log and a metric say so.")
+        "queue", "What happens at the limit", "queue: where a GPU is up, requests wait for it as long as they "
+        "would for a better price, then are answered 503; refuse: 503 at once where no GPU has room; alert: spending "
+        "goes on, and `status`, the log and a metric say so.")
 
     @property
     def spending(self) -> Budget:

@@ -201,6 +201,9 @@ def _unavailable(call: Call, plan: Plan, crowded_s: float | None) -> Unavailable
     if crowded_s is not None:
         return Unavailable(f"Model '{call.route.name}' has more requests than it can answer in time. Please try again.",
                            code="overloaded", retry_after_s=min(max(RETRY_AFTER_S, crowded_s), RETRY_AFTER_S_MAX))
+    if any(refusal.code == "api_spend_max" for refusal in plan.refusals):
+        return Unavailable(f"No GPU has room for model '{call.route.name}' in time, and what this gateway may spend at "
+                           "APIs is used up for the moment.", code="api_spend_max", retry_after_s=RETRY_AFTER_S_MAX)
     because = f" ({plan.refusals[0].code})" if plan.refusals else ""
     return Unavailable(f"No backend can serve model '{call.route.name}' now{because}. Please try again.",
                        retry_after_s=RETRY_AFTER_S)

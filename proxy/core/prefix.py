@@ -59,10 +59,14 @@ class PrefixIndex:
             unbroken = unbroken and fresh
             hit += unbroken
             self._seen[key] = (now, where)
-        while len(self._seen) > self._max:
-            self._seen.popitem(last=False)
+        self._forget(now)
         return Seen(chain, hit * BLOCK_BYTES / len(prompt),
                     {replica: count * BLOCK_BYTES / len(prompt) for replica, count in blocks.items()})
+
+    def _forget(self, now: float) -> None:
+        """What is too old to be known, and what is too much: the one not seen for longest is first in line."""
+        while self._seen and (len(self._seen) > self._max or next(iter(self._seen.values()))[0] < now - KEPT_S):
+            self._seen.popitem(last=False)
 
     def went(self, seen: Seen, replica: str) -> None:
         """A replica computes this prompt: its cache will know the prefix."""

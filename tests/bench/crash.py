@@ -94,7 +94,7 @@ class Crowd:
     async def _ask(self, session: aiohttp.ClientSession, number: int, pick: random.Random) -> None:
         await self.go.wait()
         body = {"model": "sim" if pick.random() < 0.8 else config.LARGE, "stream": pick.random() < 0.7,
-                "max_tokens": pick.randrange(8, 40), "messages": [{"role": "user", "content": " ".join(
+                "max_tokens": pick.randrange(16, 60), "messages": [{"role": "user", "content": " ".join(
                     pick.choices(WORDS, k=pick.randrange(5, 80)))}]}
         headers = {"x-breakeven-tags": "team=held" if number % 2 else "team=free"}
         async with session.post(f"{self._url}/v1/chat/completions", json=body, headers=headers) as answer:
@@ -128,6 +128,7 @@ async def kill_again_and_again(kills: int, clients: int, folder: Path, seed: int
             children.append(gateway)
             await busy(found, clients // 2)
             await asyncio.sleep(pick.uniform(*ROUND_S))
+            await crowded(url, clients * 3 // 4)
             gateway.kill()
             await gateway.process.wait()
             children.remove(gateway)
@@ -186,6 +187,16 @@ async def busy(found: Found, least: int) -> None:
     answers, ends = found.answers, time.monotonic() + 5
     while found.answers - answers < least and time.monotonic() < ends:
         await asyncio.sleep(0.02)
+
+
+async def crowded(url: str, least: int) -> None:
+    """Until so many are in the gateway: at some moments most of the crowd has just been answered."""
+    ends = time.monotonic() + 5
+    async with aiohttp.ClientSession() as session:
+        while time.monotonic() < ends:
+            async with session.get(f"{url}/admin/status") as answer:
+                if (await answer.json())["in_flight"] >= least:
+                    return
 
 
 def left_open(ledger: Path) -> int:

@@ -53,3 +53,10 @@ def test_a_replica_that_computed_a_prefix_is_known_to_have_it_and_no_other_is():
     index.went(seen, "gpu/1")
     assert set(index.look("r", SYSTEM + b"c" * 512, 2.0).at) == {"gpu/0", "gpu/1"}
     assert index.look("r", b"x" + SYSTEM, 3.0).at == {}
+
+
+def test_what_is_too_old_to_be_known_takes_no_memory():
+    index = PrefixIndex()
+    for second in range(3000):
+        index.look("chat", f"{second:08d}".encode() * 200, float(second))
+    assert len(index) <= 3 * (KEPT_S + 1)

@@ -220,11 +220,13 @@ async def test_closing_writes_what_is_waiting(url):
         await journal.settle(entry())
 
 
-async def test_a_full_queue_is_said_at_once(url):
+async def test_a_full_queue_is_said_at_once_and_takes_what_was_sent_all_the_same(url):
     journal = Journal(url, queue_max=0).open()
     with pytest.raises(LedgerUnavailable, match="waiting to be written") as caught:
-        await journal.settle(entry())
+        await journal.settle(entry(backend_kind="none"))
     assert not caught.value.kept and caught.value.status == 503
+    await journal.settle(entry())
+    assert ask(journal, "SELECT backend_kind FROM requests") == [("gpu",)]
     await journal.close()
 
 

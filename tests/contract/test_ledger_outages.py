@@ -123,19 +123,22 @@ async def test_it_heals_also_when_nothing_is_left_to_write(url, monkeypatch):
     await journal.close()
 
 
-async def test_the_spool_is_bounded_and_says_what_it_refuses(url, monkeypatch):
+async def test_the_spool_is_bounded_and_says_what_it_refuses_and_keeps_what_was_sent(url, monkeypatch):
     journal = Journal(url, spool_max=10).open()
     await journal.close()
     monkeypatch.setattr(store, "PRAGMAS", [*store.PRAGMAS, "PRAGMA query_only=1"])
     journal.open()
     results = []
     for _ in range(3):
-        results += await asyncio.gather(*(journal.settle(one) for one in some_entries(5, 8)), return_exceptions=True)
+        results += await asyncio.gather(*(journal.settle(entry(backend_kind="none", work_ns=0)) for _ in range(8)),
+                                        return_exceptions=True)
     kept = [error for error in results if error.kept]
     assert len(kept) == 10 and len(results) == 24 and "spool of 10 entries is full" in results[-1].message
+    (sent,) = await asyncio.gather(journal.settle(entry()), return_exceptions=True)
+    assert sent.kept, "there is no more of what was sent than was in flight"
     monkeypatch.setattr(store, "PRAGMAS", store.PRAGMAS[:-1])
     await until_healthy(journal)
-    assert len(rows(journal)) == 10
+    assert len(rows(journal)) == 11
     await journal.close()
 
 

@@ -115,7 +115,8 @@ async def world(tmp_path: Path, monkeypatch: Any, *, engines: int = 1, profile: 
             connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=60)))
         one = World(gateway, url, ledger, sims, api, session, admin_url=admin_url)
         if urls:
-            await one.until(lambda: all(replica.gauges is not None for replica in gateway.board.every_replica()))
+            await one.until(lambda: "llama" in gateway.planner.context_tokens and all(
+                replica.gauges is not None for replica in gateway.board.every_replica()))
         yield one
 
 

@@ -165,8 +165,9 @@ class Simulation:
         left = self.case.requests
         while left > 0:
             share = min(left, max(50, int(self.case.requests * self.pick.uniform(0.2, 0.7))))
-            left -= share
-            self._life(share, "crash" if left and self.pick.random() < 0.6 else self.pick.choice(ENDS[:2]))
+            before = self.case.served
+            self._life(share, "crash" if left > share and self.pick.random() < 0.6 else self.pick.choice(ENDS[:2]))
+            left -= self.case.served - before  # of a life that crashed, those that came
         self._life(0, "drained")
 
     def _keys(self) -> list[str]:

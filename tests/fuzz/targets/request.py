@@ -15,7 +15,13 @@ import orjson
 
 from proxy.core.errors import ForbiddenField, GatewayError, InvalidRequest, UnsupportedMediaType
 from proxy.wire.endpoints import Endpoint
-from proxy.wire.fields import DANGEROUS_ENGINE_FIELDS, FORBIDDEN_FIELDS, FORBIDDEN_PREFIXES, refuse_fields
+from proxy.wire.fields import (
+    DANGEROUS_ENGINE_FIELDS,
+    FORBIDDEN_FIELDS,
+    FORBIDDEN_PREFIXES,
+    READ_FIELDS,
+    refuse_fields,
+)
 from proxy.wire.openai import (
     BATCH_MAX,
     CHOICES_MAX,
@@ -98,9 +104,10 @@ def facts_are_within_limits(request: WireRequest) -> None:
 
 
 def fields_are_refused(document: dict, allowed: frozenset[str]) -> bool:
-    names = [name.lower().replace("-", "_") for name in document]
+    names = {field: field.lower().replace("-", "_") for field in document}
     forbidden = any(name in FORBIDDEN_FIELDS or name.startswith(FORBIDDEN_PREFIXES)
-                    or (name in DANGEROUS_ENGINE_FIELDS and name not in allowed) for name in names)
+                    or (name in READ_FIELDS and name != field)
+                    or (name in DANGEROUS_ENGINE_FIELDS and name not in allowed) for field, name in names.items())
     try:
         timed(refuse_fields, document, allowed)
     except ForbiddenField as error:

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-MADE_HERE = {".git", ".venv", ".real-vllm", ".ruff_cache", ".pytest_cache", ".hypothesis", ".fuzz", "build", "dist",
+MADE_HERE = {".git", ".venv", ".bench", ".real-vllm", ".ruff_cache", ".pytest_cache", ".hypothesis", ".fuzz", "build", "dist",
              "data"}
 
 # Which rooms (or single modules of one) each room may import. Modules directly in proxy/, and those in FREE, see all.

@@ -74,7 +74,7 @@ class Gateway:
         self._exporters: dict[str, Upstream] = {}
         self.purse = Purse(settings, self.planner, self.prices, self.journal)
         self._metrics = Metrics(self.board, self.planner, self.dispatcher, self.journal, self.purse)
-        self.refused = self._metrics.refused
+        self.refused, self.loop_lag = self._metrics.refused, self._metrics.loop_lag
         self.handler = Handler(Doors(
             settings, settings.route_table(), self.keys, self.board, self.planner, self.dispatcher,
             Settlement(settings, self.planner), self.journal, self.purse, Rates(time.monotonic),
@@ -259,7 +259,8 @@ async def serve(settings: Settings, sock: socket.socket, on_ready: Callable[[], 
     for sig, to in ((signal.SIGUSR1, "all-api"), (signal.SIGUSR2, "all-local")):
         loop.add_signal_handler(sig, _toggle, gateway, to)
     try:
-        await Server(gateway, on_ready, admin).serve(sockets=[sock])
+        with gateway.loop_lag.watched():
+            await Server(gateway, on_ready, admin).serve(sockets=[sock])
     finally:
         await gateway.stop()
 

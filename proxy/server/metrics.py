@@ -7,6 +7,7 @@ the process; the ledger is the truth.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
@@ -16,6 +17,7 @@ from prometheus_client.registry import Collector
 from proxy.core.entries import RequestEntry
 from proxy.ledger.journal import Journal
 from proxy.server.dispatch import Dispatcher
+from proxy.server.loop_lag import LoopLag
 from proxy.server.planning import Planner
 from proxy.server.purse import Purse
 from proxy.server.relay import Relayed
@@ -35,6 +37,8 @@ class Metrics:
         self._codes: set[str] = set()
         self.registry.register(Live(board, planner, dispatcher, journal, purse))
         ProcessCollector(registry=self.registry)
+        self.loop_lag = LoopLag(time.monotonic)
+        self.registry.register(self.loop_lag)
         where = ("route", "backend")
         self.requests = Counter("breakeven_requests", "Attempts settled", (*where, "end_reason"),
                                 registry=self.registry)

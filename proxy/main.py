@@ -30,7 +30,7 @@ from proxy.ledger.keys import KeyRing, Principal
 from proxy.server import status
 from proxy.server.app import build
 from proxy.server.chores import Chores
-from proxy.server.connection import timed
+from proxy.server.connection import Rules, protocol
 from proxy.server.dispatch import Dispatcher
 from proxy.server.guard import Guard
 from proxy.server.handler import Doors, Handler
@@ -52,6 +52,7 @@ from proxy.wire.openai import TOKENS_MAX
 log = logging.getLogger("breakeven")
 
 DECISIONS_KEPT = 500
+KEEP_ALIVE_S = 75  # longer than load balancers keep theirs, or they would send into a closing connection
 REST_S = 5.0  # for what was accepted to be booked, once the server has stopped
 
 
@@ -80,16 +81,15 @@ class Gateway:
             Settlement(settings, self.planner), self.journal, self.purse, Rates(time.monotonic),
             Repeats(time.monotonic), self.upstreams, time.monotonic, self._observe,
             self.refused))
-        self.app = self._built(self.handler, operators=settings.server.admin is None)
-        self.admin_app = None if settings.server.admin is None else self._built(None, operators=True)
+        self.app = self._built(data=True, operators=settings.server.admin is None)
+        self.admin_app = None if settings.server.admin is None else self._built(data=False, operators=True)
         self._chores = Chores(self.journal, MinuteBook(settings, self.board), self.purse)
         self._scraper: Scraper | None = None
 
-    def _built(self, handler: Handler | None, *, operators: bool) -> Guard:
+    def _built(self, *, data: bool, operators: bool) -> Guard:
         server = self.settings.server
-        return build(self, handler, self.keys, operators=operators, headers_max=server.headers_max,
-                     header_bytes_max=server.header_bytes_max, stall_s=server.client_write_stall_s,
-                     body_s=server.body_s, refused=self.refused)
+        return build(self, self.keys, data=data, operators=operators, headers_max=server.headers_max,
+                     header_bytes_max=server.header_bytes_max, body_s=server.body_s, refused=self.refused)
 
     # ---- life
 
@@ -243,10 +243,13 @@ def listen(host: str, port: int) -> socket.socket:
 def http_config(app: Any, gateway: Gateway) -> uvicorn.Config:
     """uvicorn's side of a listener. It speaks no WebSocket: an upgrade is ignored."""
     server = gateway.settings.server
+    rules = Rules(server.header_s, server.body_s, server.header_bytes_max, server.headers_max,
+                  server.client_write_stall_s, KEEP_ALIVE_S, gateway.keys is None, gateway.refused,
+                  gateway.handler.serve if app is gateway.app else None)
     return uvicorn.Config(
-        app, loop="uvloop", http=timed(server.header_s, server.body_s, server.header_bytes_max, gateway.refused),
+        app, loop="uvloop", http=protocol(rules),
         ws="none", lifespan="off", access_log=False, log_config=None, server_header=False, date_header=True,
-        timeout_keep_alive=75, backlog=4096, timeout_graceful_shutdown=max(1, round(server.drain_s)))
+        timeout_keep_alive=KEEP_ALIVE_S, backlog=4096, timeout_graceful_shutdown=max(1, round(server.drain_s)))
 
 
 async def serve(settings: Settings, sock: socket.socket, on_ready: Callable[[], None],

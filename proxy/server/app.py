@@ -21,9 +21,8 @@ from proxy.core.errors import BodyTooLarge, GatewayError, InvalidRequest, Method
 from proxy.ledger.keys import Principal
 from proxy.server import auth
 from proxy.server.connection import FRAMING
-from proxy.server.exchange import Asgi, AsgiExchange, Receive, Scope, Send
+from proxy.server.exchange import Asgi, Receive, Scope, Send
 from proxy.server.guard import Guard
-from proxy.server.handler import Handler
 from proxy.wire.endpoints import ENDPOINTS
 from proxy.wire.openai import check_content_type, error_body
 
@@ -48,23 +47,13 @@ class Operations(Protocol):
 
 
 class Door:
-    """The ASGI application: data routes to the handler, the rest to FastAPI, the guard in front of both."""
+    """ASGI middleware: bodies are bounded, answers have an id."""
 
-    def __init__(self, handler: Handler | None, app: Asgi, stall_s: float, body_s: float) -> None:
-        self._handler, self._app, self._stall_s, self._body_s = handler, app, stall_s, body_s
+    def __init__(self, app: Asgi, body_s: float) -> None:
+        self._app, self._body_s = app, body_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if (scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in ENDPOINTS
-                and self._handler is not None):
-            exchange = AsgiExchange(scope, receive, send, self._stall_s)
-            try:
-                await self._handler.serve(exchange)
-            finally:
-                exchange.close()
-        elif scope["type"] == "http":
-            await self._app(scope, _bounded(receive, self._body_s), _named(scope, send))
-        else:
-            await self._app(scope, receive, send)
+        await self._app(scope, _bounded(receive, self._body_s), _named(scope, send))
 
 
 async def _body(request: Request, model: type[Body]) -> Body:
@@ -125,19 +114,19 @@ class DrainBody(BaseModel):
     on: bool = True
 
 
-def build(operations: Operations, handler: Handler | None, keys: auth.KeyRing | None, *, operators: bool,
-          headers_max: int, header_bytes_max: int, stall_s: float, body_s: float,
-          refused: Callable[[str], None]) -> Guard:
-    """The application of one listener. Without a handler it has no data routes, without `operators` none of theirs."""
+def build(operations: Operations, keys: auth.KeyRing | None, *, data: bool, operators: bool, headers_max: int,
+          header_bytes_max: int, body_s: float, refused: Callable[[str], None]) -> Guard:
+    """The application of one listener. `data`: the data routes are served there; without `operators` it has none of
+    theirs."""
     # Redirects would repeat a Host that nobody has vouched for.
     app = FastAPI(title="Breakeven", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    _errors(app, frozenset() if handler is None else frozenset(ENDPOINTS))
+    _errors(app, frozenset(ENDPOINTS) if data else frozenset())
     _health_routes(app, operations)
-    if handler is not None:
+    if data:
         _model_routes(app, operations, _allow(keys, "application", "reader", "admin"))
     if operators:
         _operator_routes(app, operations, _allow(keys, "reader", "admin"), _allow(keys, "admin"))
-    return Guard(Door(handler, app, stall_s, body_s), headers_max, header_bytes_max, refused, keyless=keys is None)
+    return Guard(Door(app, body_s), headers_max, header_bytes_max, refused, keyless=keys is None)
 
 
 def _allow(keys: auth.KeyRing | None, *roles: str) -> Caller:

@@ -1,4 +1,5 @@
-"""uvicorn's HTTP protocol, stricter: what a client may take, in seconds and bytes, and what no ASGI application sees.
+"""uvicorn's HTTP protocol, stricter and shorter: what a client may take, in seconds and bytes; what no ASGI application
+sees; and the way of a data request, which passes ASGI by.
 
 Invariants, for every connection:
 
@@ -18,13 +19,17 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from proxy.server.guard import CODES
+from proxy.server.exchange import Exchange
+from proxy.server.guard import CODES, foreign_page, objection
+from proxy.server.socket_exchange import SocketExchange
+from proxy.wire.endpoints import ENDPOINTS
 from proxy.wire.openai import error_body
 
 GRACE_S = 1.0  # the handler's own limit on a late body comes first, and has words for the client
@@ -34,32 +39,58 @@ PIECES_MAX = 1024  # of a body, where they are smaller on average than PIECE_BYT
 PIECE_BYTES_MIN = 16
 
 
-class TimedProtocol(HttpToolsProtocol):
-    """One connection. `timed` sets the limits."""
+PATHS = {path.encode(): path for path in ENDPOINTS}
 
-    header_s = 10.0
-    body_s = 30.0
-    bytes_max = 32_768
-    refused: Callable[[str], None] = staticmethod(lambda code: None)  # counts a refusal by its code
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What holds on every connection of a listener. `serve`: the data routes, where it has any."""
+
+    header_s: float = 10.0
+    body_s: float = 30.0
+    bytes_max: int = 32_768
+    headers_max: int = 100
+    stall_s: float = 30.0
+    keep_alive_s: float = 75.0
+    keyless: bool = False
+    refused: Callable[[str], None] = lambda code: None  # counts a refusal by its code
+    serve: Callable[[Exchange], Awaitable[None]] | None = None
+
+
+class DataProtocol(HttpToolsProtocol):
+    """One connection, under its class's `rules`. A request to a data route becomes a `SocketExchange`; everything else
+    goes on to the application, as uvicorn does it."""
+
+    rules = Rules()
 
     # ---- the connection
 
     def connection_made(self, transport: Any) -> None:
         self._timer: asyncio.TimerHandle | None = None
-        self._in_head, self._replaying, self._deaf, self._unread = True, False, False, 0
+        self._ends_at = 0.0  # when whoever we wait for has had his time; 0: nobody owes us anything
+        self._in_head, self._begun, self._idle = True, False, False  # `_begun`: the head, by a first byte
+        self._replaying, self._deaf, self._unread = False, False, 0
         self._pieces = self._piece_bytes = 0
         self._active: Any = None  # the request that is being answered; self.cycle is the one that came last
         super().connection_made(transport)
-        self._arm(self.header_s)
+        self._wait(self.rules.header_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._disarm()
+        self._ends_at = 0.0
+        if self._timer is not None:
+            self._timer.cancel()
+        for cycle in {self._active, self.cycle, *(cycle for cycle, _ in self.pipeline)}:
+            if type(cycle) is SocketExchange:
+                cycle.lost()
+        if type(self.cycle) is SocketExchange:
+            self.cycle = None  # uvicorn would tell it in its own words
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
-        self._unset_keepalive_if_required()
+        if self._idle:
+            self._idle, self._ends_at = False, 0.0
         self._unread += len(data)
         while data:
             try:
@@ -73,10 +104,13 @@ class TimedProtocol(HttpToolsProtocol):
                 return
         if self.transport.is_closing():
             return
-        if self._unread > self.bytes_max:
-            self._refuse(431, f"The head of the request is larger than {self.bytes_max} bytes.")
-        elif self._timer is None and not self._answering():
-            self._arm(self.header_s)
+        if self._unread > self.rules.bytes_max:
+            self._refuse(431, f"The head of the request is larger than {self.rules.bytes_max} bytes.")
+        elif not self._ends_at:
+            if not self._in_head:
+                self._wait(self.rules.body_s + GRACE_S)
+            elif self._begun or not self._answering():
+                self._wait(self.rules.header_s)
 
     def _ignore_upgrade(self) -> None:
         """Read on as if no upgrade had been asked for: a new parser is told how long the body is."""
@@ -91,29 +125,34 @@ class TimedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         if not self._replaying:
-            super().on_message_begin()
-            self._arm(self.header_s)
+            self.url, self.headers = b"", []
+            self._begun, self._ends_at = True, 0.0
 
     def on_url(self, url: bytes) -> None:
         if not self._replaying:
-            super().on_url(url)
+            self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._replaying:
             return
         if not self._in_head:
             raise ValueError("a trailer")  # the parser makes it an error of its own
-        super().on_header(name, value)
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         if self._replaying:
             return
         if len(self.pipeline) >= PIPELINE_MAX:
             raise ValueError("too many requests wait")
-        self._in_head, self._unread, self._pieces, self._piece_bytes = False, 0, 0, 0
-        self.scope["target"] = self.url  # type: ignore[typeddict-unknown-key]  # the guard judges it as it was sent
-        super().on_headers_complete()
-        self._arm(self.body_s + GRACE_S)
+        self._in_head = self._begun = False
+        self._ends_at, self._unread, self._pieces, self._piece_bytes = 0.0, 0, 0, 0
+        path = None
+        if self.rules.serve is not None and self.parser.get_method() == b"POST":
+            path = PATHS.get(self.url) or PATHS.get(self.url.partition(b"?")[0])
+        if path is None:
+            self._to_application()
+        else:
+            self._to_data_route(path)
 
     def on_body(self, body: bytes) -> None:
         self._unread = 0
@@ -121,40 +160,102 @@ class TimedProtocol(HttpToolsProtocol):
         self._piece_bytes += len(body)
         if self._pieces > PIECES_MAX and self._piece_bytes < self._pieces * PIECE_BYTES_MIN:
             raise ValueError("the pieces are too small")
-        super().on_body(body)
+        if type(self.cycle) is not SocketExchange:
+            super().on_body(body)
+        elif not self.cycle.response_complete:
+            self.cycle.fed(body)
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return  # only the head is complete
-        self._in_head, self._unread = True, 0
-        self._disarm()
-        super().on_message_complete()
+        self._in_head, self._unread, self._ends_at = True, 0, 0.0
+        if type(self.cycle) is not SocketExchange:
+            super().on_message_complete()
+        elif not self.cycle.response_complete:
+            self.cycle.all_fed()
+
+    # ---- where a request goes
+
+    def _to_application(self) -> None:
+        """As uvicorn does it; what it gathers while it reads a head, it gets now."""
+        url, headers = self.url, self.headers
+        super().on_message_begin()
+        self.url, self.headers = url, headers
+        self.scope["headers"] = headers
+        self.scope["target"] = url  # type: ignore[typeddict-unknown-key]  # the guard judges it as it was sent
+        self.expect_100_continue = _expects_continue(dict(headers))
+        super().on_headers_complete()
+
+    def _to_data_route(self, path: str) -> None:
+        """To the handler, unless the guard objects; in its turn, if earlier requests are not answered yet."""
+        rules, headers, version = self.rules, self.headers, self.parser.get_http_version()
+        wrong = objection(headers, rules.headers_max, rules.bytes_max, self.url, version, "POST")
+        if wrong is None and rules.keyless:
+            wrong = foreign_page(headers)
+        fields = dict(headers)
+        before, self.cycle = self.cycle, SocketExchange(
+            path, fields, self.transport, self.flow, self.server_state.default_headers, self.on_response_complete,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(), expects_continue=_expects_continue(fields),
+            stall_s=rules.stall_s)
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, wrong)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, wrong))
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        """`app`: uvicorn's, or what is wrong with a request to a data route."""
         self._active = cycle
-        super()._start_asgi_task(cycle, app)
+        if type(cycle) is not SocketExchange:
+            super()._start_asgi_task(cycle, app)
+        elif app is not None:
+            self.rules.refused(CODES[app[0]])
+            status, headers, body = self._refusal(*app)
+            cycle.keep_alive = False
+            cycle.start(status, headers)
+            cycle.finish(body)
+        else:
+            task = self.loop.create_task(self.rules.serve(cycle))
+            self.tasks.add(task)
+            task.add_done_callback(cycle.over)
+            task.add_done_callback(self.tasks.discard)
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        if self._active is self.cycle and not self.cycle.more_body:
+            self._active = self.cycle = None  # an idle connection holds on to nothing
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif not self._ends_at:
+            self._idle = True
+            self._wait(self.rules.keep_alive_s)
 
     # ---- limits
 
     def _answering(self) -> bool:
         return bool(self.pipeline) or (self._active is not None and not self._active.response_complete)
 
-    def _arm(self, seconds: float) -> None:
-        self._disarm()
-        self._timer = self.loop.call_later(seconds, self._too_slow)
+    def _wait(self, seconds: float) -> None:
+        """One timer serves the whole connection: it looks when it fires whether the time is over."""
+        self._ends_at = at = self.loop.time() + seconds
+        if self._timer is None or self._timer.when() > at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self.loop.call_at(at, self._look)
 
-    def _disarm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _too_slow(self) -> None:
-        """While an earlier request is being answered, the next may wait: we may have stopped reading ourselves."""
+    def _look(self) -> None:
         self._timer = None
-        if self.transport.is_closing():
+        if not self._ends_at or self.transport.is_closing():
             return
-        if self._answering() and (self._in_head or self.pipeline):
-            self._arm(self.header_s)
+        if self.loop.time() < self._ends_at:
+            self._timer = self.loop.call_at(self._ends_at, self._look)
+        elif self._idle:
+            self.transport.close()
+        elif self._answering() and (self._in_head or self.pipeline):
+            self._wait(self.rules.header_s)  # the next may wait: we may have stopped reading ourselves
         else:
             self.transport.abort()
 
@@ -165,21 +266,27 @@ class TimedProtocol(HttpToolsProtocol):
         """Answer with an error and close; or, where an earlier request's answer is due, close after that. Either way
         nothing that comes is looked at any more."""
         self._deaf = True
-        self.refused(CODES[status])
+        self.rules.refused(CODES[status])
         if self._answering() and not self._active.more_body:
             self._active.keep_alive = False
             self.pipeline.clear()
             return
         if self._active is None or self._active.response_complete or not self._active.response_started:
-            body = error_body(message, "invalid_request_error", None, CODES[status])
-            self.transport.write(b"".join([
-                STATUS_LINE[status], b"content-type: application/json\r\nconnection: close\r\n",
-                b"x-request-id: req_%s\r\ncontent-length: %d\r\n\r\n" % (secrets.token_hex(12).encode(), len(body)),
-                body]))
+            status, headers, body = self._refusal(status, message)
+            lines = [b"%b: %b\r\n" % field for field in headers]
+            self.transport.write(b"".join([STATUS_LINE[status], *lines, b"connection: close\r\n\r\n", body]))
         self.transport.close()
 
+    def _refusal(self, status: int, message: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        body = error_body(message, "invalid_request_error", None, CODES[status])
+        return status, [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)),
+                        (b"x-request-id", f"req_{secrets.token_hex(12)}".encode())], body
 
-def timed(header_s: float, body_s: float, bytes_max: int, refused: Callable[[str], None]) -> type[TimedProtocol]:
-    """The protocol class with its limits, as uvicorn takes it."""
-    return type("TimedProtocol", (TimedProtocol,), {"header_s": header_s, "body_s": body_s, "bytes_max": bytes_max,
-                                                    "refused": staticmethod(refused)})
+
+def _expects_continue(headers: dict[bytes, bytes]) -> bool:
+    return headers.get(b"expect", b"").lower() == b"100-continue"
+
+
+def protocol(rules: Rules) -> type[DataProtocol]:
+    """The protocol class under these rules, as uvicorn takes it."""
+    return type("DataProtocol", (DataProtocol,), {"rules": rules})

@@ -103,18 +103,18 @@ class Handler:
             call = await self._do.purse.reserve(call)
             placement = await self._place(exchange, call)
             answered = await self._carry(exchange, call, placement)
-            await replies.finish(exchange, call, answered.placement, answered.relayed, answered.entry)
+            replies.finish(exchange, call, answered.placement, answered.relayed, answered.entry)
         except ClientGone:
             log.debug("%s: client left", request_id)
         except GatewayError as error:
             self._do.refused(error.code or error.type)
-            await replies.refuse(exchange, request_id, error)
+            replies.refuse(exchange, request_id, error)
         except asyncio.CancelledError:  # the drain's deadline
-            await replies.refuse(exchange, request_id, Unavailable("The gateway is shutting down.", code="draining"))
+            replies.refuse(exchange, request_id, Unavailable("The gateway is shutting down.", code="draining"))
             raise
         except Exception as error:  # the root of the request: say nothing of its content
             log.error("%s: internal error: %s at %s", request_id, type(error).__name__, _where(error))
-            await replies.refuse(exchange, request_id, GatewayError("The gateway failed to handle this request."))
+            replies.refuse(exchange, request_id, GatewayError("The gateway failed to handle this request."))
         finally:
             self.in_flight -= 1
             self._bodies.over(exchange)
@@ -255,9 +255,9 @@ class Handler:
         chosen, attempt, relayed = placement.attempt, None, None
         backend = self._do.settings.backends[chosen.backend]
 
-        async def start(status: int, content_type: str, upstream: Mapping[str, str]) -> None:
+        def start(status: int, content_type: str, upstream: Mapping[str, str]) -> None:
             head = replies.head(call.request_id, placement, content_type, upstream, stream=True)
-            await exchange.start(status, [*head, *call.headers])
+            exchange.start(status, [*head, *call.headers])
 
         try:
             self._do.journal.intend(self._do.settlement.intent(call, placement, attempt_no))

@@ -8,7 +8,7 @@ byte has gone to the client an attempt may be repeated elsewhere; after that, ne
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from proxy.config.model import Backend
@@ -54,7 +54,7 @@ class Attempt:
 
     def __init__(self, call: Call, placement: Placement, exchange: Exchange, backend: Backend, upstream: Upstream,
                  injection: UsageInjection, fingerprint: str | None, clock: Callable[[], float],
-                 start: Callable[[int, str, Mapping[str, str]], Awaitable[None]]) -> None:
+                 start: Callable[[int, str, Mapping[str, str]], None]) -> None:
         self._call, self._placement, self._exchange, self._backend = call, placement, exchange, backend
         self._upstream, self.injection, self._clock, self._start = upstream, injection, clock, start
         self._claim = placement.claim
@@ -251,9 +251,9 @@ class Attempt:
         try:
             if not self._exchange.started:
                 self._claim.abandon = None  # from here on it cannot be replayed
-                await self._start(answer.status, answer.headers.get("content-type", "text/event-stream"),
-                                  answer.headers)
-            await self._exchange.write(out)
+                self._start(answer.status, answer.headers.get("content-type", "text/event-stream"), answer.headers)
+            if not self._exchange.write(out):
+                await self._exchange.drained()
             self._delivered = tokens
         except ClientGone:  # it stopped reading for too long: as good as gone
             self._client_left()

@@ -45,12 +45,12 @@ def head(request_id: str, placement: Placement, content_type: str, upstream: Map
     return headers
 
 
-async def finish(exchange: Exchange, call: Call, placement: Placement, relayed: Relayed, entry: RequestEntry) -> None:
+def finish(exchange: Exchange, call: Call, placement: Placement, relayed: Relayed, entry: RequestEntry) -> None:
     """The end of the answer, now that it is booked."""
     if exchange.gone or entry.end_reason == "client_abort":
         return
     if relayed.error is not None:
-        await refuse(exchange, call.request_id, relayed.error, placement)
+        refuse(exchange, call.request_id, relayed.error, placement)
         return
     if relayed.head is not None:
         status, content_type = relayed.head
@@ -62,22 +62,22 @@ async def finish(exchange: Exchange, call: Call, placement: Placement, relayed: 
             headers += [(b"content-length", b"%d" % len(relayed.last)),
                         (b"x-breakeven-cost-usd", _usd(entry.api_nano, entry.marginal_nano)),
                         (b"x-breakeven-baseline-usd", _usd(entry.baseline_nano, 0))]
-        await exchange.start(status, headers)
-    await exchange.finish(relayed.last)
+        exchange.start(status, headers)
+    exchange.finish(relayed.last)
 
 
-async def refuse(exchange: Exchange, request_id: str, error: GatewayError, placement: Placement | None = None) -> None:
+def refuse(exchange: Exchange, request_id: str, error: GatewayError, placement: Placement | None = None) -> None:
     """The error in OpenAI's words: an answer of its own, or the last event of one that has begun. Never raises
     because the client does not hear it."""
     if exchange.gone:
         return
     try:
         if exchange.started:
-            await exchange.finish(last_words(error))
+            exchange.finish(last_words(error))
             return
         status, headers, body = refusal(request_id, error, placement)
-        await exchange.start(status, headers)
-        await exchange.finish(body)
+        exchange.start(status, headers)
+        exchange.finish(body)
     except (ClientGone, OSError):
         return
 

@@ -15,9 +15,9 @@ from proxy.core.errors import UpstreamError
 from proxy.demo.api import ApiModel, ApiProfile
 from proxy.demo.engine import Behaviour
 from proxy.ledger.verify import verify
-from proxy.server.exchange import AsgiExchange
 from proxy.server.planning import Call
 from proxy.server.relay import Attempt
+from proxy.server.socket_exchange import SocketExchange
 from proxy.signals.inflight import Claim
 from proxy.upstream.answer import HttpAnswer
 from proxy.upstream.transport import Outgoing
@@ -252,7 +252,7 @@ async def test_two_hundred_clients_leave_at_random_and_nothing_is_left(tmp_path,
         await there.until(lambda: len(os.listdir("/proc/self/fd")) <= fds)
         gc.collect()
         left = [type(one) for one in gc.get_objects() if type(one) in (
-            Attempt, AsgiExchange, Call, Claim, HttpAnswer, WireRequest)]
+            Attempt, SocketExchange, Call, Claim, HttpAnswer, WireRequest)]
         # aiohttp's one exception for every closed connection keeps the last answer that it was raised through.
         assert left in ([], [HttpAnswer]), "nothing holds on to what is over"
         rows = [row for row in there.rows() if row["final"]]

@@ -70,28 +70,30 @@ class Client:
         if self.gone and callback is not None:
             callback()
 
-    async def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self._here()
         self.sim.rules.holds(not self.started, "started_twice", self.request_id)
         self.started, self.status = True, status
         self.request_id = next((value.decode() for name, value in headers if name == b"x-request-id"), "")
         self.sim.rules.began(self)
 
-    async def write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> bool:
         self._here()
         self.sim.rules.holds(self.started and not self.done, "bytes_out_of_turn", self.request_id)
         self._writes += 1
-        if self._writes == 2 and self.way in ("stalls", "stalls_for_good"):
-            self.sim.fired(self.way)
-            if self.way == "stalls":
-                await asyncio.sleep(self.sim.pick.random() * 2)
-            else:
-                await asyncio.sleep(STALL_S)
-                self.gone, self.done = True, "gone"
-            self._here()
         self.answer.append(data)
+        return not (self._writes == 2 and self.way in ("stalls", "stalls_for_good"))
 
-    async def finish(self, data: bytes = b"") -> None:
+    async def drained(self) -> None:
+        self.sim.fired(self.way)
+        if self.way == "stalls":
+            await asyncio.sleep(self.sim.pick.random() * 2)
+        else:
+            await asyncio.sleep(STALL_S)
+            self.gone, self.done = True, "gone"
+        self._here()
+
+    def finish(self, data: bytes = b"") -> None:
         self._here()
         self.sim.rules.holds(self.started and not self.done, "finished_twice", self.request_id)
         self.answer.append(data)

@@ -23,7 +23,7 @@ RUN_READY := $(VENV)/.run-$(call crc,requirements/run.txt)
 DEV_READY := $(VENV)/.dev-$(call crc,requirements/run.txt requirements/dev.txt)
 
 .PHONY: help run test lint lock accept cells sensitivity decision-bench week live live-replay test-vllm clean
-.PHONY: budgets crash disconnects disk fuzz overload simulate soak
+.PHONY: bench bench-short budgets crash disconnects disk fuzz hold overload simulate soak
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -49,6 +49,15 @@ sensitivity: $(DEV_READY) ## the same when each constant of the policy is halved
 
 decision-bench: $(DEV_READY) ## how long a decision takes with 2, 16 and 1,000 replicas, and a pull with 10,000 waiting
 	@exec $(VENV)/bin/python -m tests.bench.decision $(ARGS)
+
+bench: $(DEV_READY) ## the gateway's own cost beside nginx and the bare backend (12 minutes); ARGS="--peers FILE --profile"
+	@exec $(VENV)/bin/python -m tests.bench.gateway $(ARGS)
+
+bench-short: $(DEV_READY) ## the same, one round (3 minutes); ARGS="--phases sat,paced" for less
+	@exec $(VENV)/bin/python -m tests.bench.gateway --short $(ARGS)
+
+hold: $(DEV_READY) ## 10,000 streams at 2 chunks a second on one worker, for ten minutes: errors, delays, memory
+	@exec $(VENV)/bin/python -m tests.bench.gateway --hold 600 $(ARGS)
 
 week: $(DEV_READY) ## a production week on four fleet sizes; TRACE=path/to/servegen_m_large_week1.csv.zst (10 minutes)
 	@[ -n "$(TRACE)" ] || { echo "make week TRACE=path/to/servegen_m_large_week1.csv.zst" >&2; exit 2; }
@@ -97,7 +106,7 @@ lock: ## requirements/*.txt from *.in; UPGRADE=1 takes newer versions, else only
 	$(COMPILE) --constraint requirements/dev.txt --output-file requirements/run.txt requirements/run.in
 
 clean: ## remove everything made here but the real vLLM (rm -r .real-vllm) and the ledger in data/
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .fuzz
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .fuzz .bench
 	find proxy tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[3]
 BUILT = ROOT / ".bench"  # git ignores it
 OUT = BUILT / "out"
 HERE = Path(__file__).resolve().parent
+PROGRAMS = {"mock": ("mock", "answers", "due"), "loadgen": ("loadgen", "loadgen_parts")}
 PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 FSYNCS = 200
 PAGE_BYTES = 4096  # what a small commit appends to SQLite's log
@@ -50,10 +51,12 @@ def build() -> None:
     """Compile the backend and the load generator, where their source is newer. Raises Missing."""
     BUILT.mkdir(exist_ok=True)
     OUT.mkdir(exist_ok=True)
-    for name in ("mock", "loadgen"):
-        source, target = HERE / f"{name}.c", BUILT / name
-        if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
-            subprocess.run([tool("cc", "gcc"), "-O2", "-Wall", "-o", target, source, "-lm"], check=True)
+    newest = max(path.stat().st_mtime for path in (*HERE.glob("*.[ch]"), HERE))
+    for name, sources in PROGRAMS.items():
+        target = BUILT / name
+        if not target.exists() or target.stat().st_mtime < newest:
+            subprocess.run([tool("cc", "gcc libc6-dev"), "-O2", "-Wall", "-Wextra", "-o", target,
+                            *(HERE / f"{source}.c" for source in sources), "-lm"], check=True)
 
 
 def free_ports(count: int) -> list[int]:

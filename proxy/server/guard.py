@@ -20,6 +20,7 @@ HOST = re.compile(rb"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252})?|\[[0-9A-Fa-f:.]{2,
 TARGET = re.compile(rb"/[!-\"$-~]*")  # origin form: no other host in it, no fragment, nothing but ASCII
 CODES = {400: "malformed_request", 403: "permission_denied", 415: "unsupported_media_type",
          431: "request_header_fields_too_large"}
+LENGTH = re.compile(rb"[0-9]{1,15}")
 CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 # Where one reader takes the first and another the last, both are right and the caller is two people.
 ONCE = frozenset((b"host", b"content-length", b"transfer-encoding", b"content-encoding", b"content-type",
@@ -34,17 +35,26 @@ def objection(headers: list[tuple[bytes, bytes]], headers_max: int, bytes_max: i
     """(status, what is wrong) for a request head that must not go further; None for a sound one."""
     if len(headers) > headers_max:
         return 431, f"More than {headers_max} header fields."
-    if len(target) + sum(len(name) + len(value) + 4 for name, value in headers) > bytes_max:
+    values = b"\t".join([value for _, value in headers])  # one search for all; a tab is allowed in a value
+    if len(target) + len(values) + sum([len(name) + 3 for name, _ in headers]) >= bytes_max:
         return 431, f"The head of the request is larger than {bytes_max} bytes."
-    seen: dict[bytes, bytes] = {}
-    for name, value in headers:
-        if CONTROL.search(value):
-            return 400, "A header field holds a control character."
+    if CONTROL.search(values):
+        return 400, "A header field holds a control character."
+    fields = dict(headers)
+    if len(fields) != len(headers) and (twice := _given_twice(headers)) is not None:
+        return 400, f"The header field {twice} is given twice."
+    return _bad_line(target, version, method) or _bad_framing(fields, version)
+
+
+def _given_twice(headers: list[tuple[bytes, bytes]]) -> str | None:
+    """The field of those that are allowed once."""
+    seen: set[bytes] = set()
+    for name, _ in headers:
         if name in ONCE:
             if name in seen:
-                return 400, f"The header field {name.decode()} is given twice."
-            seen[name] = value
-    return _bad_line(target, version, method) or _bad_framing(seen, version)
+                return name.decode()
+            seen.add(name)
+    return None
 
 
 def _bad_line(target: bytes, version: str, method: str) -> tuple[int, str] | None:
@@ -55,15 +65,15 @@ def _bad_line(target: bytes, version: str, method: str) -> tuple[int, str] | Non
     return None
 
 
-def _bad_framing(seen: dict[bytes, bytes], version: str) -> tuple[int, str] | None:
-    if not HOST.fullmatch(seen.get(b"host", b"")):
+def _bad_framing(fields: dict[bytes, bytes], version: str) -> tuple[int, str] | None:
+    if not HOST.fullmatch(fields.get(b"host", b"")):
         return 400, "Exactly one well-formed Host header is required."
-    length, transfer = seen.get(b"content-length"), seen.get(b"transfer-encoding")
-    if length is not None and (transfer is not None or not re.fullmatch(rb"[0-9]{1,15}", length)):
+    length, transfer = fields.get(b"content-length"), fields.get(b"transfer-encoding")
+    if length is not None and (transfer is not None or not LENGTH.fullmatch(length)):
         return 400, "The length of the body is ambiguous."
     if transfer is not None and (transfer.lower() != b"chunked" or version == "1.0"):  # RFC 9112 section 6.1
         return 400, "The only transfer encoding accepted is chunked."
-    if seen.get(b"content-encoding", b"identity").lower() != b"identity":
+    if b"content-encoding" in fields and fields[b"content-encoding"].lower() != b"identity":
         return 415, "Compressed request bodies are not accepted."
     return None
 

@@ -23,7 +23,7 @@ RUN_READY := $(VENV)/.run-$(call crc,requirements/run.txt)
 DEV_READY := $(VENV)/.dev-$(call crc,requirements/run.txt requirements/dev.txt)
 
 .PHONY: help run test lint lock accept cells sensitivity decision-bench week live live-replay test-vllm clean
-.PHONY: bench bench-short budgets crash disconnects disk fuzz hold overload simulate soak
+.PHONY: bench bench-short budgets crash disconnects disk fuzz hold overload simulate soak steps
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -58,6 +58,9 @@ bench-short: $(DEV_READY) ## the same, one round (3 minutes); ARGS="--phases sat
 
 hold: $(DEV_READY) ## 10,000 streams at 2 chunks a second on one worker, for ten minutes: errors, delays, memory
 	@exec $(VENV)/bin/python -m tests.bench.gateway --hold 600 $(ARGS)
+
+steps: $(DEV_READY) ## microseconds of event loop of each step of a request: guard, key, decision, reserve, settle
+	@exec $(VENV)/bin/python -m tests.bench.steps $(ARGS)
 
 week: $(DEV_READY) ## a production week on four fleet sizes; TRACE=path/to/servegen_m_large_week1.csv.zst (10 minutes)
 	@[ -n "$(TRACE)" ] || { echo "make week TRACE=path/to/servegen_m_large_week1.csv.zst" >&2; exit 2; }

@@ -21,7 +21,7 @@ from proxy.core.room import NEVER, OVERDUE, OVERDUE_S
 from proxy.core.routing import Plan, pulled
 from proxy.server.planning import Call, Planner
 from proxy.signals.board import Pool
-from proxy.signals.inflight import Claim
+from proxy.signals.inflight import Claim, Taken
 from proxy.signals.replica import Replica
 
 LOOK_EVERY_S = 0.02  # how often the line is looked at while anyone waits and nothing else happens
@@ -92,7 +92,10 @@ class Dispatcher:
             plan = self._planner.plan(call, self._clock(), tried, None if outcome == "again" else outcome)
         if plan.room is not None and plan.job is not None:
             market.take(plan.room, plan.job, self._clock())
-        return self._bind(call, plan, crowded_s)
+        try:
+            return self._bind(call, plan, crowded_s)
+        except Taken:
+            return await self.place(call, tried, again=True, on_gone=on_gone)
 
     def reconsider(self) -> None:
         """The operator's switch was thrown: who waits is decided anew."""
@@ -152,7 +155,11 @@ class Dispatcher:
         pool.refill(now)
         for replica in pool.replicas:
             while (job := market.pull(replica.room, now)) is not None:
-                self._pulled(pool, job, replica, market.price, len(market.line) > 0, now)
+                try:
+                    self._pulled(pool, job, replica, market.price, len(market.line) > 0, now)
+                except Taken:  # the job keeps its place, and the room is looked at as it is now
+                    market.line.add(job)
+                    pool.refill(now)
         for job, why in market.leaving(now):
             _resolve(job, why)
 
@@ -170,16 +177,19 @@ class Dispatcher:
             plan = pulled(waiting.plan, replica.room, job, price, crowded, waiting.call.limits, now)
             plan.seen = self._planner.seen(waiting.call)
             _resolve(job, self._bind(waiting.call, plan))
+        except Taken:
+            raise
         except Exception as error:  # whoever waits is told, whatever it is
             waiting.future.set_exception(error)
 
     def _bind(self, call: Call, plan: Plan, crowded_s: float | None = None) -> Placement:
-        """Claim the room of the first attempt. Nothing may be awaited between the plan and this."""
-        self.on_plan(call, plan)
+        """Claim the room of the first attempt. Nothing may be awaited between the plan and this. Raises Unavailable, and
+        Taken where another worker was quicker."""
         now = self._clock()
         if not plan.attempts:
+            self.on_plan(call, plan)
             raise _unavailable(call, plan, crowded_s)
-        attempt, demand = plan.attempts[0], call.demand
+        attempt, demand, replica = plan.attempts[0], call.demand, None
         uncached, due_s, expected = demand.prompt_tokens, NEVER, demand.output_tokens
         if attempt.replica is None:
             load = self._planner.api(attempt.backend).load
@@ -190,9 +200,11 @@ class Dispatcher:
                 uncached = plan.job.uncached(replica.room)
                 due_s = OVERDUE * (attempt.ttft_s or 0.0) + OVERDUE_S
                 expected = plan.job.need - demand.prompt_tokens
-                self._planner.went(call, replica, uncached)
         claim = load.claim(demand.prompt_tokens, uncached, expected, demand.sequences, now, due_s)
         claim.told_s = attempt.ttft_s
+        self.on_plan(call, plan)
+        if replica is not None and plan.job is not None:
+            self._planner.went(call, replica, uncached)
         return Placement(attempt, plan, claim, now - call.arrived)
 
 

@@ -76,20 +76,30 @@ class Pool:
         return self.market.reprice(now)
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a board is made of: the process's own, or what it shares with other workers (shared.py)."""
+
+    replica: Callable[..., Replica] = Replica
+    api: Callable[..., Api] = Api
+    pool: Callable[[list[Replica]], Pool] = Pool
+
+
 class Board:
     """Every upstream of one gateway process. `clock` is monotonic seconds."""
 
-    def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
-        self.clock = clock
+    def __init__(self, settings: Settings, clock: Callable[[], float], parts: Parts | None = None) -> None:
+        self.clock, self._parts = clock, Parts() if parts is None else parts
         self.replicas: dict[str, list[Replica]] = {}
         self.apis: dict[str, Api] = {}
         for backend in settings.backends.values():
             if backend.gpu is None:
-                self.apis[backend.name] = Api(backend.name, in_flight_max=backend.max_in_flight)
+                self.apis[backend.name] = self._parts.api(backend.name, in_flight_max=backend.max_in_flight)
             else:
                 targets = [route.slo.tpot_ms for route in settings.routes.values() if backend.name in route.backends]
-                self.replicas[backend.name] = [_replica(backend, index, url, min(targets, default=200), settings)
-                                               for index, url in enumerate(backend.urls)]
+                self.replicas[backend.name] = [
+                    _replica(self._parts.replica, backend, index, url, min(targets, default=200))
+                    for index, url in enumerate(backend.urls)]
         self.retries = RetryBudget()
         self.outliers = {backend.name: self._outliers(backend, settings) for backend in settings.backends.values()}
         self.pools = self._pools(settings)
@@ -115,7 +125,7 @@ class Board:
             local = {name for name in route.backends if name in self.replicas}
             apart = [group for group in groups if not group & local]
             groups = [*apart, local.union(*(group for group in groups if group & local))]
-        pools = [(group, Pool([one for name, ours in self.replicas.items() if name in group for one in ours]))
+        pools = [(group, self._parts.pool([one for name, ours in self.replicas.items() if name in group for one in ours]))
                  for group in groups]
         nobody = Pool([])  # of routes without replicas of their own
         return {name: next((pool for group, pool in pools if group & set(route.backends)), nobody)
@@ -134,7 +144,7 @@ class Board:
             yield from replicas
 
 
-def _replica(backend: Backend, index: int, url: str, tpot_ms: float, settings: Settings) -> Replica:
+def _replica(make: Callable[..., Replica], backend: Backend, index: int, url: str, tpot_ms: float) -> Replica:
     gpu = backend.gpu
     if gpu is None:
         raise ValueError(f"backend {backend.name} has no gpu")
@@ -145,9 +155,9 @@ def _replica(backend: Backend, index: int, url: str, tpot_ms: float, settings: S
         alpha, beta, kappa_per_1k = given.step_ms
         capacity = Capacity(given.prefill_tokens_per_s, alpha / 1e3, beta / 1e3, kappa_per_1k / 1e6,
                             given.kv_tokens, given.max_running, chunk_tokens=given.chunk_tokens)
-    return Replica(backend.name, index, url, capacity, auto=given is None, scrape_s=backend.scrape_s,
-                   tpot_s=tpot_ms / 1e3, in_flight_max=backend.max_in_flight,
-                   risk_per_s=gpu.interruptions_per_hour / 3600 if gpu.billing == "spot" else 0.0)
+    return make(backend.name, index, url, capacity, auto=given is None, scrape_s=backend.scrape_s,
+                tpot_s=tpot_ms / 1e3, in_flight_max=backend.max_in_flight,
+                risk_per_s=gpu.interruptions_per_hour / 3600 if gpu.billing == "spot" else 0.0)
 
 
 def marginal_usd_per_s(backend: Backend, settings: Settings, at_ns: int) -> Fraction:

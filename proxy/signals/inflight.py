@@ -14,6 +14,10 @@ from proxy.signals.iterations import Found, Iterations
 NEVER = float("inf")
 
 
+class Taken(Exception):
+    """Another worker has claimed room there since it was looked at: decide again. Never raised where one works alone."""
+
+
 class Claim:
     """One attempt on one replica. `abandon` (set by the relay) ends it when the engine is found wedged."""
 

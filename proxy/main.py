@@ -65,7 +65,7 @@ class Gateway:
         self.journal = Journal(settings.ledger).open()
         self.prices: PriceBook = load_price_book(settings)
         self.keys = KeyRing(settings.ledger) if settings.keys.required else None
-        self.board = Board(settings, time.monotonic)
+        self.board = self._board()
         self.planner = Planner(settings, self.board, self.prices)
         self.dispatcher = Dispatcher(self.planner, time.monotonic, settings.server.line_max)
         self.totals = status.Totals()
@@ -78,18 +78,33 @@ class Gateway:
         self.refused, self.loop_lag = self._metrics.refused, self._metrics.loop_lag
         self.handler = Handler(Doors(
             settings, settings.route_table(), self.keys, self.board, self.planner, self.dispatcher,
-            Settlement(settings, self.planner), self.journal, self.purse, Rates(time.monotonic),
-            Repeats(time.monotonic), self.upstreams, time.monotonic, self._observe,
+            Settlement(settings, self.planner), self.journal, self.purse, self._rates(),
+            self._repeats(), self.upstreams, time.monotonic, self._observe,
             self.refused))
         self.app = self._built(data=True, operators=settings.server.admin is None)
         self.admin_app = None if settings.server.admin is None else self._built(data=False, operators=True)
-        self._chores = Chores(self.journal, MinuteBook(settings, self.board), self.purse)
+        self.chores = Chores(self.journal, MinuteBook(settings, self.board), self.purse)
         self._scraper: Scraper | None = None
 
     def _built(self, *, data: bool, operators: bool) -> Guard:
         server = self.settings.server
         return build(self, self.keys, data=data, operators=operators, headers_max=server.headers_max,
                      header_bytes_max=server.header_bytes_max, body_s=server.body_s, refused=self.refused)
+
+    # ---- what one of several workers shares with the others (workers.py)
+
+    def _board(self) -> Board:
+        return Board(self.settings, time.monotonic)
+
+    def _rates(self) -> Rates:
+        return Rates(time.monotonic)
+
+    def _repeats(self) -> Repeats:
+        return Repeats(time.monotonic)
+
+    def _signals(self) -> Scraper:
+        return Scraper(self.board, self.settings.backends, self.upstreams, self._exporters,
+                       self.planner.context_tokens)
 
     # ---- life
 
@@ -102,12 +117,11 @@ class Gateway:
         await self.journal.record_rates(rate_card(self.settings), complete=True)
         await asyncio.gather(*(self.journal.record_price(price)
                                for entries in self.prices.entries.values() for price in entries))
-        self._scraper = Scraper(self.board, self.settings.backends, self.upstreams, self._exporters,
-                                self.planner.context_tokens)
+        self._scraper = self._signals()
         self._scraper.start()
-        await self._chores.start()
+        await self.chores.start()
         if any(backend.kind in TRANSLATED for backend in self.settings.backends.values()):
-            self._chores.also(self._warm_up(), "warm up")  # seconds; nobody waits for it
+            self.chores.also(self._warm_up(), "warm up")  # seconds; nobody waits for it
 
     async def stop(self) -> None:
         """After the server has drained: everything accepted is settled by now."""
@@ -115,10 +129,10 @@ class Gateway:
         await self.handler.rest(REST_S)
         if self._scraper is not None:
             await self._scraper.stop()
-        await self._chores.stop()
+        await self.chores.stop()
         for upstream in (*self.upstreams.values(), *self._exporters.values()):
             await upstream.close()
-        await self._chores.book_last()
+        await self.chores.book_last()
         self.purse.close()
         lost = await self.journal.close()
         if lost:
@@ -174,6 +188,15 @@ class Gateway:
     def metrics(self) -> bytes:
         return self._metrics.page()
 
+    async def status_page(self) -> dict[str, Any]:
+        return self.status()
+
+    async def decisions_page(self, limit: int) -> list[dict[str, Any]]:
+        return self.decisions(limit)
+
+    async def metrics_page(self) -> bytes:
+        return self.metrics()
+
     def switch(self, to: Switch) -> None:
         if to != self.planner.switch:
             log.warning("operator's switch: %s (was %s)", to, self.planner.switch)
@@ -225,12 +248,15 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A bound socket. Raises OSError (address in use, not permitted) before anything else is started."""
+def listen(host: str, port: int, *, beside_others: bool = False) -> socket.socket:
+    """A bound socket. Raises OSError (address in use, not permitted) before anything else is started. `beside_others`:
+    workers listen there as well, each on a socket of its own."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # The protocol is named, or asyncio would leave Nagle's algorithm on.
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, or asyncio leaves Nagle on
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if beside_others:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         sock.bind((host, port))
     except OSError:
@@ -253,10 +279,10 @@ def http_config(app: Any, gateway: Gateway) -> uvicorn.Config:
 
 
 async def serve(settings: Settings, sock: socket.socket, on_ready: Callable[[], None],
-                admin: socket.socket | None = None) -> None:
+                admin: socket.socket | None = None, make: Callable[[Settings], Gateway] = Gateway) -> None:
     """Serve until asked to stop; accepted requests finish, or are settled at the drain's deadline. `admin` is bound
     where settings.server.admin says so."""
-    gateway = Gateway(settings)
+    gateway = make(settings)
     await gateway.start()
     loop = asyncio.get_running_loop()
     for sig, to in ((signal.SIGUSR1, "all-api"), (signal.SIGUSR2, "all-local")):

@@ -48,7 +48,7 @@ async def test_measured_energy_is_priced_and_gpu_util_is_accepted_as_a_threshold
             assert status == 200 and headers["x-breakeven-backend"] == "llama"
             assert float(headers["x-breakeven-cost-usd"]) > 0  # energy above idle, at the margin
 
-            book = there.gateway._chores._minutes  # three minutes go by; the exporter counts 36 kJ in the second
+            book = there.gateway.chores._minutes  # three minutes go by; the exporter counts 36 kJ in the second
             now_ns = time.time_ns() // NS_PER_MINUTE * NS_PER_MINUTE
             book._watches.clear()
             book.tick(now_ns, 0.0)

@@ -23,7 +23,7 @@ async def test_minutes_wait_for_a_ledger_that_failed_and_the_running_one_is_book
         tmp_path, monkeypatch, error):
     monkeypatch.setattr(chores, "TICK_S", 0.02)
     async with world(tmp_path, monkeypatch) as there:
-        journal, minutes = there.gateway.journal, there.gateway._chores._minutes
+        journal, minutes = there.gateway.journal, there.gateway.chores._minutes
         book, tick, fails, ended = journal.book_gpu_minutes, minutes.tick, [error], [[GpuMinute("llama", 7)]]
 
         async def failing_once(given):
@@ -34,7 +34,7 @@ async def test_minutes_wait_for_a_ledger_that_failed_and_the_running_one_is_book
         monkeypatch.setattr(journal, "book_gpu_minutes", failing_once)
         monkeypatch.setattr(minutes, "tick", lambda *at: [*(ended.pop() if ended else ()), *tick(*at)])
         await there.until(lambda: 7 in booked(there.ledger))
-        assert there.gateway._chores.failures == 1
+        assert there.gateway.chores.failures == 1
         running = minutes._watches["llama"].minute
         assert running not in booked(there.ledger)
     assert booked(there.ledger)[-1] >= running

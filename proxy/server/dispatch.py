@@ -183,8 +183,8 @@ class Dispatcher:
             waiting.future.set_exception(error)
 
     def _bind(self, call: Call, plan: Plan, crowded_s: float | None = None) -> Placement:
-        """Claim the room of the first attempt. Nothing may be awaited between the plan and this. Raises Unavailable, and
-        Taken where another worker was quicker."""
+        """Claim the room of the first attempt. Nothing may be awaited between the plan and this. Raises Unavailable;
+        Taken, where another worker was quicker."""
         now = self._clock()
         if not plan.attempts:
             self.on_plan(call, plan)

@@ -125,7 +125,8 @@ class Board:
             local = {name for name in route.backends if name in self.replicas}
             apart = [group for group in groups if not group & local]
             groups = [*apart, local.union(*(group for group in groups if group & local))]
-        pools = [(group, self._parts.pool([one for name, ours in self.replicas.items() if name in group for one in ours]))
+        make = self._parts.pool
+        pools = [(group, make([one for name, ours in self.replicas.items() if name in group for one in ours]))
                  for group in groups]
         nobody = Pool([])  # of routes without replicas of their own
         return {name: next((pool for group, pool in pools if group & set(route.backends)), nobody)

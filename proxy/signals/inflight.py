@@ -15,7 +15,7 @@ NEVER = float("inf")
 
 
 class Taken(Exception):
-    """Another worker has claimed room there since it was looked at: decide again. Never raised where one works alone."""
+    """Another worker has claimed room there since it was looked at: decide again. Never where one works alone."""
 
 
 class Claim:

@@ -50,12 +50,12 @@ FIGURES: Mapping[str, Figure] = {
                      per_cpu=True),
     "delivered": Figure("chunks / s of 10,000", lambda s: s["paced"]["chunks_s"]),
     "relay_us": Figure("chunk relay p50 us, added", lambda s: s["paced"]["relay"]["p50"], added=True),
-    "relay_p99_us": Figure("p99 us, added", lambda s: s["paced"]["relay"]["p99"], added=True),
+    "relay_p99_us": Figure("chunk relay p99 us, added", lambda s: s["paced"]["relay"]["p99"], added=True),
     "flood": Figure("64 streams flat out: chunks / CPU-s", lambda s: s["flood"]["chunks"] / s["flood"]["cpu_s"],
                     per_cpu=True),
     "ttft_us": Figure("5 streams: TTFT p50 us, added", lambda s: s["ttft"]["ttft"]["p50"], added=True),
     "ttft_p99_us": Figure("p99 us, added", lambda s: s["ttft"]["ttft"]["p99"], added=True),
-    "few_p99_us": Figure("chunk relay p99 us, added", lambda s: s["ttft"]["relay"]["p99"], added=True),
+    "few_p99_us": Figure("relay p99 us, added", lambda s: s["ttft"]["relay"]["p99"], added=True),
     "idle_mib": Figure("MiB idle", lambda s: s["idle_mib"], 1, per_cpu=True),
     "hold_mib": Figure("MiB with 1,000 streams", lambda s: s["hold"]["rss_mib"], 1, per_cpu=True),
     "stream_kib": Figure("KiB per open stream", lambda s: (s["hold"]["rss_mib"] - s["idle_mib"]) * 1024 / STREAMS_HELD,
@@ -70,6 +70,20 @@ TABLES: Mapping[str, Sequence[str]] = {
     "Streams": ("chunks", "delivered", "relay_us", "relay_p99_us", "flood", "ttft_us", "ttft_p99_us", "few_p99_us"),
     "Memory and start": ("idle_mib", "hold_mib", "stream_kib", "hold_first", "hold_ttft_ms", "start_s", "start_cpu_s"),
 }
+
+
+# (what, figure, goal, best yet hoped for, in times nginx's): what `make bench` is to show; docs/performance.md.
+GOALS = (
+    ("requests per CPU second", "requests", 0.30, 0.45, True),
+    ("chunks per CPU second", "chunks", 0.75, 0.90, True),
+    ("latency at 50/s, full sync", "p50_us", 3.0, 2.0, True),
+    ("time to the first token, us", "ttft_us", 300, 150, False),
+    ("chunk relay p99, us", "relay_p99_us", 400, 200, False),
+    ("MiB idle", "idle_mib", 95, 75, False),
+    ("KiB per open stream", "stream_kib", 14, 8, False),
+    ("s to the first answer", "start_s", 0.8, 0.4, False),
+)
+NORMAL_GOAL, LAG_GOAL_MS, STEPS_GOAL_US, TWO_GOAL = (2.2, 1.6), 10.0, 25.0, 0.9
 
 
 class Results:

@@ -10,7 +10,21 @@ from jinja2 import Environment, StrictUndefined
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.gateway.figures import FIGURES, FLOOR, NORMAL, OURS, REFERENCE, TABLES, Results
+from tests.bench.gateway.figures import (
+    FIGURES,
+    FLOOR,
+    GOALS,
+    LAG_GOAL_MS,
+    NORMAL,
+    NORMAL_GOAL,
+    OURS,
+    REFERENCE,
+    STEPS_GOAL_US,
+    TABLES,
+    TWO,
+    TWO_GOAL,
+    Results,
+)
 from tests.bench.gateway.phases import PHASES
 
 PLOTTED = ("requests", "chunks", "big", "p50_us", "ttft_us", "relay_p99_us", "stream_kib", "idle_mib")
@@ -57,9 +71,30 @@ def _ours(results: Results) -> Table:
     return table
 
 
-def show(results: Results, notes: Sequence[str]) -> None:
+def goals(results: Results, steps_us: float | None) -> Table:
+    """Ours beside what is aimed at."""
+    table = Table(title="Ours, and what it is to be")
+    for column in ("", "measured", "goal", "hoped for"):
+        table.add_column(column, justify="right" if column else "left")
+    for what, name, goal, hoped, relative in GOALS:
+        value = results.ratio(OURS, name) if relative else results.value(OURS, name)
+        unit = "×" if relative else ""
+        table.add_row(what, _figure(value, unit), f"{goal:g}{unit}", f"{hoped:g}{unit}")
+    table.add_row("latency at 50/s, sync: normal", _figure(results.ratio(NORMAL, "p50_us"), "×"),
+                  *(f"{one:g}×" for one in NORMAL_GOAL))
+    table.add_row("event loop lag p99.9, ms", _figure(results.lag_ms()), f"{LAG_GOAL_MS:g}")
+    table.add_row("steps on the event loop, us", _figure(steps_us), f"{STEPS_GOAL_US:g}")
+    table.add_row("two workers' CPU, × one's", _figure(results.ratio(TWO, "requests", OURS), "×"), f"{TWO_GOAL:g}×")
+    return table
+
+
+def _figure(value: float | None, unit: str = "") -> str:
+    return "–" if value is None else f"{value:,.0f}{unit}" if value >= 100 else f"{value:.3g}{unit}"
+
+
+def show(results: Results, notes: Sequence[str], steps_us: float | None) -> None:
     console = Console(stderr=True, width=None if Console(stderr=True).is_terminal else 190)
-    for table in tables(results):
+    for table in (*tables(results), goals(results, steps_us)):
         console.print(table)
     for note in notes:
         console.print(note, highlight=False)
@@ -89,11 +124,13 @@ def _plot(results: Results, name: str) -> dict[str, Any] | None:
             bars.append({"who": who, "value": value, "each": [one - floor for one in results.each(who, name)]})
     if not bars:
         return None
-    most = max(max(bar["value"], *bar["each"]) for bar in bars) or 1.0
+    reference = results.value(REFERENCE, name) or 0.0
+    goal = next((goal * (reference if relative else 1.0) for _, one, goal, _, relative in GOALS if one == name), 0.0)
+    most = max(goal, *(max(bar["value"], *bar["each"]) for bar in bars)) or 1.0
     for bar in bars:
         ratio = results.ratio(bar["who"], name)
         bar["text"] = text(bar["value"], figure.digits) + ("" if ratio is None else f"  {ratio:.3g}×")
         bar["width"] = max(0.0, 100 * bar["value"] / most)
         bar["marks"] = [max(0.0, 100 * one / most) for one in bar["each"]]
-    return {"title": figure.title, "bars": bars, "more": "more is better" if "/ CPU-s" in figure.title else
-            "less is better"}
+    better = "more" if "/ CPU-s" in figure.title else "less"
+    return {"title": figure.title, "bars": bars, "goal": 100 * goal / most, "better": f"{better} is better"}

@@ -23,7 +23,7 @@ RUN_READY := $(VENV)/.run-$(call crc,requirements/run.txt)
 DEV_READY := $(VENV)/.dev-$(call crc,requirements/run.txt requirements/dev.txt)
 
 .PHONY: help run test lint lock accept cells sensitivity decision-bench week live live-replay test-vllm clean
-.PHONY: bench bench-short budgets crash disconnects disk fuzz hold overload simulate soak steps
+.PHONY: bench bench-short budgets crash disconnects disk fuzz hold overload scaling simulate soak steps
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -61,6 +61,9 @@ hold: $(DEV_READY) ## 10,000 streams at 2 chunks a second on one worker, for ten
 
 steps: $(DEV_READY) ## microseconds of event loop of each step of a request: guard, key, decision, reserve, settle
 	@exec $(VENV)/bin/python -m tests.bench.steps $(ARGS)
+
+scaling: $(DEV_READY) ## how each step's cost grows with backends, keys, rows of the ledger, requests that wait (2 minutes)
+	@exec $(VENV)/bin/python -m tests.bench.scaling $(ARGS)
 
 week: $(DEV_READY) ## a production week on four fleet sizes; TRACE=path/to/servegen_m_large_week1.csv.zst (10 minutes)
 	@[ -n "$(TRACE)" ] || { echo "make week TRACE=path/to/servegen_m_large_week1.csv.zst" >&2; exit 2; }

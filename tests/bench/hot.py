@@ -159,15 +159,15 @@ def head(secret: str, length: int) -> list[tuple[bytes, bytes]]:
 
 @contextlib.asynccontextmanager
 async def hot(change: Change = lambda settings, ports: settings,
-              prepare: Callable[[Path], None] = lambda ledger: None) -> AsyncIterator[Hot]:
-    """Everything up; nothing stays behind. `change` makes other settings of those of `make bench`, given the mock's
-    ports; `prepare` fills the ledger, which has its tables and one key by then."""
+              prepare: Callable[[Path], None] = lambda ledger: None, ports: int = 3) -> AsyncIterator[Hot]:
+    """Everything up; nothing stays behind. `change` makes other settings of those of `make bench`, given as many ports
+    of the mock's as asked for; `prepare` fills the ledger, which has its tables and one key by then."""
     machine.build()
-    ports = machine.free_ports(3)
-    backend = machine.spawn([str(machine.BUILT / "mock"), *map(str, ports)], machine.cpus()[1])
+    numbers = machine.free_ports(ports)
+    backend = machine.spawn([str(machine.BUILT / "mock"), *map(str, numbers)], machine.cpus()[1])
     try:
         with tempfile.TemporaryDirectory(dir=machine.BUILT) as name:
-            settings, secret = _prepared(Path(name), ports, change, prepare)
+            settings, secret = _prepared(Path(name), numbers, change, prepare)
             gateway = Gateway(settings)
             await gateway.start()
             try:
@@ -185,7 +185,7 @@ def _prepared(folder: Path, ports: Sequence[int], change: Change, prepare: Calla
               ) -> tuple[Settings, str]:
     """(the settings, a key's secret), the ledger filled."""
     path, ledger = folder / "config.yaml", folder / "ledger.db"
-    path.write_text(yaml.safe_dump(change(contenders.settings(ports, ledger), ports)))
+    path.write_text(yaml.safe_dump(change(contenders.settings((ports * 3)[:3], ledger), ports)))
     plenty = contenders.PLENTY
     _, secret = KeyStore(f"sqlite:///{ledger}").create("load", tags="team=bench", limits=KeyLimits(
         budget=f"{plenty}/month", rpm=plenty, tpm=plenty))

@@ -130,7 +130,12 @@ static int is_true(const char *body, size_t size, const char *name) {
 void answer_post(conn *c, const char *body, size_t size) {
     int chunks = 20, gap_us = 0, wait_us = 0;
     const char *knobs = memmem(body, size, "#N", 2);
-    if (knobs) sscanf(knobs, "#N%dD%dW%d#", &chunks, &gap_us, &wait_us);
+    if (knobs) {
+        char text[48] = "";
+        size_t length = body + size - knobs;
+        memcpy(text, knobs, length < sizeof text ? length : sizeof text - 1);
+        sscanf(text, "#N%dD%dW%d#", &chunks, &gap_us, &wait_us);
+    }
     answered[c->side]++;
     c->due_ns = now_ns() + wait_us * NS_PER_US;
     if (is_true(body, size, "\"stream\"")) {

@@ -2,7 +2,7 @@
  *
  *   mock PORT...
  *
- * Each port is a backend of its own (with a gauge of its own); all are served by this thread, on 127.0.0.0/8.
+ * Each port is a backend of its own, with gauges of its own; all are served by this thread.
  *
  * POST, any path   a chat completion: JSON, or SSE when the body says "stream": true. What it is to be like is read
  *                  from the prompt, so that it survives every gateway:
@@ -22,6 +22,7 @@
 #define READ_BYTES 8192 /* the read buffer's first size; it doubles */
 
 static conn *conns[FDS_MAX];
+static int side_of[FDS_MAX]; /* of a listening socket: its port's place among all, from 1; 0: it does not listen */
 static int epoll_fd;
 
 /* ------------------------------------------------------------ connections */
@@ -183,40 +184,35 @@ static void take(int listener, int side) {
     }
 }
 
-static int listen_on(int port) {
+static void listen_on(int port, int side) {
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), on = 1;
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     struct sockaddr_in address = loopback(port);
-    if (bind(fd, (void *)&address, sizeof address) || listen(fd, 4096)) {
+    if (fd < 0 || bind(fd, (void *)&address, sizeof address) || listen(fd, 4096)) {
         perror("mock: listen");
         exit(1);
     }
     epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &(struct epoll_event){.events = EPOLLIN, .data.fd = fd});
-    return fd;
+    side_of[fd] = side + 1;
 }
 
 int main(int argc, char **argv) {
-    int listeners[SIDES_MAX], sides = 0;
     signal(SIGPIPE, SIG_IGN);
     raise_file_limit();
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    for (; sides < argc - 1 && sides < SIDES_MAX; sides++) listeners[sides] = listen_on(atoi(argv[sides + 1]));
-    if (!sides) {
+    if (argc < 2 || argc > SIDES_MAX + 1) {
         fprintf(stderr, "usage: mock PORT...\n");
         return 2;
     }
+    for (int side = 0; side < argc - 1; side++) listen_on(atoi(argv[side + 1]), side);
     for (;;) {
         struct epoll_event events[EVENTS_MAX];
         conn *next = first_due();
         struct timespec patience = timespec_of(next ? next->due_ns - now_ns() : 0);
         int count = epoll_pwait2(epoll_fd, events, EVENTS_MAX, next ? &patience : NULL, NULL);
         for (int at = 0; at < count; at++) {
-            int fd = events[at].data.fd, side = 0;
-            while (side < sides && listeners[side] != fd) side++;
-            if (side < sides) {
-                take(fd, side);
-                continue;
-            }
+            int fd = events[at].data.fd;
+            if (side_of[fd]) take(fd, side_of[fd] - 1);
             conn *c = conns[fd];
             if (!c) continue;
             if (events[at].events & EPOLLOUT) {

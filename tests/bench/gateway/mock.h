@@ -4,7 +4,7 @@
 
 #include "common.h"
 
-#define SIDES_MAX 16
+#define SIDES_MAX 1024
 
 typedef struct {
     int fd;

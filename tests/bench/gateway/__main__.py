@@ -114,7 +114,7 @@ def field(options: argparse.Namespace, ports: Sequence[int]) -> dict[str, Make]:
 def steps_us() -> float | None:
     """The sum of the steps that every request takes on the event loop; None if it could not be measured."""
     done = subprocess.run([sys.executable, "-m", "tests.bench.steps"], cwd=machine.ROOT, stdout=subprocess.PIPE,
-                          text=True, preexec_fn=lambda: os.sched_setaffinity(0, machine.cpus()[0]))
+                          text=True, preexec_fn=lambda: os.sched_setaffinity(0, machine.usable_cpus()))
     return json.loads(done.stdout.splitlines()[-1])["steps_us"] if done.returncode == 0 else None
 
 
@@ -150,7 +150,7 @@ def notes(sessions: Sequence[Mapping[str, Any]]) -> list[str]:
     for one in sessions:
         for name, count in one.get("by_backend", {}).items():
             served[name] = served.get(name, 0) + count
-    found = [f"load average {min(loads):.1f} to {max(loads):.1f}, {len(os.sched_getaffinity(0))} CPUs",
+    found = [f"load average {min(loads):.1f} to {max(loads):.1f}, {len(machine.usable_cpus())} CPUs",
              f"ours sent its requests to: {served}"]
     if syncs:
         found.append(f"a page is on this disk after {min(syncs):,.0f} to {max(syncs):,.0f} us (medians of "
@@ -183,6 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         machine.build()
         machine.tool("nginx", "nginx-light")
+        machine.step_aside()
     except machine.Missing as missing:
         print(f"make bench: {missing}", file=sys.stderr)
         return 2

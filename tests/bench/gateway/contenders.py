@@ -45,6 +45,7 @@ class Contender:
     model: str = MODEL
     key: str = "sk-bench"
     admin_key: str | None = None  # it is our gateway: its metrics can be read
+    workers: int = 1
 
     def ask(self, stream: bool = False) -> bytes | None:
         """One request; the answer's body, or None if it is not there yet. Raises AssertionError for a wrong answer."""
@@ -96,13 +97,13 @@ class Started:
             machine.end(self.process)
 
 
-def start(contender: Contender, log: Path, on: set[int] | None = None) -> Started:
+def start(contender: Contender, log: Path) -> Started:
     """Start it and wait for its first answer. Raises RuntimeError with the last of its log."""
     if not contender.command:
         assert contender.ask() is not None
         return Started(contender, None, 0.0, 0.0)
     began = time.monotonic()
-    process = machine.spawn(contender.command, on or machine.cpus()[0], contender.environment, log)
+    process = machine.spawn(contender.command, machine.cpus(contender.workers)[0], contender.environment, log)
     try:
         while time.monotonic() - began < START_S_MAX and process.poll() is None:
             if contender.ask() is not None:
@@ -135,13 +136,15 @@ def nginx(ports: Sequence[int], folder: Path) -> Contender:
 def ours(ports: Sequence[int], folder: Path, more: Mapping[str, Any] | None = None) -> Contender:
     """`breakeven serve` with everything on, and a new ledger on this disk."""
     ledger = folder / "ledger.db"
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings(ports, ledger) | dict(more or {}), sort_keys=False))
+    asked = settings(ports, ledger) | dict(more or {})
+    (folder / "config.yaml").write_text(yaml.safe_dump(asked, sort_keys=False))
     keys = KeyStore(f"sqlite:///{ledger}")
     _, key = keys.create("load", tags="team=bench", limits=KeyLimits(budget=f"{PLENTY}/month", rpm=PLENTY, tpm=PLENTY))
     _, admin = keys.create("me", role="admin")
     (port,) = machine.free_ports(1)
     return Contender("ours", port, (sys.executable, "-m", "proxy.cli", "serve", "--config", str(folder / "config.yaml"),
-                                    "--port", str(port)), key=key, admin_key=admin)
+                                    "--port", str(port)), key=key, admin_key=admin,
+                     workers=asked["server"].get("workers", 1))
 
 
 def settings(ports: Sequence[int], ledger: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tests.bench.gateway.contenders import Started
 
 PACE_US = 500_000  # between a stream's chunks: 2 a second
 FILES_BESIDE = 200  # that the gateway needs for itself
-RAMP_S, SETTLE_S = 10.0, 20.0  # in which they are opened, and after which counting begins
+RAMP_S, SETTLE_S = 30.0, 45.0  # in which they are opened, and after which counting begins
 LOOK_EVERY_S = 5.0
 DIRECT_S_MAX = 60.0
 
@@ -41,7 +41,8 @@ def hold(started: Started, backend_port: int, streams: int, seconds: float) -> i
     steady = memory[int(SETTLE_S // LOOK_EVERY_S) + 1:] or [0.0]
     found = {
         "streams": streams, "seconds": seconds, "offered_chunks_s": 2 * streams,
-        "chunks_s": round(seen["chunks_s"]), "errors": failed, "first_chunks": seen["streams_first"],
+        "chunks_s": round(seen["chunks_s"]), "first_chunks": seen["streams_first"], "errors": failed,
+        "last_status": seen["last_bad"],
         "relay_p99_ms": _added_ms(seen, floor, "relay"), "gap_p99_ms": _added_ms(seen, floor, "gap"),
         "relay_p999_ms": round(seen["relay"]["p999"] / 1e3, 2), "cpu": round(cpu_s / (seconds + SETTLE_S), 3),
         "idle_mib": round(idle_mib, 1), "held_mib": round(max(steady), 1),

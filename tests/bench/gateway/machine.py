@@ -7,6 +7,7 @@ own and is ended by it.
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import os
 import shutil
@@ -17,6 +18,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -33,10 +35,24 @@ class Missing(Exception):
     """Something the bench needs is not there. The message says what to install."""
 
 
-def cpus() -> tuple[set[int], set[int]]:
-    """(the gateway's CPU, the CPU of backend and load). On one CPU both share it, and the figures say little."""
-    usable = sorted(os.sched_getaffinity(0))
-    return {usable[0]}, {usable[1 % len(usable)]}
+@cache
+def cpus(workers: int = 1) -> tuple[set[int], set[int]]:
+    """(a CPU for each of the gateway's workers, the CPU of backend and load). Where there are not enough, workers share
+    one; on a single CPU everybody does, and the figures say little."""
+    usable = usable_cpus()
+    own = usable[:1] + usable[2:]
+    return set(own[:workers] if len(own) >= workers else own[:1]), {usable[1 % len(usable)]}
+
+
+@cache
+def usable_cpus() -> list[int]:
+    """As they were when the bench began: it moves aside itself."""
+    return sorted(os.sched_getaffinity(0))
+
+
+def step_aside() -> None:
+    """Off the gateway's CPU with this process, which looks on while others are measured."""
+    os.sched_setaffinity(0, cpus()[1])
 
 
 def tool(name: str, package: str) -> str:
@@ -48,7 +64,9 @@ def tool(name: str, package: str) -> str:
 
 
 def build() -> None:
-    """Compile the backend and the load generator, where their source is newer. Raises Missing."""
+    """Compile the backend and the load generator, where their source is newer, and the gateway's modules, as an
+    installed one's are. Raises Missing."""
+    compileall.compile_dir(ROOT / "proxy", quiet=1)
     BUILT.mkdir(exist_ok=True)
     OUT.mkdir(exist_ok=True)
     newest = max(path.stat().st_mtime for path in (*HERE.glob("*.[ch]"), HERE))

@@ -10,6 +10,7 @@ from jinja2 import Environment, StrictUndefined
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench.gateway import machine
 from tests.bench.gateway.figures import (
     FIGURES,
     FLOOR,
@@ -23,6 +24,7 @@ from tests.bench.gateway.figures import (
     TABLES,
     TWO,
     TWO_GOAL,
+    TWO_RPS_GOAL,
     Results,
 )
 from tests.bench.gateway.phases import PHASES
@@ -84,7 +86,11 @@ def goals(results: Results, steps_us: float | None) -> Table:
                   *(f"{one:g}×" for one in NORMAL_GOAL))
     table.add_row("event loop lag p99.9, ms", _figure(results.lag_ms()), f"{LAG_GOAL_MS:g}")
     table.add_row("steps on the event loop, us", _figure(steps_us), f"{STEPS_GOAL_US:g}")
-    table.add_row("two workers' CPU, × one's", _figure(results.ratio(TWO, "requests", OURS), "×"), f"{TWO_GOAL:g}×")
+    table.add_row("two workers: requests per CPU second", _figure(results.ratio(TWO, "requests", OURS), "×"),
+                  f"{TWO_GOAL:g}×")
+    if len(machine.cpus(2)[0]) > 1:  # else they share a CPU
+        table.add_row("two workers: requests a second", _figure(results.ratio(TWO, "rps", OURS), "×"),
+                      f"{TWO_RPS_GOAL:g}×")
     return table
 
 

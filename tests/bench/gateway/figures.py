@@ -15,7 +15,7 @@ from typing import Any
 from tests.bench.gateway.phases import STREAMS_HELD, lag_ms
 
 Session = Mapping[str, Any]
-FLOOR, REFERENCE, OURS, NORMAL, TWO = "direct", "nginx", "ours", "ours, sync: normal", "ours, two workers"
+FLOOR, REFERENCE, OURS, NORMAL, TWO = "direct", "nginx", "ours", "ours (sync: normal)", "ours (two workers)"
 
 
 def requests(phase: Mapping[str, Any]) -> float:

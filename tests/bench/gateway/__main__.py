@@ -112,10 +112,10 @@ def field(options: argparse.Namespace, ports: Sequence[int]) -> dict[str, Make]:
     return found
 
 
-def steps_us() -> float | None:
+def steps_us(rounds: int) -> float | None:
     """The sum of the steps that every request takes on the event loop; None if it could not be measured."""
-    done = subprocess.run([sys.executable, "-m", "tests.bench.steps"], cwd=machine.ROOT, stdout=subprocess.PIPE,
-                          text=True, preexec_fn=lambda: os.sched_setaffinity(0, machine.usable_cpus()))
+    done = subprocess.run([sys.executable, "-m", "tests.bench.steps", "--rounds", str(rounds)], cwd=machine.ROOT,
+                          stdout=subprocess.PIPE, text=True, preexec_fn=lambda: os.sched_setaffinity(0, machine.usable_cpus()))
     return json.loads(done.stdout.splitlines()[-1])["steps_us"] if done.returncode == 0 else None
 
 
@@ -184,7 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
     try:
         machine.build()
-        machine.tool("nginx", "nginx-light")
+        if not options.hold and REFERENCE in (options.only or REFERENCE).split(","):
+            machine.tool("nginx", "nginx-light")
         machine.step_aside()
     except machine.Missing as missing:
         print(f"make bench: {missing}", file=sys.stderr)
@@ -195,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return holding.hold(started, ports[0], streams, options.hold)
     sessions = rounds(options, [phase for phase in phases.PHASES if phase.name in options.phases])
     results, said = Results(sessions), notes(sessions)
-    steps = None if options.no_steps else steps_us()
+    steps = None if options.no_steps else steps_us(options.rounds)
     summary = results.summary(steps)
     show.show(results, said, steps)
     show.page(results, said, summary, machine.OUT / "bench.html")

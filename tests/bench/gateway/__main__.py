@@ -114,8 +114,9 @@ def field(options: argparse.Namespace, ports: Sequence[int]) -> dict[str, Make]:
 
 def steps_us(rounds: int) -> float | None:
     """The sum of the steps that every request takes on the event loop; None if it could not be measured."""
-    done = subprocess.run([sys.executable, "-m", "tests.bench.steps", "--rounds", str(rounds)], cwd=machine.ROOT,
-                          stdout=subprocess.PIPE, text=True, preexec_fn=lambda: os.sched_setaffinity(0, machine.usable_cpus()))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.steps", "--rounds", str(rounds)], cwd=machine.ROOT,
+        stdout=subprocess.PIPE, text=True, preexec_fn=lambda: os.sched_setaffinity(0, machine.usable_cpus()))
     return json.loads(done.stdout.splitlines()[-1])["steps_us"] if done.returncode == 0 else None
 
 

@@ -21,7 +21,7 @@ from proxy.server.exchange import ClientGone, Exchange
 from proxy.server.faults import fault_of
 from proxy.server.planning import Call
 from proxy.server.settlement import NO_USAGE, Outcome
-from proxy.upstream.transport import Answer, Outgoing, Upstream
+from proxy.upstream.transport import Answer, Opening, Outgoing, Upstream
 from proxy.wire.metering import StreamMeter, Strip
 from proxy.wire.openai import UsageInjection, read_usage, served_tier, upstream_body
 
@@ -129,8 +129,8 @@ class Attempt:
                           if (value := self._exchange.headers.get(name.encode())) is not None)
         self._sent_at = self._clock()
         self._sent_ns = call.at_ns(self._sent_at)
-        opening = asyncio.ensure_future(self._upstream.open(
-            Outgoing(self._exchange.path, body, forwarded, call.request_id, call.wire.stream)))
+        opening = self._upstream.begin(
+            Outgoing(self._exchange.path, body, forwarded, call.request_id, call.wire.stream))
         self._claim.abandon = lambda: self._abandon(opening)
         if not call.wire.stream and self._placement.attempt.ttft_s is not None:
             # An answer in one piece shows no first token; believe the prediction.
@@ -151,7 +151,7 @@ class Attempt:
     def _cancels(self) -> bool:
         return self._backend.on_client_abort == "cancel"
 
-    def _abandon(self, opening: asyncio.Future[Answer]) -> None:
+    def _abandon(self, opening: Opening) -> None:
         """The replica is wedged: give up here, so that the request can go elsewhere."""
         self._abandoned = True
         if self._answer is not None:

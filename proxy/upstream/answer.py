@@ -1,142 +1,245 @@
-"""An answer over HTTP, read as it comes off the socket.
+"""An answer over HTTP, as it comes off its connection. It is its own opening: awaited, it is there once its head is.
 
-At most twice the session's read buffer waits here; beyond it the socket is not read, so a slow
-client slows its upstream and nothing piles up.
+At most HELD_BYTES_MAX and one read of the socket wait here for whoever takes them by `chunk`; beyond that the socket is
+not read, so a slow client slows its upstream and nothing piles up. With `pipe` nothing waits here at all.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
+from math import inf
+from typing import TYPE_CHECKING, Any
 
-import aiohttp
-
-from proxy.core.errors import UpstreamFailed, UpstreamTimeout
-from proxy.upstream.faults import broken_off
+from proxy.core.errors import UpstreamFailed
+from proxy.upstream.faults import Fault, broken_off
 from proxy.upstream.transport import Target
 
+if TYPE_CHECKING:
+    from proxy.upstream.connection import Connection
+
+HELD_BYTES_MAX = 128 * 1024
 _LATE_HEAD_S = 1.0  # what a body gets at least, when its head came just in time
+
+Request = tuple[bytes, bytes | None]  # head and body
 
 
 class HttpAnswer:
-    """See `transport.Answer` for what it promises."""
+    """See `transport.Answer` and `transport.Opening` for what it promises. At most one task awaits it at a time."""
 
-    __slots__ = ("_aborted", "_begun", "_content", "_ended", "_first_byte_at", "_headers", "_idle_s", "_loop",
-                 "_name", "_response", "_silent_at", "_timer", "status")
+    __slots__ = ("_aborted", "_begun", "_ended", "_fault", "_fields", "_headers", "_held", "_held_bytes", "_loop",
+                 "_paused", "_raised", "_sink", "_target", "_waiter", "connecting", "connection", "first_byte_at",
+                 "request", "status")
 
-    def __init__(self, target: Target, response: aiohttp.ClientResponse, first_byte_at: float) -> None:
-        self.status = response.status
-        self._name = target.name
-        self._idle_s = target.idle_s
-        self._first_byte_at = first_byte_at
-        self._response = response
-        self._content = response.content
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, target: Target, loop: asyncio.AbstractEventLoop, request: Request, first_byte_at: float) -> None:
+        self.status = 0  # until the head comes
+        self.request: Request | None = request  # until it can not be sent again
+        self.first_byte_at = first_byte_at
+        self.connection: Connection | None = None  # from the request to the end
+        self.connecting: asyncio.Task[None] | None = None
+        self._target = target
+        self._loop = loop
+        self._fields: Mapping[bytes, bytes] = {}
         self._headers: dict[str, str] | None = None
+        self._held: list[bytes] = []  # came, and nobody has taken it
+        self._held_bytes = 0
         self._begun = False  # a byte of the body has come
         self._ended = False  # its clean end has come
         self._aborted = False
-        self._silent_at: float | None = None  # while a reader waits: when it has waited too long
-        self._timer: asyncio.TimerHandle | None = None
+        self._paused = False
+        self._fault: Fault | None = None
+        self._raised: Exception | None = None  # by the sink
+        self._sink: Callable[[bytes], object] | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    # ---- as an opening
+
+    def __await__(self) -> Generator[Any, None, HttpAnswer]:
+        if not (self.status or self._fault or self._aborted):
+            self._waiter = self._loop.create_future()
+            try:
+                yield from self._waiter
+            except BaseException:  # cancelled: nothing stays behind
+                self.abort()
+                raise
+            finally:
+                self._waiter = None
+        if self.status:
+            return self
+        if self._aborted:
+            raise asyncio.CancelledError
+        raise self._failure()
+
+    def cancel(self) -> None:
+        if not (self.status or self._fault):
+            if self._waiter is not None:
+                self._waiter.cancel()
+            self.abort()
+
+    # ---- as an answer
 
     @property
     def headers(self) -> Mapping[str, str]:
         if self._headers is None:
-            self._headers = {name.lower(): value for name, value in self._response.headers.items()}
+            self._headers = {name.decode("latin-1"): value.decode("latin-1").rstrip(" \t")
+                             for name, value in self._fields.items()}
         return self._headers
 
     async def read(self, bytes_max: int) -> bytes:
-        declared = self._response.content_length
-        pieces: list[bytes] = []
-        room = bytes_max
-        while declared is None or declared <= bytes_max:
-            piece = await self.chunk()
-            if not piece:
+        if self._ended and not self._aborted:
+            if self._held_bytes <= bytes_max:
+                return self._drained()
+        elif int(self._fields.get(b"content-length", 0)) <= bytes_max:
+            pieces: list[bytes] = []
+            room = bytes_max
+
+            def gather(piece: bytes) -> None:
+                nonlocal room
+                pieces.append(piece)
+                room -= len(piece)
+                if room < 0:
+                    self.stop()
+
+            await self.pipe(gather)
+            if room >= 0:
                 return b"".join(pieces) if len(pieces) != 1 else pieces[0]
-            pieces.append(piece)
-            room -= len(piece)
-            if room < 0:
-                break
         self.abort()
-        raise UpstreamFailed(f"{self._name}: the answer is over {bytes_max} bytes")
+        raise UpstreamFailed(f"{self._target.name}: the answer is over {bytes_max} bytes")
 
     async def chunk(self) -> bytes:
-        content = self._content
-        if self._aborted:
-            raise broken_off(self._name)
-        if content.at_eof():
-            self._ended = True
-            return b""
-        if content._buffer:
-            # Received already. aiohttp's public readers withhold it once the connection has broken,
-            # but it may hold the running usage that the bill is settled by.
-            self._begun = True
-            return content._read_nowait(-1)
-        self._watch_silence()
+        while not self._held or self._aborted:
+            if self._aborted or self._fault is not None:
+                raise self._failure()
+            if self._ended:
+                return b""
+            await self._more()
+        return self._drained()
+
+    async def pipe(self, sink: Callable[[bytes], object]) -> None:
+        self._sink = sink
         try:
-            data = await content.readany()
-        except TimeoutError:
-            self.abort()
-            word = "fell silent in the middle of its answer" if self._begun else "no first byte in time"
-            raise UpstreamTimeout(f"{self._name}: {word}") from None
-        except (aiohttp.ClientError, OSError, RuntimeError) as exc:  # RuntimeError: closed under the reader
-            # aiohttp raises one and the same object for every connection that was closed: what it was raised through
-            # would stay in its traceback, and with it all that belongs to this request, for ever.
-            exc.__traceback__ = None
-            self.abort()
-            if not self._begun:
-                raise UpstreamFailed(f"{self._name}: the answer broke off before its first byte") from None
-            raise broken_off(self._name) from None
+            if self._held and not self._aborted:
+                self._hand_over(self._drained())
+            while self._sink is not None and not self._ended:
+                if self._aborted or self._fault is not None:
+                    raise self._failure()
+                await self._more()
+            if self._raised is not None or (self._aborted and self._sink is not None):
+                raise self._failure()
         finally:
-            self._silent_at = None
-        if data:
-            self._begun = True
-        else:
-            self._ended = True
-        return data
+            self._sink = None
+
+    def stop(self) -> None:
+        self._sink = None
+        self._wake()
+
+    def pause(self) -> None:
+        self._paused = True
+        if self.connection is not None:
+            self.connection.pause()
+            self.connection.watch(inf)
+
+    def resume(self) -> None:
+        self._paused = False
+        if self.connection is not None:
+            self.connection.resume()
+            if self._waiter is not None:
+                self.connection.watch(self._patience())
 
     def abort(self) -> None:
-        if self._aborted or self._ended:
+        if self._aborted or (self._ended and not self._held):
             return
         self._aborted = True
-        self._stop_timer()
-        connection = self._response.connection
-        if connection is not None and connection.protocol is not None:
-            connection.protocol.abort()  # drops what waits to be sent, too; `close` would send it first
-        self._response.close()
+        self.request = None
+        self._held.clear()
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.abort()
+        if self.connecting is not None:
+            self.connecting.cancel()
+        self._wake()
 
     def release(self) -> None:
-        if self._content.at_eof():
-            self._ended = True  # aiohttp gave the connection back when the last byte came
-            self._stop_timer()
-        else:
+        if not self._ended or self._held:
             self.abort()  # a connection with half an answer in it serves nobody
 
-    def _watch_silence(self) -> None:
-        """Sets how long the wait that begins now may last. One timer serves many chunks: it looks
-        when it fires whether silence has lasted, which costs a third of a timeout for each."""
+    # ---- told by the connection
+
+    def head_came(self, status: int, fields: Mapping[bytes, bytes]) -> None:
+        self.status = status
+        self._fields = fields
+        self._wake()
+
+    def piece_came(self, piece: bytes) -> None:
+        self._begun = True
+        if self._sink is not None:
+            self.connection.watch(self._loop.time() + self._target.idle_s)
+            self._hand_over(piece)
+            return
+        self._held.append(piece)
+        self._held_bytes += len(piece)
+        if self._held_bytes > HELD_BYTES_MAX:
+            self.connection.pause()
+        self._wake()
+
+    def end_came(self) -> None:
+        self._ended = True
+        self.connection = None
+        self._wake()
+
+    def failed(self, fault: Fault) -> None:
+        """It will not end as declared. What has come can still be taken."""
+        if not self._aborted:
+            self._fault = fault
+            self.request = self.connection = None
+            self._wake()
+
+    # ---- inside
+
+    def _hand_over(self, piece: bytes) -> None:
+        try:
+            self._sink(piece)
+        except Exception as exc:  # the task that pipes shall hear of it, not the event loop
+            self._raised = exc
+            self.abort()
+
+    def _drained(self) -> bytes:
+        held = self._held
+        data = held[0] if len(held) == 1 else b"".join(held)
+        held.clear()
+        self._held_bytes = 0
+        if self.connection is not None and not self._paused:
+            self.connection.resume()
+        return data
+
+    async def _more(self) -> None:
+        """Until something has happened: a piece that nobody took, the end, a fault, the abort, `stop`."""
+        connection = self.connection
+        connection.watch(inf if self._paused else self._patience())
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            if self.connection is not None:  # else it may serve another by now
+                connection.watch(inf)
+
+    def _patience(self) -> float:
+        """Until when to wait for the next byte, from now on."""
         now = self._loop.time()
         if self._begun:
-            self._silent_at = now + self._idle_s
-        else:
-            self._silent_at = max(self._first_byte_at, now + min(_LATE_HEAD_S, self._idle_s))
-        if self._timer is None or self._silent_at < self._timer.when():
-            self._set_timer(self._silent_at)
+            return now + self._target.idle_s
+        return max(self.first_byte_at, now + min(_LATE_HEAD_S, self._target.idle_s))
 
-    def _set_timer(self, when: float) -> None:
-        self._stop_timer()
-        self._timer = self._loop.call_at(when, self._on_timer)
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        if self._silent_at is None:
-            return  # nobody waits; the next wait sets the timer again
-        if self._loop.time() < self._silent_at:
-            self._set_timer(self._silent_at)
-        else:
-            self._content.set_exception(TimeoutError())  # wakes the reader
+    def _failure(self) -> Exception:
+        if self._raised is not None:
+            raised, self._raised = self._raised, None
+            return raised
+        if self._fault is None:
+            return broken_off(self._target.name)
+        kind, text = self._fault
+        return kind(f"{self._target.name}: {text}")

@@ -15,11 +15,12 @@ from collections.abc import AsyncIterator
 from contextvars import ContextVar
 
 import httpx
-from yarl import URL
 
 from proxy.core.errors import UpstreamError, UpstreamFailed
 from proxy.upstream.answer import HttpAnswer
-from proxy.upstream.connections import NOT_FORWARDED, USER_AGENT, Connections
+from proxy.upstream.connections import Connections
+from proxy.upstream.heads import NOT_FORWARDED, USER_AGENT
+from proxy.upstream.origin import PORTS, Origin, parsed
 from proxy.upstream.transport import Outgoing, Target
 
 WHOLE_BYTES_MAX = 64 * 1024 * 1024
@@ -61,12 +62,15 @@ class Exchange:
     async def _send(self, request: httpx.Request) -> httpx.Response:
         if self.answer is not None:
             raise UpstreamFailed(f"{self._target.name}: a second request for one call was not sent")
-        url = URL(str(request.url), encoded=True)
-        if self._target.url and url.origin() != URL(self._target.url).origin():
+        url = request.url
+        if url.scheme not in PORTS:
+            raise UpstreamFailed(f"{self._target.name}: a request to an address that is none was not sent")
+        origin = Origin(url.scheme, url.raw_host.decode("ascii"), url.port or PORTS[url.scheme])
+        if self._target.url and origin != parsed(self._target.url)[0]:
             raise UpstreamFailed(f"{self._target.name}: a request to another address was not sent")
-        response = await self._connections.request(
-            request.method, url, self._headers(request), await request.aread(), self._first_byte_at)
-        self.answer = answer = HttpAnswer(self._target, response, self._first_byte_at)
+        self.answer = answer = await self._connections.request(
+            request.method, origin, url.raw_path.decode("ascii"), self._headers(request), await request.aread(),
+            self._first_byte_at - asyncio.get_running_loop().time())
         headers = [(k, v) for k, v in answer.headers.items() if k not in ("content-length", "transfer-encoding")]
         if answer.status >= 400:
             self.error_body = await answer.read(ERROR_BYTES_MAX)

@@ -25,9 +25,11 @@ import orjson
 
 from proxy.core.errors import UpstreamFailed
 from proxy.upstream import translation
-from proxy.upstream.connections import USER_AGENT, Connections, fixed_origin, joined
+from proxy.upstream.connections import Connections
+from proxy.upstream.heads import USER_AGENT
+from proxy.upstream.origin import fixed_origin, fixed_url, joined
 from proxy.upstream.translated import StreamAnswer, WholeAnswer, refused
-from proxy.upstream.transport import Answer, Outgoing, Target
+from proxy.upstream.transport import Answer, Opening, Outgoing, Target
 
 MALICIOUS = ("1.82.7", "1.82.8")  # PYSEC-2026-2: they send credentials away when imported
 _CHAT, _EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
@@ -138,6 +140,9 @@ class LiteLLMUpstream:
     def __repr__(self) -> str:
         return f"LiteLLMUpstream({self._target.name})"
 
+    def begin(self, outgoing: Outgoing) -> Opening:
+        return asyncio.ensure_future(self.open(outgoing))
+
     async def open(self, outgoing: Outgoing) -> Answer:
         loaded = self._loaded or await self._load()
         try:
@@ -170,8 +175,8 @@ class LiteLLMUpstream:
             key = self._target.api_key.reveal()
             headers |= ({"x-api-key": key, "anthropic-version": "2023-06-01"} if self._provider == "anthropic"
                         else {"authorization": f"Bearer {key}"})
-        url = joined(self._target, fixed_origin(self._target), path)
-        return await self._connections.get(url, headers, timeout_s, bytes_max)
+        origin, prefix = fixed_origin(self._target)
+        return await self._connections.get(origin, joined(self._target, prefix, path), headers, timeout_s, bytes_max)
 
     async def close(self) -> None:
         await self._connections.close()
@@ -215,8 +220,8 @@ class LiteLLMUpstream:
     def _api_base(self) -> str:
         """The address as litellm wants it: OpenAI's with its /v1, others as they were given."""
         if self._provider in ("openai", "text-completion-openai"):
-            return fixed_origin(self._target) + "/v1"
-        return fixed_origin(self._target) if self._provider == "anthropic" else self._target.url.rstrip("/")
+            return fixed_url(self._target) + "/v1"
+        return fixed_url(self._target) if self._provider == "anthropic" else self._target.url.rstrip("/")
 
     def _stream(self, exchange: Any, stream: Any, with_usage: bool) -> StreamAnswer:
         head = translation.stream_head(stream.model, int(time.time()))

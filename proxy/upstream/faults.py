@@ -1,15 +1,16 @@
-"""aiohttp's errors into ours: the backend named, its address and our headers left out.
+"""What can go wrong on the way to an upstream, in our errors: the backend named, its address and our headers left out.
 
-aiohttp's own texts hold the host, the port and sometimes the URL, so none of them is passed on.
+The texts of sockets and TLS hold hosts and ports, so none of them is passed on.
 """
 
 from __future__ import annotations
 
 import errno
+import re
+import socket
+import ssl
 
-import aiohttp
-
-from proxy.core.errors import UpstreamCut, UpstreamError, UpstreamFailed, UpstreamTimeout, UpstreamUnreachable
+from proxy.core.errors import UpstreamCut, UpstreamError, UpstreamFailed, UpstreamUnreachable
 
 _ERRNO = {
     errno.ECONNREFUSED: "connection refused",
@@ -21,37 +22,25 @@ _ERRNO = {
     errno.ENFILE: "too many open files here",
 }
 _OUR_LIMIT = (errno.EMFILE, errno.ENFILE)  # says nothing about the upstream
+_NUMBER = re.compile(r"\[Errno (\d+)\]")  # where several addresses were tried, only the text has it
+
+Fault = tuple[type[UpstreamError], str]
 
 
-def no_head(name: str, exc: TimeoutError) -> UpstreamTimeout:
-    """Nothing in time: was it the connection, or the answer?"""
-    if isinstance(exc, aiohttp.ConnectionTimeoutError):
-        return UpstreamTimeout(f"{name}: no connection in time")
-    return UpstreamTimeout(f"{name}: no answer in time")
-
-
-def connecting(name: str, exc: BaseException) -> UpstreamError:
-    """No response head, and it was not a matter of time."""
-    if isinstance(exc, aiohttp.ClientConnectorError) and exc.errno not in _OUR_LIMIT:
-        return UpstreamUnreachable(f"{name}: {_reason(exc)}")
-    return UpstreamFailed(f"{name}: {_reason(exc)}")
+def connecting(exc: OSError | ValueError) -> Fault:
+    """No connection came about, and it was not a matter of time."""
+    match exc:
+        case ssl.SSLCertVerificationError():
+            return UpstreamUnreachable, "its TLS certificate was not accepted"
+        case ssl.SSLError():
+            return UpstreamUnreachable, "TLS handshake failed"
+        case socket.gaierror() | ValueError():  # ValueError: a name that cannot be one
+            return UpstreamUnreachable, "name not resolved"
+    number = exc.errno
+    if number is None and (told := _NUMBER.search(str(exc))) is not None:
+        number = int(told[1])
+    return (UpstreamFailed if number in _OUR_LIMIT else UpstreamUnreachable), _ERRNO.get(number, "connection failed")
 
 
 def broken_off(name: str) -> UpstreamCut:
     return UpstreamCut(f"{name}: the answer broke off before its end")
-
-
-def _reason(exc: BaseException) -> str:
-    match exc:
-        case aiohttp.ClientConnectorCertificateError():
-            return "its TLS certificate was not accepted"
-        case aiohttp.ClientConnectorSSLError():
-            return "TLS handshake failed"
-        case aiohttp.ClientConnectorDNSError():
-            return "name not resolved"
-        case aiohttp.ServerDisconnectedError():
-            return "connection closed before an answer"
-        case aiohttp.ClientResponseError():
-            return "answered something that is not HTTP, or a head over the limit"
-    number = getattr(exc, "errno", None)
-    return _ERRNO.get(number, "connection failed") if isinstance(number, int) else "connection failed"

@@ -9,6 +9,7 @@ from typing import Any
 from proxy.core.errors import UpstreamCut, UpstreamError, UpstreamFailed, UpstreamOverloaded, UpstreamTimeout
 from proxy.upstream import translation
 from proxy.upstream.faults import broken_off
+from proxy.upstream.pulled import Pulled
 from proxy.upstream.transport import Target
 
 RETRY_AFTER_S_MAX = 3600.0
@@ -16,12 +17,13 @@ _OVERLOADED = frozenset((429, 503, 529))
 _UNPAID = "credit balance is too low"  # Anthropic's 400 for an account that ran dry: not the client's fault
 
 
-class WholeAnswer:
+class WholeAnswer(Pulled):
     """A body that is all there. See `transport.Answer`."""
 
     __slots__ = ("_body", "_told", "headers", "status")
 
     def __init__(self, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__()
         self.status = status
         self.headers: Mapping[str, str] = {**(headers or {}), "content-type": "application/json",
                                            "content-length": str(len(body))}
@@ -45,7 +47,7 @@ class WholeAnswer:
         self._told = True
 
 
-class StreamAnswer:
+class StreamAnswer(Pulled):
     """OpenAI's frames, one for each chunk that litellm makes of the provider's events.
 
     `chunks` are those its parser for the provider yields; what litellm wraps around the parser to
@@ -59,6 +61,7 @@ class StreamAnswer:
 
     def __init__(self, target: Target, exchange: Any, chunks: AsyncIterator[Any], head: Mapping[str, Any],
                  with_usage: bool, stopped: Callable[[], bool] = lambda: True) -> None:
+        super().__init__()
         self.status = 200
         self.headers: Mapping[str, str] = {**exchange.headers(), "content-type": "text/event-stream"}
         self._target = target

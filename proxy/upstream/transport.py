@@ -14,14 +14,15 @@ What every upstream promises:
   because then another backend may still be asked.
 - Errors name the backend; never its address, its key, or anything of a prompt.
 - Cancelling a task inside `open`, `read` or `chunk` is allowed; `open` then leaves nothing behind,
-  and the answer of the other two still wants its `abort()`.
+  and the answer of the other two still wants its `abort()`. `pipe` is like `chunk` in all of this.
+- One task at a time waits for an answer: by `read`, `chunk` or `pipe`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Revealing(Protocol):
@@ -88,6 +89,24 @@ class Answer(Protocol):
         `UpstreamTimeout` on silence and `UpstreamCut` when the answer ends short; both close."""
         ...
 
+    async def pipe(self, sink: Callable[[bytes], object]) -> None:
+        """Hands every further piece to `sink`, from inside the event that brought it: no task wakes for it. Returns
+        at the clean end, or once the sink called `stop`; raises what `chunk` would, and what the sink raises, which
+        closes. The sink may call any method of the answer that is not awaited."""
+        ...
+
+    def stop(self) -> None:
+        """For a sink: ends its `pipe` after this piece. What comes later can be had by `chunk`."""
+        ...
+
+    def pause(self) -> None:
+        """Nothing more is read, which in the end slows the upstream; waiting is not timed. Idempotent."""
+        ...
+
+    def resume(self) -> None:
+        """Undoes `pause`. Idempotent."""
+        ...
+
     def abort(self) -> None:
         """Closes the connection at once; an engine then stops generating. Wakes a waiting `chunk`
         with `UpstreamCut`."""
@@ -98,10 +117,28 @@ class Answer(Protocol):
         ...
 
 
+class Opening(Protocol):
+    """A request under way; awaited (once) it is its answer."""
+
+    def __await__(self) -> Generator[Any, None, Answer]: ...
+
+    def cancel(self) -> object:
+        """Gives it up, and leaves nothing behind: whoever awaits it gets CancelledError. Does nothing once the head
+        has come."""
+        ...
+
+
 class Upstream(Protocol):
     """A backend's replica, or a commercial API."""
 
-    async def open(self, outgoing: Outgoing) -> Answer: ...
+    def begin(self, outgoing: Outgoing) -> Opening:
+        """Sends the request, and returns at once. Raises ValueError for one that cannot be sent, UpstreamFailed once
+        the upstream is closed; what fails later is raised where the opening is awaited."""
+        ...
+
+    async def open(self, outgoing: Outgoing) -> Answer:
+        """`begin`, awaited."""
+        ...
 
     async def get(self, path: str, timeout_s: float, bytes_max: int) -> tuple[int, bytes]:
         """Status and body of a GET: an engine's metrics, its models, its health."""

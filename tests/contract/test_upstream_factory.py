@@ -66,7 +66,7 @@ f.build(b("vllm"), "http://127.0.0.1:1", w)
 f.build(b("anthropic"), "http://127.0.0.1:1", w)
 print("aiohttp" in sys.modules, "litellm" in sys.modules, "httpx" in sys.modules)
 """
-    assert run(code) == ["False", "False", "True", "False", "False"]
+    assert run(code) == ["False", "False", "False", "False", "False"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("litellm") is None, reason="the litellm extra is not installed")

@@ -11,6 +11,7 @@ import time
 import tracemalloc
 
 import pytest
+import uvloop
 
 from proxy.core.errors import UpstreamCut, UpstreamError, UpstreamFailed, UpstreamTimeout, UpstreamUnreachable
 from proxy.upstream.engine import HttpUpstream
@@ -20,6 +21,12 @@ KEY = "sk-very-secret-key"
 PROMPT = b'{"model":"m","messages":[{"role":"user","content":"the secret prompt"}]}'
 SSE = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
+
+
+@pytest.fixture(params=[asyncio.DefaultEventLoopPolicy, uvloop.EventLoopPolicy], ids=["asyncio", "uvloop"])
+def event_loop_policy(request):
+    """The gateway runs on uvloop; a machine without it, and most tests, on asyncio's own loop."""
+    return request.param()
 
 
 class Key:
@@ -587,7 +594,7 @@ async def test_a_reused_connection_whose_head_had_begun_is_not_tried_again():
 
 
 async def test_a_reused_connection_that_dies_late_died_of_the_request_and_is_not_tried_again(monkeypatch):
-    monkeypatch.setattr("proxy.upstream.connections.STALE_S_MAX", 0.05)
+    monkeypatch.setattr("proxy.upstream.connection.STALE_S_MAX", 0.05)
 
     async def script(number, writer):
         if number == 1:
@@ -690,6 +697,6 @@ async def test_two_hundred_streams_at_once_all_end_cleanly():
 async def test_nagle_is_off_on_the_connections():
     async with raw(answering(SSE + b"1\r\nx\r\n")) as server:
         answer = await server.upstream.open(asked())
-        sock = answer._response.connection.transport.get_extra_info("socket")
+        sock = answer.connection._transport.get_extra_info("socket")
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         answer.abort()

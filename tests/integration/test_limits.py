@@ -21,7 +21,7 @@ from proxy.ledger.keys import TAGS_MAX
 from proxy.main import DECISIONS_KEPT, JsonLines
 from proxy.server.app import OPERATORS_BODY_MAX
 from proxy.server.metrics import CODES_MAX
-from proxy.upstream.connections import HEAD_FIELDS_MAX
+from proxy.upstream.connection import HEAD_FIELDS_MAX
 from proxy.wire.openai import BATCH_MAX, CHOICES_MAX, JSON_DEPTH_MAX, MODEL_CHARS_MAX
 from proxy.wire.sse import FRAME_BYTES_MAX
 from tests.integration.test_bad_input import with_image

@@ -21,15 +21,15 @@ class Watch:
     def __init__(self, there, monkeypatch):
         self.sent = []
         upstream = there.gateway.upstreams["llama", 0]
-        watch, opened = self, upstream.open
+        watch, begun = self, upstream.begin
 
         class Watched:
-            async def open(self, outgoing):
+            def begin(self, outgoing):
                 if outgoing.request_id.startswith("req_"):
                     watch.sent.append(time.monotonic())
-                return await opened(outgoing)
+                return begun(outgoing)
 
-            get, close = upstream.get, upstream.close
+            open, get, close = upstream.open, upstream.get, upstream.close
 
         there.gateway.upstreams["llama", 0] = Watched()
 

@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from proxy.core.errors import UpstreamCut, UpstreamError, UpstreamFailed, UpstreamTimeout, UpstreamUnreachable
+from proxy.upstream.pulled import Pulled
 from proxy.upstream.transport import Outgoing, Target
 
 # Before the head; as the answer; in the answer's middle; in its usage.
@@ -97,10 +98,11 @@ class Ask:
         return orjson.dumps(body)
 
 
-class SimAnswer:
+class SimAnswer(Pulled):
     """See `transport.Answer`. Fed by its upstream with `push`, `end` and `fail`."""
 
     def __init__(self, ask: Ask, status: int, content_type: str, open_answers: set[SimAnswer]) -> None:
+        super().__init__()
         self.status = status
         self.headers = {"content-type": content_type, "x-request-id": "up"}
         if status in (429, 503):
@@ -179,6 +181,9 @@ class SimUpstream:
         self.answers: set[SimAnswer] = set()
         self.mood = ""
         self.pick: random.Random = sim.pick
+
+    def begin(self, outgoing: Outgoing) -> asyncio.Task[SimAnswer]:
+        return asyncio.ensure_future(self.open(outgoing))
 
     async def open(self, outgoing: Outgoing) -> SimAnswer:
         document = orjson.loads(outgoing.body)

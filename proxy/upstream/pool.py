@@ -1,0 +1,150 @@
+"""The connections to one origin: the idle one that was used last serves the next request, else a new one does.
+
+Last in, first out: under falling load the surplus is left alone and expires. Closed ones are left in the line of the
+idle and passed over, so taking one out costs nothing. How many requests are in flight is bounded at admission, hence
+so are the connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import ssl
+from collections import deque
+from collections.abc import Callable
+
+from proxy.core.errors import UpstreamFailed, UpstreamTimeout
+from proxy.upstream.answer import HttpAnswer, Request
+from proxy.upstream.connection import IDLE, Connection
+from proxy.upstream.faults import connecting
+from proxy.upstream.origin import Origin
+from proxy.upstream.transport import Target
+
+# uvicorn, hence vLLM and SGLang, closes idle connections after 5 s; leave before it does.
+KEEPALIVE_S = {"http": 4.0, "https": 30.0}
+SWEPT_MAX = 100  # idle connections closed at once; the rest in the next turns of the loop
+
+
+@functools.cache
+def tls_context(verify: bool) -> ssl.SSLContext:
+    """Made once, when the first upstream that needs it is built: loading the authorities takes milliseconds."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+class Pool:
+    """Opens nothing before the first request; from then on it belongs to that event loop."""
+
+    __slots__ = ("_closed", "_connecting", "_context", "_idle", "_keepalive_s", "_open", "_origin", "_sweep", "_target",
+                 "_tls", "loop")
+
+    def __init__(self, target: Target, origin: Origin) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._target = target
+        self._origin = origin
+        self._tls = tls_context(target.tls_verify) if origin.tls else None
+        self._keepalive_s = KEEPALIVE_S[origin.scheme]
+        self._idle: deque[Connection] = deque()  # the one that waits longest first
+        self._open: set[Connection] = set()
+        self._connecting: set[asyncio.Task[None]] = set()
+        self._sweep: asyncio.TimerHandle | None = None
+        self._closed = False
+        # Tasks, timers and transports keep the context that they were made in. Here that is an empty one, or the first
+        # request of a connection would live as long as the connection.
+        self._context = contextvars.Context()
+
+    def send(self, request: Request, wait_s: float) -> HttpAnswer:
+        """The request is on its way; the answer's first byte must come within `wait_s`. Raises UpstreamFailed once
+        the pool is closed."""
+        if self._closed:
+            raise UpstreamFailed(f"{self._target.name}: closed")
+        loop = self.loop
+        if loop is None:
+            loop = self.loop = asyncio.get_running_loop()
+        now = loop.time()
+        answer = HttpAnswer(self._target, loop, request, now + wait_s)
+        idle = self._idle
+        while idle:
+            connection = idle.pop()
+            if connection.state is IDLE and now - connection.idle_since < self._keepalive_s:
+                connection.ask(answer, now)
+                return answer
+            connection.close()
+        self.again(answer)
+        return answer
+
+    def close(self) -> None:
+        """Ends what is open, in use or not. Idempotent."""
+        self._closed = True
+        for task in self._connecting:
+            task.cancel()
+        for connection in list(self._open):
+            connection.shut()
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._sweep = None
+
+    # ---- told by connections
+
+    def again(self, answer: HttpAnswer) -> None:
+        """Its request goes out on a new connection."""
+        answer.connection = None
+        task = self.loop.create_task(self._connect(answer), context=self._context)
+        answer.connecting = task
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+    def opened(self, connection: Connection) -> None:
+        self._open.add(connection)
+
+    def closed(self, connection: Connection) -> None:
+        self._open.discard(connection)
+
+    def keep(self, connection: Connection) -> None:
+        connection.idle_since = now = self.loop.time()
+        self._idle.append(connection)
+        if self._sweep is None:
+            self._sweep = self.call_at(now + self._keepalive_s, self._on_sweep)
+
+    def call_at(self, when: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
+        return self.loop.call_at(when, callback, context=self._context)
+
+    # ---- inside
+
+    async def _connect(self, answer: HttpAnswer) -> None:
+        connection = Connection(self)
+        fault = UpstreamFailed, "closed"
+        try:
+            async with asyncio.timeout_at(min(self.loop.time() + self._target.connect_s, answer.first_byte_at)):
+                await self.loop.create_connection(
+                    lambda: connection, self._origin.host, self._origin.port, ssl=self._tls,
+                    server_hostname=self._origin.host if self._tls else None)
+            fault = None
+            answer.connecting = None
+            connection.ask(answer, self.loop.time())
+        except TimeoutError:
+            fault = UpstreamTimeout, "no connection in time"
+        except (OSError, ValueError) as exc:
+            fault = connecting(exc)
+        finally:
+            if fault is not None:
+                connection.abort()
+                answer.connecting = None
+                answer.failed(fault)
+
+    def _on_sweep(self) -> None:
+        """Closes what has been idle for too long."""
+        self._sweep = None
+        idle, now = self._idle, self.loop.time()
+        for _ in range(SWEPT_MAX):
+            if not idle:
+                return
+            if idle[0].idle_since + self._keepalive_s - now > 0.001:
+                break
+            idle.popleft().close()
+        self._sweep = self.call_at(max(now, idle[0].idle_since + self._keepalive_s), self._on_sweep)

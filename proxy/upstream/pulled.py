@@ -1,0 +1,48 @@
+"""`pipe` for an answer that is pulled piece by piece."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+
+class Pulled:
+    """`pipe` and what belongs to it in terms of `chunk`, which whoever inherits this has. See `transport.Answer`."""
+
+    __slots__ = ("_resumed", "_sink")
+
+    def __init__(self) -> None:
+        self._sink: Callable[[bytes], object] | None = None
+        self._resumed: asyncio.Event | None = None  # where it is paused
+
+    async def chunk(self) -> bytes:
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        raise NotImplementedError
+
+    async def pipe(self, sink: Callable[[bytes], object]) -> None:
+        self._sink = sink
+        try:
+            while self._sink is not None and (piece := await self.chunk()):
+                try:
+                    sink(piece)
+                except Exception:
+                    self.abort()
+                    raise
+                if self._sink is not None and self._resumed is not None:
+                    await self._resumed.wait()
+        finally:
+            self._sink = None
+
+    def stop(self) -> None:
+        self._sink = None
+
+    def pause(self) -> None:
+        if self._resumed is None:
+            self._resumed = asyncio.Event()
+
+    def resume(self) -> None:
+        if self._resumed is not None:
+            self._resumed.set()
+            self._resumed = None

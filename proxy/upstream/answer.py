@@ -1,7 +1,7 @@
 """An answer over HTTP, as it comes off its connection. It is its own opening: awaited, it is there once its head is.
 
-At most HELD_BYTES_MAX and one read of the socket wait here for whoever takes them by `chunk`; beyond that the socket is
-not read, so a slow client slows its upstream and nothing piles up. With `pipe` nothing waits here at all.
+At most UNTAKEN_BYTES_MAX and one read of the socket wait here for whoever takes them by `chunk`; beyond that the socket
+is not read, so a slow client slows its upstream and nothing piles up. With `pipe` nothing waits here at all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from proxy.upstream.transport import Target
 if TYPE_CHECKING:
     from proxy.upstream.connection import Connection
 
-HELD_BYTES_MAX = 128 * 1024
+UNTAKEN_BYTES_MAX = 128 * 1024
 _LATE_HEAD_S = 1.0  # what a body gets at least, when its head came just in time
 
 Request = tuple[bytes, bytes | None]  # head and body
@@ -48,7 +48,7 @@ class HttpAnswer:
         self._aborted = False
         self._paused = False
         self._fault: Fault | None = None
-        self._raised: Exception | None = None  # by the sink
+        self._raised: BaseException | None = None  # by the sink
         self._sink: Callable[[bytes], object] | None = None
         self._waiter: asyncio.Future[None] | None = None
 
@@ -178,7 +178,7 @@ class HttpAnswer:
             return
         self._held.append(piece)
         self._held_bytes += len(piece)
-        if self._held_bytes > HELD_BYTES_MAX:
+        if self._held_bytes > UNTAKEN_BYTES_MAX:
             self.connection.pause()
         self._wake()
 
@@ -199,7 +199,7 @@ class HttpAnswer:
     def _hand_over(self, piece: bytes) -> None:
         try:
             self._sink(piece)
-        except Exception as exc:  # the task that pipes shall hear of it, not the event loop
+        except Exception as exc:  # raised again in the task that pipes: the event loop could only log it
             self._raised = exc
             self.abort()
 
@@ -235,7 +235,7 @@ class HttpAnswer:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _failure(self) -> Exception:
+    def _failure(self) -> BaseException:
         if self._raised is not None:
             raised, self._raised = self._raised, None
             return raised

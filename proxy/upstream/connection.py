@@ -45,7 +45,7 @@ HEAD_FIELDS_MAX = 128
 # A connection that dies later than this did not die of old age. Short of any first token, too: an upstream that had
 # begun to generate may bill it, and would bill the second try again.
 STALE_S_MAX = 0.1
-JOINED_BYTES_MAX = 16 * 1024  # up to here copying a body behind its head is cheaper than sending two buffers
+COPIED_BYTES = 16 * 1024  # up to here copying a body behind its head is cheaper than sending two buffers
 _EARLY_S = 0.001  # loops count in milliseconds: a timer may fire so much before its time
 
 
@@ -153,7 +153,7 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if body is None:
             transport.write(head)
-        elif len(body) <= JOINED_BYTES_MAX:
+        elif len(body) <= COPIED_BYTES:
             transport.write(head + body)
         else:
             transport.writelines((head, body))

@@ -23,7 +23,7 @@ from proxy.upstream.transport import Target
 
 # uvicorn, hence vLLM and SGLang, closes idle connections after 5 s; leave before it does.
 KEEPALIVE_S = {"http": 4.0, "https": 30.0}
-SWEPT_MAX = 100  # idle connections closed at once; the rest in the next turns of the loop
+SWEPT_AT_ONCE = 100  # idle connections closed at once; the rest in the next turns of the loop
 
 
 @functools.cache
@@ -141,7 +141,7 @@ class Pool:
         """Closes what has been idle for too long."""
         self._sweep = None
         idle, now = self._idle, self.loop.time()
-        for _ in range(SWEPT_MAX):
+        for _ in range(SWEPT_AT_ONCE):
             if not idle:
                 return
             if idle[0].idle_since + self._keepalive_s - now > 0.001:

@@ -27,7 +27,7 @@ class Pulled:
             while self._sink is not None and (piece := await self.chunk()):
                 try:
                     sink(piece)
-                except Exception:
+                except BaseException:
                     self.abort()
                     raise
                 if self._sink is not None and self._resumed is not None:

@@ -11,7 +11,6 @@ import time
 import tracemalloc
 
 import pytest
-import uvloop
 
 from proxy.core.errors import UpstreamCut, UpstreamError, UpstreamFailed, UpstreamTimeout, UpstreamUnreachable
 from proxy.upstream.engine import HttpUpstream
@@ -21,12 +20,6 @@ KEY = "sk-very-secret-key"
 PROMPT = b'{"model":"m","messages":[{"role":"user","content":"the secret prompt"}]}'
 SSE = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
-
-
-@pytest.fixture(params=[asyncio.DefaultEventLoopPolicy, uvloop.EventLoopPolicy], ids=["asyncio", "uvloop"])
-def event_loop_policy(request):
-    """The gateway runs on uvloop; a machine without it, and most tests, on asyncio's own loop."""
-    return request.param()
 
 
 class Key:

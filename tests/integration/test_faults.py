@@ -10,8 +10,11 @@ import socket
 
 import pytest
 
+from proxy.config.secrets import Secret
 from proxy.core.retry import RetryBudget
 from proxy.demo.engine import Behaviour
+from proxy.upstream.engine import HttpUpstream
+from proxy.upstream.transport import Target
 from tests.support.world import world
 
 HELLO = [{"role": "user", "content": "hello there"}]
@@ -287,7 +290,8 @@ async def test_a_callers_own_bad_stream_options_teach_the_gateway_nothing(api_on
 
 async def test_a_wrong_credential_is_ours_to_hide_and_to_mend(tmp_path, monkeypatch):
     async with world(tmp_path, monkeypatch) as there:
-        there.gateway.upstreams["api", 0]._headers["authorization"] = "Bearer sk-wrong"
+        address = there.gateway.settings.backends["api"].urls[0]
+        there.gateway.upstreams["api", 0] = HttpUpstream(Target("api", address, Secret("sk-wrong")))
         there.gateway.switch("all-api")
         status, _, body = await there.post(CHAT)
         assert status == 502 and json.loads(body)["error"]["code"] == "upstream_misconfigured"

@@ -47,6 +47,7 @@ HEAD_FIELDS_MAX = 128
 STALE_S_MAX = 0.1
 COPIED_BYTES = 16 * 1024  # up to here copying a body behind its head is cheaper than sending two buffers
 _EARLY_S = 0.001  # loops count in milliseconds: a timer may fire so much before its time
+_GRACE_S = 0.005  # a loop that was busy calls its timers before it reads its sockets: it shall read once more
 
 
 class State(Enum):
@@ -113,9 +114,9 @@ class _Refused(Exception):
 class Connection(asyncio.Protocol):
     """See the head of this file. Every method is called on the event loop's thread."""
 
-    __slots__ = ("_answer", "_deadline", "_dry", "_fields", "_keep", "_keeper", "_loop", "_parser", "_paused",
-                 "_pieces", "_sent_at", "_timer", "_timer_at", "_transport", "_until_close", "idle_since", "on_body",
-                 "reused", "state")
+    __slots__ = ("_answer", "_deadline", "_dry", "_fields", "_keep", "_keeper", "_loop", "_parser", "_passed",
+                 "_paused", "_pieces", "_sent_at", "_timer", "_timer_at", "_transport", "_until_close", "idle_since",
+                 "on_body", "reused", "state")
 
     def __init__(self, keeper: Keeper) -> None:
         self.state = IDLE
@@ -135,6 +136,7 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._sent_at = 0.0
         self._deadline = inf  # when it has been silent for too long
+        self._passed = inf  # the deadline that was found to have passed
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
 
@@ -234,6 +236,7 @@ class Connection(asyncio.Protocol):
             piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             pieces.clear()
             self._dry = 0
+            self._deadline = inf
             if self.state is HEADED:
                 self.state = BODY
             self._answer.piece_came(piece)
@@ -331,8 +334,13 @@ class Connection(asyncio.Protocol):
 
     def _on_timer(self) -> None:
         self._timer, self._timer_at = None, inf
-        if self._deadline - self._loop.time() > _EARLY_S:
-            self.watch(self._deadline)
+        deadline, now = self._deadline, self._loop.time()
+        if deadline - now > _EARLY_S:
+            self.watch(deadline)
+        elif deadline != self._passed:
+            self._passed = deadline
+            self._timer_at = now + _GRACE_S
+            self._timer = self._keeper.call_at(self._timer_at, self._on_timer)
         else:
             self._fail(Trouble.LATE)
 

@@ -85,6 +85,7 @@ class Pool:
             task.cancel()
         for connection in list(self._open):
             connection.shut()
+        self._idle.clear()
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None

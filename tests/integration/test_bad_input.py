@@ -148,13 +148,13 @@ async def test_a_larger_limit_for_text_than_for_media_holds(tmp_path, monkeypatc
 async def test_data_urls_reach_the_backend_untouched(there, monkeypatch):
     seen = []
     upstream = there.gateway.upstreams["api", 0]
-    opened = type(upstream).open
+    begun = type(upstream).begin
 
-    async def spy(self, outgoing):
+    def spy(self, outgoing):
         seen.append(outgoing.body)
-        return await opened(self, outgoing)
+        return begun(self, outgoing)
 
-    monkeypatch.setattr(type(upstream), "open", spy)
+    monkeypatch.setattr(type(upstream), "begin", spy)
     body = json.dumps(with_image(DATA_URL)).encode()
     assert (await there.post(body))[0] == 200
     assert seen == [body]

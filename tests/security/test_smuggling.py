@@ -204,18 +204,18 @@ async def there(tmp_path_factory):
         async with world(tmp_path_factory.mktemp("world"), patch, route={"policy": "self-hosted-only"}) as one:
             seen = Seen()
             guard, upstream = one.gateway.app, one.gateway.upstreams["llama", 0]
-            inner, opened = guard._app, type(upstream).open
+            inner, begun = guard._app, type(upstream).begin
 
             async def app(scope, receive, send):
                 seen.passed.append((scope["method"], scope["path"], b"x-hidden" in dict(scope["headers"])))
                 await inner(scope, receive, send)
 
-            async def spy(self, outgoing):
+            def spy(self, outgoing):
                 seen.bodies.append(outgoing.body)
-                return await opened(self, outgoing)
+                return begun(self, outgoing)
 
             patch.setattr(guard, "_app", app)
-            patch.setattr(type(upstream), "open", spy)
+            patch.setattr(type(upstream), "begin", spy)
             yield one, seen
 
 

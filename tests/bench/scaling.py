@@ -6,7 +6,7 @@ time to queue up and to be pulled from the line. One quantity grows at a time, t
 
     python -m tests.bench.scaling [--only backends,keys,rows,waiting] [--rows 1000000] [--batches 30]
 
-The issue's 50 million rows are `--rows 50000000`: some 20 GB, and an hour to fill; the default is a million.
+Fifty million rows are `--rows 50000000`: some 15 GB, and more than half an hour to fill; the default is a million.
 The last line is JSON: for each quantity and step, how many times the smallest's cost the largest's is.
 """
 

@@ -252,7 +252,7 @@ class DataProtocol(HttpToolsProtocol):
             return
         if self.loop.time() < self._ends_at:
             self._timer = self.loop.call_at(self._ends_at, self._look)
-        elif self._idle:
+        elif self._idle and not self.transport.get_write_buffer_size():
             self.transport.close()
         elif self._answering() and (self._in_head or self.pipeline):
             self._wait(self.rules.header_s)  # the next may wait: we may have stopped reading ourselves

@@ -64,7 +64,9 @@ class Attempt:
         self._sent_ns = call.arrived_ns
         self._first_at: float | None = None
         self._first_ns: int | None = None
-        self._delivered = 0
+        self._delivered = 0  # output tokens that the client was given
+        self._seen = 0  # output tokens that came
+        self._catching_up: asyncio.Task[None] | None = None
         self._early = b""  # relayed with the first token
         self._drain_from: int | None = None
         self._drained: asyncio.TimerHandle | None = None  # ends the reading on
@@ -202,28 +204,15 @@ class Attempt:
         return Relayed(outcome, body, (answer.status, content_type), dict(answer.headers))
 
     async def _stream(self, answer: Answer) -> Relayed:
-        meter, exchange, claim = self.meter, self._exchange, self._claim
-        exchange.on_gone(self._client_left)
-        seen = 0
+        self._exchange.on_gone(self._client_left)
         try:
-            while not meter.done and (data := await answer.chunk()):
-                out = meter.feed(data)
-                if meter.content_frames != seen:
-                    now = self._clock()
-                    if self._first_at is None:
-                        self._first_at, self._first_ns = now, self._call.at_ns(now)
-                    claim.tokens(meter.content_frames - seen, now)
-                    seen = meter.content_frames
-                if meter.error is not None or meter.malformed is not None:
-                    break
-                if exchange.gone:
-                    if self._over_drain():
-                        answer.abort()
-                        break
-                elif out:
-                    await self._pass_on(answer, self._named(out), seen)
+            await answer.pipe(self._piece)
         except UpstreamError as error:
             return self._cut_short(error)
+        finally:
+            if self._catching_up is not None:
+                self._catching_up.cancel()
+        meter, exchange = self.meter, self._exchange
         last = self._named(meter.flush())
         if meter.error is not None or meter.malformed is not None or not meter.clean:
             what = meter.error or meter.malformed or "the stream ended early"
@@ -241,22 +230,54 @@ class Attempt:
             relayed.upstream_headers = dict(answer.headers)
         return relayed
 
-    async def _pass_on(self, answer: Answer, out: bytes, tokens: int) -> None:
+    def _piece(self, data: bytes) -> None:
+        """The hot path: what came in one read, metered and passed on. Called by the upstream's connection."""
+        meter = self.meter
+        out = meter.feed(data)
+        if meter.content_frames != self._seen:
+            now = self._clock()
+            if self._first_at is None:
+                self._first_at, self._first_ns = now, self._call.at_ns(now)
+            self._claim.tokens(meter.content_frames - self._seen, now)
+            self._seen = meter.content_frames
+        answer = self._answer
+        assert answer is not None
+        if meter.error is not None or meter.malformed is not None:
+            answer.stop()
+        elif self._exchange.gone:
+            if self._over_drain():
+                answer.abort()
+        elif out:
+            self._pass_on(answer, self._named(out))
+        if meter.done:
+            answer.stop()
+
+    def _pass_on(self, answer: Answer, out: bytes) -> None:
         """Relay; what comes before the first token (a role) waits for it, so that until then another upstream may
         answer. A heartbeat does not wait: it is there to be seen."""
-        out, self._early = self._early + out, b""
-        if not (self._exchange.started or tokens or out.startswith(b":") or len(out) > EARLY_BYTES_MAX):
-            self._early = out
-            return
-        try:
-            if not self._exchange.started:
+        exchange = self._exchange
+        if self._early or not exchange.started:
+            out, self._early = self._early + out, b""
+            if not (exchange.started or self._seen or out.startswith(b":") or len(out) > EARLY_BYTES_MAX):
+                self._early = out
+                return
+            if not exchange.started:
                 self._claim.abandon = None  # from here on it cannot be replayed
                 self._start(answer.status, answer.headers.get("content-type", "text/event-stream"), answer.headers)
-            if not self._exchange.write(out):
-                await self._exchange.drained()
-            self._delivered = tokens
+        if not exchange.write(out):
+            answer.pause()
+            if self._catching_up is None:
+                self._catching_up = asyncio.create_task(self._catch_up(answer))
+        self._delivered = self._seen
+
+    async def _catch_up(self, answer: Answer) -> None:
+        """The client reads slowly, so its upstream must wait."""
+        try:
+            await self._exchange.drained()
         except ClientGone:  # it stopped reading for too long: as good as gone
             self._client_left()
+        self._catching_up = None
+        answer.resume()
 
     def _named(self, out: bytes) -> bytes:
         """The route's name for the model where the route says so."""

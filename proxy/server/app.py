@@ -7,7 +7,6 @@ operators have a listener of their own, two applications are built, and neither 
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -23,6 +22,7 @@ from proxy.server import auth
 from proxy.server.connection import FRAMING
 from proxy.server.exchange import Asgi, Receive, Scope, Send
 from proxy.server.guard import Guard
+from proxy.server.ids import new_id
 from proxy.wire.endpoints import ENDPOINTS
 from proxy.wire.openai import check_content_type, error_body
 
@@ -97,7 +97,7 @@ def _named(scope: Scope, send: Send) -> Send:
 
     async def named(message: Any) -> None:
         if message["type"] == "http.response.start":
-            more = [(b"x-request-id", f"req_{secrets.token_hex(12)}".encode())]
+            more = [(b"x-request-id", new_id().encode())]
             if unread and (scope["method"] != "POST" or message["status"] >= 400):
                 more.append((b"connection", b"close"))
             message["headers"] = [*message["headers"], *more]

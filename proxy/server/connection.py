@@ -18,7 +18,6 @@ Invariants, for every connection:
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +27,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from proxy.server.exchange import Exchange
 from proxy.server.guard import CODES, foreign_page, objection
+from proxy.server.ids import new_id
 from proxy.server.socket_exchange import SocketExchange
 from proxy.wire.endpoints import ENDPOINTS
 from proxy.wire.openai import error_body
@@ -100,7 +100,8 @@ class DataProtocol(HttpToolsProtocol):
                 data = data[upgrade.args[0]:]
                 self._ignore_upgrade()
             except httptools.HttpParserError:
-                self._refuse(400, "The request is malformed.")
+                if not self._deaf:
+                    self._refuse(400, "The request is malformed.")
                 return
         if self.transport.is_closing():
             return
@@ -124,6 +125,8 @@ class DataProtocol(HttpToolsProtocol):
     # ---- what the parser tells
 
     def on_message_begin(self) -> None:
+        if self._deaf:
+            raise ValueError("refused, and closing")  # what came in the same read, behind a request that was refused
         if not self._replaying:
             self.url, self.headers = b"", []
             self._begun, self._ends_at = True, 0.0
@@ -209,6 +212,7 @@ class DataProtocol(HttpToolsProtocol):
         if type(cycle) is not SocketExchange:
             super()._start_asgi_task(cycle, app)
         elif app is not None:
+            self._deaf = True
             self.rules.refused(CODES[app[0]])
             status, headers, body = self._refusal(*app)
             cycle.keep_alive = False
@@ -280,7 +284,7 @@ class DataProtocol(HttpToolsProtocol):
     def _refusal(self, status: int, message: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
         body = error_body(message, "invalid_request_error", None, CODES[status])
         return status, [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)),
-                        (b"x-request-id", f"req_{secrets.token_hex(12)}".encode())], body
+                        (b"x-request-id", new_id().encode())], body
 
 
 def _expects_continue(headers: dict[bytes, bytes]) -> bool:

@@ -10,10 +10,10 @@ measured side by side, and why httptools with this guard: `docs/decisions/0003`.
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Callable
 
 from proxy.server.exchange import Asgi, Receive, Scope, Send
+from proxy.server.ids import new_id
 from proxy.wire.openai import error_body
 
 HOST = re.compile(rb"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252})?|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
@@ -115,5 +115,5 @@ class Guard:
         body = error_body(message, "invalid_request_error", None, CODES[status])
         await send({"type": "http.response.start", "status": status, "headers": [
             (b"content-type", b"application/json"), (b"connection", b"close"),
-            (b"x-request-id", f"req_{secrets.token_hex(12)}".encode()), (b"content-length", b"%d" % len(body))]})
+            (b"x-request-id", new_id().encode()), (b"content-length", b"%d" % len(body))]})
         await send({"type": "http.response.body", "body": body})

@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import secrets
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from proxy.server import auth, replies
 from proxy.server.bodies import Bodies
 from proxy.server.dispatch import Dispatcher, Placement
 from proxy.server.exchange import ClientGone, Exchange
+from proxy.server.ids import new_id
 from proxy.server.judge import Judge, key_of
 from proxy.server.planning import Call, Planner
 from proxy.server.purse import Purse
@@ -89,7 +89,7 @@ class Handler:
 
     async def serve(self, exchange: Exchange) -> None:
         """Answer one request, whatever happens."""
-        request_id = f"req_{secrets.token_hex(12)}"
+        request_id = new_id()
         self.in_flight += 1
         call: Call | None = None
         ticket: Ticket | None = None
@@ -233,14 +233,14 @@ class Handler:
             except BaseException:  # stopped meanwhile: what was spent is booked all the same
                 entry = self._do.settlement.entry(call, placement, attempt_no, relayed.outcome, final=True)
                 self._after(self._settle(entry, relayed))
-                self._after(attempt.close())
+                self._let_go(attempt)
                 raise
             entry = self._do.settlement.entry(call, placement, attempt_no, relayed.outcome, final=again is None)
             try:
                 await self._settle(entry, relayed)
                 settled = True
             finally:
-                self._after(attempt.close())
+                self._let_go(attempt)
                 if not settled and again is not None:
                     self._release(again)
                     self._never_sent(call, attempt_no + 1)
@@ -311,6 +311,11 @@ class Handler:
         """The attempt before is booked as not the last: this one is, though it will not be sent."""
         self._after(self._settle(self._do.settlement.unsent(
             call, LedgerUnavailable.code, 503, "unavailable", call.at_ns(self._do.clock()), attempt_no), None))
+
+    def _let_go(self, attempt: Attempt) -> None:
+        """Of its upstream, at once where its answer has ended."""
+        if not attempt.closed():
+            self._after(attempt.close())
 
     def _release(self, placement: Placement) -> None:
         placement.claim.release(self._do.clock())

@@ -108,6 +108,13 @@ class Attempt:
             self._answer.abort()
         return self._ended("interrupted", STATUS_STOPPED).outcome
 
+    def closed(self) -> bool:
+        """Whether the upstream can be let go of at once; if so, it is."""
+        if self._answer is not None and self._answer.ended:
+            self._answer.release()
+            self._answer = None
+        return self._answer is None
+
     async def close(self) -> None:
         """Let go of the upstream: its connection is kept if the answer ended, closed if not."""
         answer, self._answer = self._answer, None

@@ -85,6 +85,10 @@ class HttpAnswer:
                              for name, value in self._fields.items()}
         return self._headers
 
+    @property
+    def ended(self) -> bool:
+        return self._ended and not self._held
+
     async def read(self, bytes_max: int) -> bytes:
         if self._ended and not self._aborted:
             if self._held_bytes <= bytes_max:

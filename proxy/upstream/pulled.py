@@ -10,6 +10,7 @@ class Pulled:
     """`pipe` and what belongs to it in terms of `chunk`, which whoever inherits this has. See `transport.Answer`."""
 
     __slots__ = ("_resumed", "_sink")
+    ended = False  # one more pull would tell
 
     def __init__(self) -> None:
         self._sink: Callable[[bytes], object] | None = None

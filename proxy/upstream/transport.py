@@ -80,6 +80,11 @@ class Answer(Protocol):
         """Lower-case names; of a repeated header the last."""
         ...
 
+    @property
+    def ended(self) -> bool:
+        """It was read to its end, and can be released at once."""
+        ...
+
     async def read(self, bytes_max: int) -> bytes:
         """The whole body. Longer than `bytes_max`: `UpstreamFailed`, and the connection is closed."""
         ...

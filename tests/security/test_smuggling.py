@@ -11,7 +11,8 @@ import json
 import pytest
 import pytest_asyncio
 
-from proxy.server.connection import PIECE_BYTES_MIN, PIECES_MAX, PIPELINE_MAX
+from proxy.server.connection import PIECE_BYTES_MIN, PIECES_MAX, PIPELINE_MAX, DataProtocol
+from proxy.server.socket_exchange import SocketExchange
 from tests.support.raw import spoken, statuses
 from tests.support.world import world
 
@@ -204,18 +205,24 @@ async def there(tmp_path_factory):
         async with world(tmp_path_factory.mktemp("world"), patch, route={"policy": "self-hosted-only"}) as one:
             seen = Seen()
             guard, upstream = one.gateway.app, one.gateway.upstreams["llama", 0]
-            inner, begun = guard._app, type(upstream).begin
+            inner, started, begun = guard._app, DataProtocol._start_asgi_task, type(upstream).begin
 
             async def app(scope, receive, send):
                 seen.passed.append((scope["method"], scope["path"], b"x-hidden" in dict(scope["headers"])))
                 await inner(scope, receive, send)
 
-            def spy(self, outgoing):
+            def start(self, cycle, wrong):
+                if type(cycle) is SocketExchange and wrong is None:
+                    seen.passed.append(("POST", cycle.path, b"x-hidden" in cycle.headers))
+                started(self, cycle, wrong)
+
+            def begin(self, outgoing):
                 seen.bodies.append(outgoing.body)
                 return begun(self, outgoing)
 
             patch.setattr(guard, "_app", app)
-            patch.setattr(type(upstream), "begin", spy)
+            patch.setattr(DataProtocol, "_start_asgi_task", start)
+            patch.setattr(type(upstream), "begin", begin)
             yield one, seen
 
 

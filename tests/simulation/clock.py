@@ -17,6 +17,8 @@ from itertools import count
 from typing import Any
 from unittest import mock
 
+from proxy.server import ids
+
 STEP_EVENTS = 64  # how often the rules look at what changes all the time
 TURNS_MAX = 20_000  # of the loop at one moment
 
@@ -121,7 +123,8 @@ def virtual(clock: Clock, seed: int) -> Iterator[None]:
     try:
         with mock.patch.multiple(time, monotonic=clock.monotonic, time_ns=clock.time_ns, time=clock.time,
                                  sleep=lambda seconds: None), \
-                mock.patch.multiple(secrets, token_hex=token_hex, token_urlsafe=token_hex):
+                mock.patch.multiple(secrets, token_hex=token_hex, token_urlsafe=token_hex), \
+                mock.patch.object(ids, "_ids", iter(lambda: f"req_{token_hex(12)}", None)):
             yield
     finally:
         random.setstate(state)

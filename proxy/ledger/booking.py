@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+import sqlite3
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import orjson
 from sqlalchemy import Connection, select
 from sqlalchemy.dialects.sqlite import insert
 
@@ -18,11 +18,11 @@ from proxy.core.entries import Intent, RequestEntry
 from proxy.core.pricing import Price
 from proxy.core.savings import GpuMinute, RateLine
 from proxy.core.usage import Usage
-from proxy.ledger import marks, treasury
+from proxy.ledger import marks, store, treasury
 from proxy.ledger.marks import Orphans
 from proxy.ledger.rates import line_of, new_lines
 from proxy.ledger.rates import row_of as rate_row
-from proxy.ledger.rows import deltas, row_of
+from proxy.ledger.rows import Row, deltas, row_of, rows_of
 from proxy.ledger.schema import budget_use, prices, rates
 from proxy.ledger.statements import (
     FINAL_REQUESTS,
@@ -30,34 +30,37 @@ from proxy.ledger.statements import (
     INSERT_GPU_TIME,
     INSERT_REQUESTS,
     KNOWN_REQUESTS,
+    NEWEST_REQUEST,
     UPSERT_ROLLUP,
+    packed,
 )
 from proxy.ledger.treasury import Uses
 
 Key = tuple[str, int]
 
 
-def pack(rows: Iterable[bytes]) -> str:
-    """Rows, each already JSON, as one parameter."""
-    return (b"[" + b",".join(rows) + b"]").decode()
+def settle(connection: Connection, entries: Mapping[Key, RequestEntry], rows: Sequence[Row], uses: Uses) -> int:
+    """Append the entries that are new, each with its row; add them to the rollups, charge their budgets, end their
+    holds. Returns how many were new."""
+    db = store.raw(connection)
+    before = db.total_changes
+    INSERT_REQUESTS(db, rows)
+    new, added = list(entries.values()), db.total_changes - before
+    if added < len(new):
+        old = _known(db, entries, since=added)
+        new = [entry for key, entry in entries.items() if key not in old]
+    UPSERT_ROLLUP(db, [(*key, *sums) for key, sums in deltas(new).items()])
+    treasury.post(uses, new)
+    treasury.release(connection, uses, list(entries))
+    return added
 
 
-def settle(connection: Connection, entries: dict[Key, tuple[RequestEntry, bytes]], uses: Uses) -> int:
-    """Append the entries that are new, add them to the rollups, charge their budgets, end their holds. Returns how
-    many were new.
-
-    The write lock is held, so what is not there now cannot appear before the insert."""
-    keys = pack(orjson.dumps(key) for key in entries)
-    known = {(row[0], row[1]) for row in connection.execute(KNOWN_REQUESTS, {"rows": keys})}
-    new = [item for key, item in entries.items() if key not in known] if known else list(entries.values())
-    if new:
-        connection.execute(INSERT_REQUESTS, {"rows": pack(blob for _, blob in new)})
-        sums = deltas(entry for entry, _ in new)
-        connection.execute(UPSERT_ROLLUP, {"rows": pack(orjson.dumps([*key, *more]) for key, more in sums.items())})
-    if treasury.any_budget(connection):
-        treasury.post(uses, [entry for entry, _ in new])
-        treasury.release(connection, uses, list(entries))
-    return len(new)
+def _known(db: sqlite3.Connection, keys: Iterable[Key], since: int = 0) -> set[Key]:
+    """Of these attempts, those that are booked; not the last `since` rows, which this transaction has appended: they
+    have the highest numbers, because the write lock is held and nothing is ever deleted."""
+    (last,) = db.execute(NEWEST_REQUEST).fetchone()
+    found = db.execute(KNOWN_REQUESTS, (packed(keys),))
+    return {(name, attempt) for name, attempt, number in found if number <= (last or 0) - since}
 
 
 def rehearse(connection: Connection, entry: RequestEntry) -> None:
@@ -67,7 +70,7 @@ def rehearse(connection: Connection, entry: RequestEntry) -> None:
     line = Line(Budget(f"key:{entry.key_id}", 1, "day"), 0, 1)
     treasury.reserve(connection, uses, [treasury.Hold(entry.request_id, entry.attempt, (line,), 0)], "")
     uses.write()
-    settle(connection, {(entry.request_id, entry.attempt): (entry, orjson.dumps(row_of(entry)))}, uses)
+    settle(connection, {(entry.request_id, entry.attempt): entry}, rows_of([entry]), uses)
     uses.write()
 
 
@@ -79,25 +82,24 @@ def probe(connection: Connection) -> None:
 
 def has(connection: Connection, key: Key) -> bool:
     """Whether the attempt is booked."""
-    return connection.execute(KNOWN_REQUESTS, {"rows": pack([orjson.dumps(key)])}).first() is not None
+    return bool(_known(store.raw(connection), [key]))
 
 
 def recover(connection: Connection, ledger: Path, dead: Sequence[Orphans], now_ns: int, ours: str,
             known: Collection[Key]) -> int:
     """Settle as `interrupted` what dead processes had begun, and void what they held without having sent; `known` is
     what we, `ours`, hold. Returns how many requests."""
+    db = store.raw(connection)
     orphans = {(one.request_id, one.attempt): one for process in dead for one in process.intents}
-    for row in connection.execute(KNOWN_REQUESTS, {"rows": pack(orjson.dumps(key) for key in orphans)}):
-        orphans.pop((row[0], row[1]), None)
+    for key in _known(db, orphans):
+        del orphans[key]
     last = {name: attempt for name, attempt in sorted(orphans)}
-    for row in connection.execute(FINAL_REQUESTS, {"rows": pack(orjson.dumps([name]) for name in last)}):
-        last.pop(row[0], None)  # it was answered before, and is repeated under its Idempotency-Key
-    found = {}
-    for key, intent in orphans.items():
-        entry = interrupted(intent, now_ns, final=last.get(intent.request_id) == intent.attempt)
-        found[key] = (entry, orjson.dumps(row_of(entry)))
+    for (name,) in db.execute(FINAL_REQUESTS, (packed([name] for name in last),)):
+        last.pop(name, None)  # it was answered before, and is repeated under its Idempotency-Key
+    found = {key: interrupted(intent, now_ns, final=last.get(intent.request_id) == intent.attempt)
+             for key, intent in orphans.items()}
     uses = Uses(connection)
-    count = settle(connection, found, uses) if found else 0
+    count = settle(connection, found, list(map(row_of, found.values())), uses) if found else 0
     uses.write()
     ended = {process.token for process in dead}
     gone = {owner for owner in treasury.holders(connection) if owner in ended or not marks.is_alive(ledger, owner)}
@@ -128,10 +130,10 @@ def interrupted(intent: Intent, now_ns: int, *, final: bool = True) -> RequestEn
 
 def book_gpu_minutes(connection: Connection, minutes: Sequence[GpuMinute]) -> int:
     """Append the minutes that nobody has booked yet. Returns how many."""
-    blobs = [orjson.dumps([getattr(minute, name) for name in GPU_COLUMNS]) for minute in minutes]
-    before = connection.exec_driver_sql("SELECT total_changes()").scalar_one()
-    connection.execute(INSERT_GPU_TIME, {"rows": pack(blobs)})
-    return connection.exec_driver_sql("SELECT total_changes()").scalar_one() - before
+    db = store.raw(connection)
+    before = db.total_changes
+    INSERT_GPU_TIME(db, [[getattr(minute, name) for name in GPU_COLUMNS] for minute in minutes])
+    return db.total_changes - before
 
 
 def record_rates(connection: Connection, card: Sequence[RateLine], now_ns: int, *, complete: bool) -> int:

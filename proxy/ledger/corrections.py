@@ -9,9 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-import orjson
 from sqlalchemy import Connection, func, select
-from sqlalchemy.exc import DBAPIError
 
 from proxy.core.entries import RequestEntry
 from proxy.ledger import store
@@ -66,7 +64,7 @@ def correct(url: str, request_id: str, attempt: int | None = None, *, reason: st
             found = _difference(connection, entry, api_nano, baseline_nano, now_ns or time.time_ns())
             if found.changed:
                 _append(connection, entry, found, reason.strip(), who.strip())
-    except DBAPIError as error:
+    except store.ERRORS as error:
         raise LedgerUnavailable(store.explain(path, error)) from error
     finally:
         connection.close()
@@ -118,4 +116,4 @@ def _append(connection: Connection, entry: RequestEntry, found: Corrected, reaso
         at_ns=found.at_ns, request_id=found.request_id, attempt=found.attempt, api_nano=found.api_nano,
         baseline_nano=found.baseline_nano, reason=reason, who=who))
     key, sums = corrected(entry, found.at_ns, found.api_nano, found.baseline_nano)
-    connection.execute(UPSERT_ROLLUP, {"rows": orjson.dumps([[*key, *sums]]).decode()})
+    UPSERT_ROLLUP(store.raw(connection), [(*key, *sums)])

@@ -24,7 +24,6 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import orjson
 from sqlalchemy import Connection
 
 from proxy.core.budgets import Reserved, Window
@@ -34,7 +33,6 @@ from proxy.core.savings import GpuMinute, RateLine
 from proxy.ledger import booking, marks, store, treasury
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.marks import Marks
-from proxy.ledger.rows import row_of
 from proxy.ledger.treasury import Hold
 from proxy.ledger.writer import STOP, Item, Writer
 
@@ -149,11 +147,11 @@ class Journal:
             self._writer.queue.put(Item(key=key))
 
     async def settle(self, entry: RequestEntry) -> None:
-        """Return when the entry is on the disk. A cancelled caller's entry is written all the same."""
+        """Return when the entry is on the disk. A cancelled caller's entry is written all the same. ValueError where
+        it could never be booked right."""
         # What was sent is never refused: there are no more of those than requests in flight.
         writer = self._accepting(bounded=entry.backend_kind == "none")
-        blob = orjson.dumps(row_of(entry))
-        await self._written(writer, Item(key=(entry.request_id, entry.attempt), entry=entry, blob=blob))
+        await self._written(writer, Item(key=(entry.request_id, entry.attempt), entry=entry))
 
     async def recover(self, now_ns: int | None = None) -> int:
         """Settle as `interrupted` what processes that are dead had in flight, and void what they held. Returns how many

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, func, select
-from sqlalchemy.exc import DBAPIError
 
 from proxy.core.budgets import Budget, parse_budget, window_start_ns
 from proxy.ledger import store
@@ -216,7 +215,7 @@ class KeyRing:
                 self.healthy = True
                 return False
             records, seen, digests = _records(self._connection)
-        except (DBAPIError, OSError) as error:
+        except (*store.ERRORS, OSError) as error:
             self.healthy = False
             self.close()
             raise LedgerUnavailable(store.explain(self._path, error)) from error
@@ -246,7 +245,7 @@ class _Write:
     def __enter__(self) -> Connection:
         try:
             self._transaction.__enter__()
-        except DBAPIError as error:
+        except store.ERRORS as error:
             self._connection.close()
             raise LedgerUnavailable(store.explain(self._path, error)) from error
         return self._connection
@@ -254,7 +253,7 @@ class _Write:
     def __exit__(self, *exc: object) -> None:
         try:
             self._transaction.__exit__(*exc)  # type: ignore[arg-type]
-        except DBAPIError as error:
+        except store.ERRORS as error:
             raise LedgerUnavailable(store.explain(self._path, error)) from error
         finally:
             self._connection.close()

@@ -7,8 +7,9 @@ correction in the minute in which it was made.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from operator import attrgetter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from operator import attrgetter, itemgetter
 from typing import Any
 
 from proxy.core.entries import RequestEntry, work_by_minute
@@ -16,6 +17,7 @@ from proxy.core.money import NS_PER_MINUTE
 from proxy.core.usage import BUCKETS, Usage
 from proxy.ledger.schema import ROLLUP_SUMS, requests
 
+Row = tuple[Any, ...]
 REQUEST_COLUMNS = tuple(c.name for c in requests.columns if c.name != "id")
 
 _USAGE = {**{bucket: f"usage.{bucket}" for bucket in BUCKETS}, "usage_consistent": "usage.consistent"}
@@ -24,6 +26,8 @@ _BOOLS = ("final", "stream", "usage_consistent", "slo_met")
 _COUNTS = tuple(c.name for c in requests.columns
                 if c.name.endswith("_nano") or c.name in (*BUCKETS, "work_ns", "output_tokens_delivered"))
 _is_count = tuple(name in _COUNTS for name in REQUEST_COLUMNS)
+_counts_of = itemgetter(*(index for index, count in enumerate(_is_count) if count))
+_flight_of = itemgetter(REQUEST_COLUMNS.index("sent_ns"), REQUEST_COLUMNS.index("ended_ns"))
 
 INT_MAX = 2**63 - 1
 FLIGHT_NS_MAX = 7 * 24 * 60 * NS_PER_MINUTE  # a longer one is a clock error, and would flood the rollups
@@ -33,9 +37,25 @@ _AT = {name: i for i, name in enumerate(ROLLUP_SUMS)}
 _WORK, _FAILED = _AT["work_ns"], _AT["failed_work_ns"]
 
 
-def row_of(entry: RequestEntry) -> tuple[Any, ...]:
+def rows_of(entries: Sequence[RequestEntry]) -> list[Row]:
+    """`row_of` each, in a third of the time. What is no integer and no text passes: a table refuses that itself."""
+    rows = list(map(_entry_values, entries))
+    return rows if _sound(rows) else list(map(row_of, entries))
+
+
+def _sound(rows: Sequence[Row]) -> bool:
+    """Whether nothing is seen to be wrong with any of them; where in doubt, no."""
+    try:
+        least = min(filter(None, chain.from_iterable(map(_counts_of, rows))), default=0)
+        longest = max((ended_ns - sent_ns for sent_ns, ended_ns in map(_flight_of, rows)), default=0)
+    except TypeError:  # text among the numbers
+        return False
+    return bool(least >= 0 and longest <= FLIGHT_NS_MAX)
+
+
+def row_of(entry: RequestEntry) -> Row:
     """The entry's row, in the order of `REQUEST_COLUMNS`. ValueError when it could never be booked right."""
-    row = _entry_values(entry)
+    row: Row = _entry_values(entry)
     for name, value, count in zip(REQUEST_COLUMNS, row, _is_count, strict=True):
         kind = type(value)
         if kind is int:
@@ -60,31 +80,37 @@ def entry_of(row: Mapping[str, Any]) -> RequestEntry:
 
 def deltas(entries: Iterable[RequestEntry]) -> dict[RollupKey, list[int]]:
     """What the entries add to the rollups: sums in the order of `ROLLUP_SUMS`, by key."""
-    sums: dict[RollupKey, list[int]] = {}
+    parts: dict[RollupKey, list[list[int]]] = {}
     for entry in entries:
-        dimensions = _dimensions(entry)
-        _add(sums, (entry.ended_ns // NS_PER_MINUTE, *dimensions), _booked(entry))
+        dimensions, booked = _dimensions(entry), _booked(entry)
+        ended = entry.ended_ns // NS_PER_MINUTE
+        parts.setdefault((ended, *dimensions), []).append(booked)
         if entry.work_ns:
             into = _FAILED if entry.failed_work else _WORK
-            for minute, work_ns in work_by_minute(entry.sent_ns, entry.ended_ns, entry.work_ns):
-                key = (minute, *dimensions)
-                if key not in sums:
-                    sums[key] = [0] * len(ROLLUP_SUMS)
-                sums[key][into] += work_ns
-    return sums
+            if entry.sent_ns // NS_PER_MINUTE == ended:
+                booked[into] = entry.work_ns
+            else:
+                for minute, work_ns in work_by_minute(entry.sent_ns, entry.ended_ns, entry.work_ns):
+                    only = [0] * len(ROLLUP_SUMS)
+                    only[into] = work_ns
+                    parts.setdefault((minute, *dimensions), []).append(only)
+    return {key: rows[0] if len(rows) == 1 else list(map(sum, zip(*rows, strict=True))) for key, rows in parts.items()}
+
+
+_tokens = attrgetter(*BUCKETS)
 
 
 def _booked(entry: RequestEntry) -> list[int]:
     """One entry's figures but its work. A baseline belongs to a final, succeeded attempt only; where it is
     unknown, what the API really cost stands in for it, so that nothing is saved on it."""
-    usage, api = entry.usage, entry.api_nano
-    billed = entry.final and entry.succeeded
+    usage, api, final = entry.usage, entry.api_nano, entry.final
+    billed = final and entry.succeeded
     baseline = entry.baseline_nano if billed else None
     unknown = billed and baseline is None
     estimated = entry.usage_source == "estimated"
     return [
-        1, int(entry.final), int(billed), *(getattr(usage, bucket) for bucket in BUCKETS),
-        api or 0, int(api is None), 0 if entry.final else api or 0, entry.marginal_nano,
+        1, int(final), int(billed), *_tokens(usage),
+        api or 0, int(api is None), 0 if final else api or 0, entry.marginal_nano,
         baseline or 0, int(unknown), (api or 0) if unknown else 0,
         (baseline or 0) if entry.slo_met is False else 0,
         int(estimated), usage.total if estimated else 0, 0, 0, entry.internal_nano, 0, 0,
@@ -98,10 +124,4 @@ def corrected(entry: RequestEntry, at_ns: int, api_nano: int, baseline_nano: int
     return (at_ns // NS_PER_MINUTE, *_dimensions(entry)), sums
 
 
-def _dimensions(entry: RequestEntry) -> tuple[str, str, str, str, str, str]:
-    return entry.backend, entry.backend_kind, entry.route, entry.key_id, entry.tags, entry.model
-
-
-def _add(sums: dict[RollupKey, list[int]], key: RollupKey, more: list[int]) -> None:
-    have = sums.get(key)
-    sums[key] = more if have is None else [a + b for a, b in zip(have, more, strict=True)]
+_dimensions = attrgetter("backend", "backend_kind", "route", "key_id", "tags", "model")

@@ -26,6 +26,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.schema import HEAD, REVISIONS, alembic_version, metadata, version_metadata
 
+ERRORS = (DBAPIError, sqlite3.Error)  # what goes wrong in a database, by SQLAlchemy's way to it or by the driver's
 DEFAULT_URL = "sqlite:///data/ledger.db"
 BUSY_S = 1.5  # how long a write waits for another process's lock before it is reported and retried
 ASK_S = 0.001
@@ -93,7 +94,7 @@ def explain(path: Path, error: BaseException) -> str:
 def _engine(url: URL) -> Engine:
     """One for each file, because it remembers the statements it has compiled; it keeps no connection."""
     return create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT",
-                         connect_args={"timeout": BUSY_S, "check_same_thread": False})
+                         connect_args={"timeout": BUSY_S, "check_same_thread": False, "cached_statements": 256})
 
 
 def writing(url: str) -> Connection:
@@ -107,11 +108,16 @@ def writing(url: str) -> Connection:
         for pragma in PRAGMAS:
             _pragma(connection, pragma)
         connection.exec_driver_sql("PRAGMA busy_timeout=0")  # `_begin` waits better
-    except (DBAPIError, OSError) as error:
+    except (*ERRORS, OSError) as error:
         if connection is not None:
             connection.close()
         raise LedgerUnavailable(explain(path, error)) from error
     return connection
+
+
+def raw(connection: Connection) -> sqlite3.Connection:
+    """The driver's own connection below it, in the same transaction."""
+    return connection.connection.driver_connection  # type: ignore[return-value]
 
 
 def _pragma(connection: Connection, pragma: str) -> None:
@@ -149,13 +155,13 @@ def _begin(connection: Connection) -> None:
 
     SQLite's own patience sleeps longer and longer, up to 100 ms: beside three busy processes whoever sleeps finds the
     lock taken whenever it wakes, and gives up after a second (measured)."""
-    until = time.monotonic() + BUSY_S
+    until, db = time.monotonic() + BUSY_S, raw(connection)
     while True:
         try:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            db.execute("BEGIN IMMEDIATE")
             return
-        except DBAPIError as error:
-            if "locked" not in str(error.orig) or time.monotonic() > until:
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
                 raise
         time.sleep(random.uniform(ASK_S / 2, ASK_S * 3 / 2))  # noqa: S311
 
@@ -166,11 +172,11 @@ def transaction(connection: Connection) -> Iterator[None]:
     _begin(connection)
     try:
         yield
-        connection.exec_driver_sql("COMMIT")
+        raw(connection).execute("COMMIT")
     except BaseException:
         try:
-            connection.exec_driver_sql("ROLLBACK")
-        except DBAPIError:  # SQLite rolls back by itself on a full disk
+            raw(connection).execute("ROLLBACK")
+        except sqlite3.Error:  # SQLite rolls back by itself on a full disk
             pass
         raise
 
@@ -190,7 +196,7 @@ def reading(url: str) -> Iterator[Connection]:
                 raise LedgerUnavailable(f"ledger {path}: has the tables of an older version ({version}, this program "
                                         f"reads {HEAD}); start the gateway once to upgrade it")
             yield connection
-    except DBAPIError as error:
+    except ERRORS as error:
         raise LedgerUnavailable(explain(path, error)) from error
 
 
@@ -216,7 +222,7 @@ def prepare(url: str) -> Path:
         if version != HEAD:
             with transaction(connection):
                 _bring_up(path, connection, _version(connection))
-    except DBAPIError as error:
+    except ERRORS as error:
         raise LedgerUnavailable(explain(path, error)) from error
     finally:
         connection.close()

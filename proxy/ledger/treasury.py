@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import zip_longest
 from pathlib import Path
 
 import orjson
 from sqlalchemy import Connection, select
-from sqlalchemy.exc import DBAPIError
 
 from proxy.core.budgets import (
     GATEWAY,
     PERS,
     Line,
+    Per,
     Reserved,
     Use,
     Window,
@@ -28,15 +30,17 @@ from proxy.core.budgets import (
     window_start_ns,
 )
 from proxy.core.entries import RequestEntry
+from proxy.core.money import NS_PER_HOUR
 from proxy.ledger import store
 from proxy.ledger.errors import LedgerUnavailable
-from proxy.ledger.schema import budget_use, holds
+from proxy.ledger.schema import holds
 from proxy.ledger.statements import (
     DELETE_HOLDS,
     HOLDS_OF,
     INSERT_HOLDS,
     KNOWN_USES,
     UPSERT_USE,
+    packed,
     spent_in,
 )
 
@@ -62,6 +66,7 @@ class Uses:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._db = store.raw(connection)
         self._uses: dict[Window, Use] = {}
         self._missing: set[Window] = set()
         self._changed: set[Window] = set()
@@ -69,10 +74,14 @@ class Uses:
     def load(self, windows: Iterable[Window]) -> None:
         """Read those that are not known yet."""
         wanted = {window for window in windows if window not in self._uses and window not in self._missing}
-        if not wanted:
-            return
-        for row in self._connection.execute(KNOWN_USES, {"rows": _packed(wanted)}):
-            self._uses[row.scope, row.per, row.start_ns] = Use(row.posted_nano, row.pending_nano)
+        starts: dict[str, list[int]] = {per: [] for per in PERS}
+        for _, per, start_ns in wanted:
+            if start_ns not in starts[per]:
+                starts[per].append(start_ns)
+        scopes = orjson.dumps(list({scope for scope, _, _ in wanted})).decode()
+        for moments in zip_longest(*starts.values(), fillvalue=-1):  # one, but at the turn of an hour
+            for *window, posted_nano, pending_nano in self._db.execute(KNOWN_USES, (scopes, *moments)):
+                self._uses.setdefault(tuple(window), Use(posted_nano, pending_nano))  # type: ignore[arg-type]
         self._missing |= wanted - self._uses.keys()
 
     def get(self, window: Window) -> Use | None:
@@ -91,17 +100,17 @@ class Uses:
 
     def write(self) -> None:
         if self._changed:
-            rows = [[*window, self._uses[window].posted_nano, self._uses[window].pending_nano]
-                    for window in self._changed]
-            self._connection.execute(UPSERT_USE, {"rows": _packed(rows)})
+            UPSERT_USE(self._db, [(*window, self._uses[window].posted_nano, self._uses[window].pending_nano)
+                                  for window in self._changed])
 
 
 def reserve(connection: Connection, uses: Uses, asked: Sequence[Hold], owner: str) -> list[Reserved]:
     """Hold what fits, in the order in which it was asked for. Asking again for the same attempt holds that instead;
     where that is refused, it holds what it held."""
+    db = store.raw(connection)
     held: dict[Key, list[tuple[Window, int]]] = {}
-    for row in connection.execute(HOLDS_OF, {"rows": _packed(hold.key for hold in asked)}):
-        held.setdefault((row.request_id, row.attempt), []).append(((row.scope, row.per, row.start_ns), row.amount_nano))
+    for name, attempt, *window, amount, _, _ in db.execute(HOLDS_OF, (packed(hold.key for hold in asked),)):
+        held.setdefault((name, attempt), []).append((tuple(window), amount))
     replaced = set(held)
     uses.load([*(line.window for hold in asked for line in hold.lines),
                *(window for lines in held.values() for window, _ in lines)])
@@ -124,9 +133,8 @@ def reserve(connection: Connection, uses: Uses, asked: Sequence[Hold], owner: st
                                                 for line in hold.lines)))
     replaced &= rows.keys()
     if replaced:
-        connection.execute(DELETE_HOLDS, {"rows": _packed(replaced)})
-    if rows:
-        connection.execute(INSERT_HOLDS, {"rows": _packed(line for lines in rows.values() for line in lines)})
+        db.execute(DELETE_HOLDS, (packed(replaced),))
+    INSERT_HOLDS(db, [line for lines in rows.values() for line in lines])
     return outcomes
 
 
@@ -134,28 +142,42 @@ def release(connection: Connection, uses: Uses, keys: Sequence[Key]) -> None:
     """Void what these attempts hold."""
     if not keys:
         return
-    packed = {"rows": _packed(keys)}
-    held = connection.execute(HOLDS_OF, packed).all()
+    db, these = store.raw(connection), (packed(keys),)
+    held = [((scope, per, start_ns), amount)
+            for _, _, scope, per, start_ns, amount, _, _ in db.execute(HOLDS_OF, these)]
     if not held:
         return
-    uses.load((row.scope, row.per, row.start_ns) for row in held)
-    for row in held:
-        uses.change((row.scope, row.per, row.start_ns)).pending_nano -= row.amount_nano
-    connection.execute(DELETE_HOLDS, packed)
+    uses.load(window for window, _ in held)
+    for window, amount in held:
+        uses.change(window).pending_nano -= amount
+    db.execute(DELETE_HOLDS, these)
 
 
-def post(uses: Uses, entries: Sequence[RequestEntry]) -> None:
+def post(uses: Uses, entries: Iterable[RequestEntry]) -> None:
     """Charge new rows to every window that counts them: those that have had a hold."""
-    spent: dict[Window, int] = {}
+    alike: dict[tuple[int, str, str, str], int] = {}  # of the same hour, key, route and tags; of the gateway's hour
     for entry in entries:
-        for scope, amount in amounts(entry):
-            for per in PERS:
-                window = (scope, per, window_start_ns(per, entry.started_ns))
-                spent[window] = spent.get(window, 0) + amount
+        hour = entry.started_ns // NS_PER_HOUR
+        if entry.posted_nano:
+            mine = (hour, entry.key_id, entry.route, entry.tags)
+            alike[mine] = alike.get(mine, 0) + entry.posted_nano
+        if entry.backend_kind == "api" and (most := entry.api_most_nano):
+            alike[hour, "", "", GATEWAY] = alike.get((hour, "", "", GATEWAY), 0) + most
+    spent: dict[Window, int] = {}
+    for (hour, key_id, route, tags), amount in alike.items():
+        for scope in [GATEWAY] if tags == GATEWAY else scopes_of(key_id, route, tags):
+            for per, start_ns in _windows_of(hour):
+                spent[scope, per, start_ns] = spent.get((scope, per, start_ns), 0) + amount
     uses.load(spent)
     for window, amount in spent.items():
-        if amount and uses.get(window) is not None:
+        if uses.get(window) is not None:
             uses.change(window).posted_nano += amount
+
+
+@lru_cache(maxsize=64)
+def _windows_of(hour: int) -> tuple[tuple[Per, int], ...]:
+    """Where each kind of window begins that such an hour (whole hours since the epoch) lies in."""
+    return tuple((per, window_start_ns(per, hour * NS_PER_HOUR)) for per in PERS)
 
 
 def amounts(entry: RequestEntry) -> list[tuple[str, int]]:
@@ -174,11 +196,6 @@ def open_windows(connection: Connection, windows: Iterable[Window]) -> None:
         if uses.get(window) is None:
             uses.change(window)
     uses.write()
-
-
-def any_budget(connection: Connection) -> bool:
-    """Whether anything has ever been held: without that no row posts anywhere."""
-    return connection.execute(select(budget_use.c.scope).limit(1)).first() is not None
 
 
 def void_lost(connection: Connection, owners: Collection[str], now_ns: int, ours: str = "",
@@ -219,7 +236,7 @@ class Spending:
                 self._connection = store.read_only(self._ledger)
                 self._inode = self._ledger.stat().st_ino
             return used(self._connection, windows)
-        except (DBAPIError, OSError) as error:
+        except (*store.ERRORS, OSError) as error:
             self.close()
             raise LedgerUnavailable(store.explain(self._ledger, error)) from error
 
@@ -232,7 +249,3 @@ class Spending:
 def holders(connection: Connection) -> set[str]:
     """Tokens of the processes that hold anything."""
     return {row.owner for row in connection.execute(select(holds.c.owner).distinct())}
-
-
-def _packed(rows: Iterable[Sequence[object]]) -> str:
-    return orjson.dumps([list(row) for row in rows]).decode()

@@ -18,12 +18,12 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
 
 from proxy.core.entries import Intent, RequestEntry
 from proxy.ledger import booking, store, treasury
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.marks import Marks
+from proxy.ledger.rows import Row, row_of, rows_of
 from proxy.ledger.treasury import Hold, Uses
 
 log = logging.getLogger("breakeven.ledger")
@@ -32,14 +32,14 @@ GAP_S = 0.002  # between two commits where several processes share the ledger
 RETRY_S = (0.02, 0.05, 0.1, 0.2, 0.5)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Item:
-    """One thing to write: a settlement (`entry` and its row), a hold, the end of one (`key` alone), or a call within
-    the transaction."""
+    """One thing to write: a settlement (`entry`, and its row once it is rendered), a hold, the end of one (`key`
+    alone), or a call within the transaction."""
 
     key: booking.Key | None = None
     entry: RequestEntry | None = None
-    blob: bytes = b""
+    row: Row | None = None
     hold: Hold | None = None
     call: Callable[[Connection], Any] | None = None
     future: asyncio.Future[Any] | None = None
@@ -87,7 +87,7 @@ class Writer(threading.Thread):
         self._durable = True
         try:  # a process before us may have ended on a disk that failed; whoever is in the way has opened it before us
             store.empty_log(self._connection, path)
-        except (DBAPIError, OSError) as error:
+        except (*store.ERRORS, OSError) as error:
             self._connection.close()
             raise LedgerUnavailable(store.explain(path, error)) from error
         self._failures = 0
@@ -147,14 +147,18 @@ class Writer(threading.Thread):
                 _deliver([item.result(error=error)])
 
     def _write_some(self) -> None:
-        batch = self._spool[:self._batch_max]
+        batch = self._rendered()
+        if not batch and not self._failures:  # all were wrong
+            return
         try:
             outcomes = self._commit(batch)
         except Exception as error:  # the thread must outlive any failure: an outage is retried, a wrong item refused
             if store.is_outage(error):
                 self._failed(error)
                 return
-            if len(batch) != 1:  # one of them is wrong: each on its own
+            if not all([item.entry is None or self._render(item) for item in batch]):
+                return  # who is wrong has been told; the rest is tried again at once
+            if len(batch) != 1:  # one of them is wrong, and it is not seen which: each on its own
                 outcomes = self._one_by_one(batch)
                 if outcomes is None:
                     return
@@ -169,6 +173,29 @@ class Writer(threading.Thread):
         _deliver(outcomes)
         if self._marks.beside_others():  # who begins anew at once leaves no gap for who asks every millisecond
             time.sleep(GAP_S)
+
+    def _rendered(self) -> list[Item]:
+        """The next batch, with the rows of its entries; without those that could never be booked right."""
+        batch = self._spool[:self._batch_max]
+        plain = [item for item in batch if item.entry is not None and item.row is None]
+        try:
+            for item, row in zip(plain, rows_of([item.entry for item in plain if item.entry is not None]), strict=True):
+                item.row = row
+        except Exception:  # whatever it is: one of them is wrong
+            return [item for item in batch if item.entry is None or self._render(item)]
+        return batch
+
+    def _render(self, item: Item) -> bool:
+        """Render an entry's row, looking at all of it. False: it is wrong, has left the spool, and its caller knows."""
+        try:
+            item.row = row_of(item.entry)  # type: ignore[arg-type]
+        except Exception as error:  # as above: it is this one
+            log.error("the ledger refused an entry: %r: %s", item.key, error)
+            self._spool.remove(item)
+            if item.future is not None:
+                _deliver([item.result(error=error)])
+            return False
+        return True
 
     def _one_by_one(self, batch: list[Item]) -> list[tuple[asyncio.Future[Any], Any, Any]] | None:
         outcomes = []
@@ -190,8 +217,7 @@ class Writer(threading.Thread):
 
         Settlements come before holds, so that what they free is there to be held. Calls come before both: recovery asks
         which holds are ours, of those that are there."""
-        settled = {item.key: (item.entry, item.blob) for item in reversed(batch)
-                   if item.key is not None and item.entry is not None}
+        settled = {item.key: item for item in reversed(batch) if item.key is not None and item.entry is not None}
         holds, voided = _holds_and_voids(batch)
         calls = [item for item in batch if item.call is not None]
         connection = self._connected(durable=bool(settled or calls) or not batch)
@@ -200,7 +226,8 @@ class Writer(threading.Thread):
                 booking.probe(connection)
             values = [item.call(connection) for item in calls if item.call is not None]
             uses = Uses(connection)
-            new = booking.settle(connection, settled, uses) if settled else 0
+            new = booking.settle(connection, {key: item.entry for key, item in settled.items()},
+                                 [item.row for item in settled.values()], uses) if settled else 0
             treasury.release(connection, uses, voided)
             answers = treasury.reserve(connection, uses, [item.hold for item in holds if item.hold is not None],
                                        self._marks.token) if holds else []
@@ -271,7 +298,7 @@ class Writer(threading.Thread):
         if connection is not None:
             try:
                 connection.close()
-            except DBAPIError as error:  # the file may be gone; what matters was committed or is in the spool
+            except store.ERRORS as error:  # the file may be gone; what matters was committed or is in the spool
                 log.warning("closing ledger %s: %s", self._path, error)
 
 

@@ -8,7 +8,6 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import orjson
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -210,8 +209,8 @@ class Walk(RuleBasedStateMachine):
             self.book(pick.choice(self.settled), new=False)
 
     def book(self, one, new=True):
-        row = orjson.dumps(row_of(one))
-        self.write(lambda touched: booking.settle(self.connection, {(one.request_id, 1): (one, row)}, touched))
+        self.write(lambda touched: booking.settle(
+            self.connection, {(one.request_id, 1): one}, [row_of(one)], touched))
         if new:
             self.settled.append(one)
             for scope in self.posted:

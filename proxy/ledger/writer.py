@@ -29,6 +29,7 @@ from proxy.ledger.treasury import Hold, Uses
 log = logging.getLogger("breakeven.ledger")
 
 GAP_S = 0.002  # between two commits where several processes share the ledger
+WRONG = (ValueError, TypeError, AttributeError)  # what rendering a wrong entry raises
 RETRY_S = (0.02, 0.05, 0.1, 0.2, 0.5)
 
 
@@ -181,7 +182,7 @@ class Writer(threading.Thread):
         try:
             for item, row in zip(plain, rows_of([item.entry for item in plain if item.entry is not None]), strict=True):
                 item.row = row
-        except Exception:  # whatever it is: one of them is wrong
+        except WRONG:
             return [item for item in batch if item.entry is None or self._render(item)]
         return batch
 
@@ -189,7 +190,7 @@ class Writer(threading.Thread):
         """Render an entry's row, looking at all of it. False: it is wrong, has left the spool, and its caller knows."""
         try:
             item.row = row_of(item.entry)  # type: ignore[arg-type]
-        except Exception as error:  # as above: it is this one
+        except WRONG as error:
             log.error("the ledger refused an entry: %r: %s", item.key, error)
             self._spool.remove(item)
             if item.future is not None:

@@ -36,6 +36,26 @@ def usage_from_dict(usage: Any, endpoint: Endpoint | None = None) -> Usage | Non
     """
     if not isinstance(usage, dict):
         return None
+    return _plain(usage) or _taken_apart(usage, endpoint)
+
+
+def _plain(usage: dict[str, Any]) -> Usage | None:
+    """What engines of ours report, quickly: counts that add up, and of the prompt at most what was cached."""
+    prompt, completion, total = usage.get("prompt_tokens"), usage.get("completion_tokens"), usage.get("total_tokens")
+    if not (type(prompt) is type(completion) is type(total) is int and total == prompt + completion
+            and 0 <= prompt <= TOKENS_MAX and 0 <= completion <= TOKENS_MAX and total <= TOKENS_MAX
+            and usage.get("completion_tokens_details") is None and "prompt_cache_hit_tokens" not in usage):
+        return None
+    details = usage.get("prompt_tokens_details")
+    if details is None:
+        return Usage(prompt, 0, 0, 0, 0, 0, completion)
+    cached = details.get("cached_tokens") if type(details) is dict and len(details) == 1 else None
+    if type(cached) is not int or not 0 <= cached <= prompt:
+        return None
+    return Usage(prompt - cached, cached, 0, 0, 0, 0, completion)
+
+
+def _taken_apart(usage: dict[str, Any], endpoint: Endpoint | None) -> Usage | None:
     prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
     total = _count(usage.get("total_tokens"))
     consistent = usage.get("total_tokens") is None or total is not None

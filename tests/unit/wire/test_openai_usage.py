@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from proxy.core.usage import Usage
 from proxy.wire.endpoints import Endpoint
-from proxy.wire.usage import read_usage, served_tier, tail_member, usage_from_dict, without_member
+from proxy.wire.usage import (
+    TOKENS_MAX,
+    _plain,
+    _taken_apart,
+    read_usage,
+    served_tier,
+    tail_member,
+    usage_from_dict,
+    without_member,
+)
 
 SAMPLES = Path(__file__).parents[2] / "samples" / "vllm"
 CHAT, EMBEDDINGS = Endpoint.CHAT, Endpoint.EMBEDDINGS
@@ -124,6 +133,22 @@ VALUES = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3),
                             st.dictionaries(st.sampled_from(["usage", "choices", "x", 'a"usage']), inner, max_size=3)),
     max_leaves=8)
+
+
+FEW = st.one_of(st.integers(-1, 3), st.just(TOKENS_MAX), st.booleans(), st.none(), st.just(2.0))
+
+
+@given(FEW, FEW, FEW, st.one_of(st.none(), st.dictionaries(st.sampled_from(["cached_tokens", "x"]), FEW)))
+def test_the_quick_look_sees_what_the_closer_one_does(prompt, completion, total, details):
+    usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": total,
+             "prompt_tokens_details": details}
+    quick = _plain(usage)
+    assert quick is None or quick == _taken_apart(usage, Endpoint.CHAT)
+
+
+def test_the_quick_look_takes_what_engines_say():
+    usage = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8, "prompt_tokens_details": {"cached_tokens": 4}}
+    assert _plain(usage) == Usage(input_text=1, cache_read=4, output_text=3)
 
 
 @given(st.dictionaries(st.sampled_from(["usage", "choices", "id", "z", '"usage":']), VALUES, max_size=4),

@@ -147,7 +147,8 @@ def test_the_quick_look_sees_what_the_closer_one_does(prompt, completion, total,
 
 
 def test_the_quick_look_takes_what_engines_say():
-    usage = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8, "prompt_tokens_details": {"cached_tokens": 4}}
+    usage = {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8,
+             "prompt_tokens_details": {"cached_tokens": 4}}
     assert _plain(usage) == Usage(input_text=1, cache_read=4, output_text=3)
 
 

@@ -1,20 +1,25 @@
-"""Ids of requests: `req_` and 24 hexadecimal digits, random. Drawn many at a time: asking the system costs as much as
-the rest of a key check."""
+"""Ids of requests: `req_` and 24 hexadecimal digits: when they were drawn, which of that draw, and chance.
+
+So the newest stand together at the end of the ledger's index; ids of chance alone would touch another page of it for
+every row, a third of what booking costs (measured). Drawn many at a time: asking the system costs as much as a key
+check."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 
 _AT_ONCE = 256
-_BYTES = 12
+_NUMBERS = [f"{index:03x}" for index in range(_AT_ONCE)]
 
 
 def _drawn() -> Iterator[str]:
     while True:
-        digits = os.urandom(_AT_ONCE * _BYTES).hex()
-        for start in range(0, len(digits), 2 * _BYTES):
-            yield "req_" + digits[start:start + 2 * _BYTES]
+        drawn = f"req_{time.time_ns() // 1000:013x}"  # microseconds: 13 digits until 2112
+        chance = os.urandom(4 * _AT_ONCE).hex()
+        for index in range(_AT_ONCE):
+            yield drawn + _NUMBERS[index] + chance[8 * index:8 * index + 8]
 
 
 _ids = _drawn()

@@ -17,6 +17,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Literal, get_args
 
 from proxy.core.money import NANO_PER_USD, NS_PER_S
+from proxy.core.records import record
 
 Per = Literal["hour", "day", "month", "total"]
 PERS: tuple[Per, ...] = get_args(Per)
@@ -40,7 +41,7 @@ class Budget:
         return f"{Decimal(self.limit_nano) / NANO_PER_USD:f}/{self.per}"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Line:
     """`amount_nano` of one budget, in the window that begins at `start_ns` (UTC epoch)."""
 
@@ -65,7 +66,7 @@ class Use:
         return self.posted_nano + self.pending_nano
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Refused:
     """The line that did not fit, and what was left of its budget at that moment (nano-USD, may be negative)."""
 
@@ -73,7 +74,7 @@ class Refused:
     left_nano: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Reserved:
     """What came of asking: held, or which line refused; and what is left of each line's budget after that, nano-USD."""
 

@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+from proxy.core.records import record
 
 CHUNK_TOKENS = 2048  # tokens an engine puts into one iteration (vLLM: max_num_batched_tokens)
 MEAN_CONTEXT = 1024  # tokens a resident sequence holds, where nothing is known of the traffic
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Capacity:
     """One replica of a backend. Times in seconds; `source` is operator | prior | default."""
 

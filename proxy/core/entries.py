@@ -8,11 +8,12 @@ while the costs of both attempts count.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from fractions import Fraction
 from typing import Literal
 
 from proxy.core.money import NS_PER_MINUTE, round_nano
+from proxy.core.records import record
 from proxy.core.usage import Usage
 
 EndReason = Literal["complete", "client_abort", "upstream_error", "upstream_refused", "timeout", "limit",
@@ -20,7 +21,7 @@ EndReason = Literal["complete", "client_abort", "upstream_error", "upstream_refu
 UsageSource = Literal["upstream_final", "upstream_running", "estimated", "none"]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Intent:
     """A request that is about to be sent: what recovery settles if the process dies."""
 
@@ -40,7 +41,7 @@ class Intent:
     hold_nano: int | None = None  # the most it may cost, where a budget holds that
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RequestEntry:
     """One attempt, settled. Times are UTC nanoseconds; amounts nano-USD; `None` is unknown, never zero.
 

@@ -6,17 +6,17 @@ gateway is always exact for its own traffic; engines' metrics add what is foreig
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from proxy.core.capacity import Capacity
+from proxy.core.records import record
 
 Freshness = Literal["fresh", "stale", "unknown"]
 Health = Literal["ok", "suspect", "wedged", "asleep", "paused", "unreachable", "ejected", "probation",
                  "draining"]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ReplicaState:
     """One replica of a self-hosted backend, as the decision sees it. Token counts, seconds, fractions 0..1."""
 
@@ -48,7 +48,7 @@ class ReplicaState:
     share: float = 1.0  # of its places, what it is given: less in slow start (health.py)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ApiState:
     """One commercial backend. `usd` is the estimate for this request; None where no price is known."""
 
@@ -61,7 +61,7 @@ class ApiState:
     usual_usd: float | None = None  # where `usd` is unknown: what the baseline would charge, for ranking alone
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Demand:
     """What a request asks for. Seconds, tokens; `waited_s` since it arrived."""
 

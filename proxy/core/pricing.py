@@ -8,16 +8,23 @@ tokens, and 1 USD/Mtok is exactly 1,000 nano-dollars a token, so
 
 Long-context tiers replace the price of the *whole* request once its input exceeds the threshold,
 as providers bill them.
+
+Every request is priced, so a price is compiled once: each rate becomes a whole number of 1/`scale` nano-dollars, and
+what follows is exact arithmetic of integers (tests hold it to the formula above, in fractions).
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
+from operator import attrgetter
 
-from proxy.core.money import NANO_PER_USD, round_nano
+from proxy.core.money import NANO_PER_USD, half_even
+from proxy.core.records import record
 from proxy.core.usage import BUCKETS, Usage
 
 NANO_PER_TOKEN = 1000  # of a price of 1 USD per million tokens
@@ -35,6 +42,7 @@ FALLBACK = {
 
 OUTPUTS = ("output_text", "reasoning", "output_audio")
 INPUTS = tuple(bucket for bucket in BUCKETS if bucket not in OUTPUTS)
+_counts = attrgetter(*BUCKETS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +60,14 @@ class Tier:
         return self.usd_per_mtok[bucket]
 
 
+class _Compiled:
+    """Where a price keeps its rates: no field of it, for what it says does not depend on it."""
+
+    __slots__ = ("_rates",)
+
+
 @dataclass(frozen=True, slots=True)
-class Price:
+class Price(_Compiled):
     """One model's price at one provider from `from_ns` (UTC epoch) on. `tiers` ascend by threshold."""
 
     provider: str
@@ -72,99 +86,202 @@ class Price:
                 chosen = tier
         return chosen
 
+    @property
+    def rates(self) -> Rates:
+        """Compiled when it is first asked for."""
+        try:
+            return self._rates
+        except AttributeError:
+            object.__setattr__(self, "_rates", Rates.of(self))
+            return self._rates
+
     def cost_nano(self, usage: Usage) -> int | None:
         """What `usage` costs, in nano-dollars; None when a bucket in use has no price."""
-        tier = self.tier(usage.input_total)
-        total = Fraction(self.usd_per_request) * 1_000_000
-        for bucket in BUCKETS:
-            tokens = getattr(usage, bucket)
-            if tokens:
-                rate = tier.of(bucket)
-                if rate is None:
-                    return None
-                total += tokens * Fraction(rate)
-        return round_nano(total * NANO_PER_TOKEN)
+        return self.rates.cost_nano(usage)
 
     def dearest_nano(self, input_tokens: int, output_tokens: int) -> int | None:
         """An upper bound of `cost_nano` for at most that many tokens, however they fall into buckets and tiers; None
         where some bucket they may fall into has no price. For holds."""
-        return Ceiling.of(self).nano(input_tokens, output_tokens)
+        return Ceiling.over([self]).nano(input_tokens, output_tokens)
 
 
-@dataclass(frozen=True, slots=True)
-class Ceiling:
-    """A price's dearest rates, ready for use: holds are computed for every request under a budget.
+@record
+class Rates:
+    """A price ready for use: of each tier, above how many input tokens, and each bucket's rate in the order of BUCKETS,
+    None where it has none. Nano-USD per token, as whole numbers of 1/`scale`."""
 
-    Of each tier that a longer input may reach, and those before it, the dearest rate of any input and of any output
-    bucket, None where one has no price. Nano-USD, each as a whole number of 1/`scale`, so that integers are exact."""
-
-    steps: tuple[tuple[int, int | None, int | None], ...]  # above how many input tokens, per input, per output token
+    tiers: tuple[tuple[int, tuple[int | None, ...]], ...]
     fixed: int
     scale: int
 
     @classmethod
-    def of(cls, price: Price) -> Ceiling:
+    def of(cls, price: Price) -> Rates:
         fixed = Fraction(price.usd_per_request) * NANO_PER_USD
-        steps: list[tuple[int, Fraction | None, Fraction | None]] = []
-        per_input: Fraction | None = Fraction(0)
-        per_output: Fraction | None = Fraction(0)
-        for tier in price.tiers:
-            per_input, per_output = _top(tier, INPUTS, per_input), _top(tier, OUTPUTS, per_output)
-            steps.append((tier.above_input_tokens, per_input, per_output))
-        rates = [rate for _, *both in steps for rate in both if rate is not None]
-        scale = math.lcm(fixed.denominator, *(rate.denominator for rate in rates))
+        tiers = [(tier.above_input_tokens, [_nano_per_token(tier, bucket) for bucket in BUCKETS])
+                 for tier in price.tiers]
+        scale = _scale([fixed, *(rate for _, rates in tiers for rate in rates)])
+        return cls(tuple((above, tuple(_whole(rate, scale) for rate in rates)) for above, rates in tiers),
+                   int(fixed * scale), scale)
 
-        def whole(rate: Fraction | None) -> int | None:
-            return None if rate is None else int(rate * scale)
+    def cost_nano(self, usage: Usage) -> int | None:
+        """See `Price.cost_nano`."""
+        _, rates = self.tiers[0]
+        if len(self.tiers) > 1:
+            input_tokens = usage.input_total
+            for above, dearer in self.tiers:
+                if input_tokens > above:
+                    rates = dearer
+        total = self.fixed
+        for tokens, rate in zip(_counts(usage), rates, strict=True):
+            if tokens:
+                if rate is None:
+                    return None
+                total += tokens * rate
+        return half_even(total, self.scale)
 
-        return cls(tuple((above, whole(top), whole(low)) for above, top, low in steps), int(fixed * scale), scale)
+
+Line = tuple[int, int, int]  # what a request costs, and what each input and each output token adds
+
+
+@record
+class Ceiling:
+    """The dearest rates of one or more prices, ready for use: holds are computed for every request under a budget.
+
+    A step holds above so many input tokens: whether some bucket of input, and of output, has no price, and the lines
+    that are dearest somewhere. Of each price a line takes, of the tiers that such an input may reach, the dearest rate
+    of any input and of any output bucket. Nano-USD, as whole numbers of 1/`scale`, so that integers are exact."""
+
+    steps: tuple[tuple[int, bool, bool, tuple[Line, ...]], ...]
+    scale: int
+
+    @classmethod
+    def over(cls, prices: Sequence[Price]) -> Ceiling:
+        fixed = [Fraction(price.usd_per_request) * NANO_PER_USD for price in prices]
+        tops = [_tops(price) for price in prices]
+        scale = _scale([*fixed, *(rate for steps in tops for _, *both in steps for rate in both)])
+        steps = []
+        for above in sorted({0, *(above for reached in tops for above, _, _ in reached[1:])}):
+            reached = [[top for at, top in enumerate(reached) if not at or top[0] <= above][-1] for reached in tops]
+            lines = {(int(first * scale), _whole(per_input, scale) or 0, _whole(per_output, scale) or 0)
+                     for first, (_, per_input, per_output) in zip(fixed, reached, strict=True)}
+            steps.append((above, any(top[1] is None for top in reached), any(top[2] is None for top in reached),
+                          _undominated(lines)))
+        return cls(tuple(steps), scale)
 
     def nano(self, input_tokens: int, output_tokens: int) -> int | None:
-        """The most that so many tokens may cost, rounded up; None where that is not known."""
-        _, per_input, per_output = self.steps[0]
-        for above, *rates in self.steps:
-            if above < max(1, input_tokens):
-                per_input, per_output = rates
-        if (input_tokens and per_input is None) or (output_tokens and per_output is None):
+        """The most that so many tokens may cost at any of the prices, rounded up; None where that is not known."""
+        _, input_unknown, output_unknown, lines = self.steps[0]
+        for above, *step in self.steps:
+            if above < (input_tokens or 1):
+                input_unknown, output_unknown, lines = step
+        if (input_tokens and input_unknown) or (output_tokens and output_unknown):
             return None
-        return -(-(self.fixed + input_tokens * (per_input or 0) + output_tokens * (per_output or 0)) // self.scale)
+        fixed, per_input, per_output = lines[0]
+        most = fixed + input_tokens * per_input + output_tokens * per_output
+        for fixed, per_input, per_output in lines[1:]:
+            most = max(most, fixed + input_tokens * per_input + output_tokens * per_output)
+        return -(-most // self.scale)
+
+
+Top = tuple[int, Fraction | None, Fraction | None]
+
+
+def _tops(price: Price) -> list[Top]:
+    """Of each tier and those before it: above how many input tokens, and the dearest rate of any input and of any
+    output bucket, nano-USD per token; None where one has no price."""
+    found: list[Top] = []
+    per_input: Fraction | None = Fraction(0)
+    per_output: Fraction | None = Fraction(0)
+    for tier in price.tiers:
+        per_input, per_output = _top(tier, INPUTS, per_input), _top(tier, OUTPUTS, per_output)
+        found.append((tier.above_input_tokens, per_input, per_output))
+    return found
 
 
 def _top(tier: Tier, buckets: tuple[str, ...], so_far: Fraction | None) -> Fraction | None:
-    """The dearest rate, nano-USD per token, of these buckets and of the tiers before; None where one has none."""
-    rates = [tier.of(bucket) for bucket in buckets]
+    rates = [_nano_per_token(tier, bucket) for bucket in buckets]
     if so_far is None or None in rates:
         return None
-    return max(so_far, *(Fraction(rate) * NANO_PER_TOKEN for rate in rates if rate is not None))
+    return max(so_far, *(rate for rate in rates if rate is not None))
+
+
+def _undominated(lines: Iterable[Line]) -> tuple[Line, ...]:
+    """Without those that another is nowhere cheaper than."""
+    kept: list[Line] = []
+    for line in sorted(lines, reverse=True):
+        if not any(all(ours <= theirs for ours, theirs in zip(line, other, strict=True)) for other in kept):
+            kept.append(line)
+    return tuple(kept)
+
+
+def _nano_per_token(tier: Tier, bucket: str) -> Fraction | None:
+    rate = tier.of(bucket)
+    return None if rate is None else Fraction(rate) * NANO_PER_TOKEN
+
+
+def _scale(rates: Iterable[Fraction | None]) -> int:
+    """The common denominator."""
+    return math.lcm(*(rate.denominator for rate in rates if rate is not None))
+
+
+def _whole(rate: Fraction | None, scale: int) -> int | None:
+    return None if rate is None else int(rate * scale)
 
 
 @dataclass(frozen=True, slots=True)
 class PriceBook:
-    """Every known price, dated. Keys are (provider, model); a model's entries ascend by `from_ns`."""
+    """Every known price, dated. Keys are (provider, model); a model's entries ascend by `from_ns`. None of them changes
+    once it is made."""
 
     entries: dict[tuple[str, str], tuple[Price, ...]] = field(default_factory=dict)
-    _ceilings: dict[int, Ceiling] = field(default_factory=dict, repr=False, compare=False)  # by the price's identity
+    _dated: dict[tuple[str, str], Dated] = field(default_factory=dict, repr=False, compare=False)
 
     def find(self, provider: str, model: str, at_ns: int, service_tier: str = "default") -> Price | None:
         """The price in force at `at_ns`, or None where it is not known."""
-        found = None
-        for price in self.entries.get((provider, model), ()):
-            if price.service_tier == service_tier and price.from_ns <= at_ns:
-                found = price
-        return found
+        dated = self._of(provider, model)
+        return None if dated is None else dated.find(at_ns, service_tier)
 
     def dearest_nano(self, provider: str, model: str, at_ns: int, input_tokens: int, output_tokens: int) -> int | None:
-        """The same over every service tier the provider may bill at `at_ns`; None where no price is known."""
-        tiers = {price.service_tier for price in self.entries.get((provider, model), ())}
-        prices = [price for tier in tiers if (price := self.find(provider, model, at_ns, tier)) is not None]
-        if not any(price.service_tier == "default" for price in prices):
-            return None
-        bounds = [self._ceiling(price).nano(input_tokens, output_tokens) for price in prices]
-        known = [bound for bound in bounds if bound is not None]
-        return max(known) if len(known) == len(bounds) else None
+        """The most that so many tokens may cost in any service tier that the provider bills at `at_ns`; None where no
+        price is known."""
+        dated = self._of(provider, model)
+        ceiling = None if dated is None else dated.ceiling(at_ns)
+        return None if ceiling is None else ceiling.nano(input_tokens, output_tokens)
 
-    def _ceiling(self, price: Price) -> Ceiling:
-        found = self._ceilings.get(id(price))
-        if found is None:
-            found = self._ceilings[id(price)] = Ceiling.of(price)
-        return found
+    def _of(self, provider: str, model: str) -> Dated | None:
+        key = (provider, model)
+        dated = self._dated.get(key)
+        if dated is None and (prices := self.entries.get(key)):  # of what has a price: callers' names are no keys
+            dated = self._dated[key] = Dated(prices)
+        return dated
+
+
+class Dated:
+    """One model's prices, indexed by when they come into force."""
+
+    __slots__ = ("_by_tier", "_ceilings", "_prices", "_starts")
+
+    def __init__(self, prices: Sequence[Price]) -> None:
+        self._prices = prices
+        tiers = {price.service_tier: [one for one in prices if one.service_tier == price.service_tier]
+                 for price in prices}
+        self._by_tier = {tier: ([one.from_ns for one in dated], dated) for tier, dated in tiers.items()}
+        self._starts = sorted({price.from_ns for price in prices})  # between two of them nothing changes
+        self._ceilings: dict[int, Ceiling | None] = {}
+
+    def find(self, at_ns: int, service_tier: str) -> Price | None:
+        dated = self._by_tier.get(service_tier)
+        if dated is None:
+            return None
+        starts, prices = dated
+        at = bisect_right(starts, at_ns)
+        return prices[at - 1] if at else None
+
+    def ceiling(self, at_ns: int) -> Ceiling | None:
+        """Over all service tiers; None where the default one has no price then."""
+        at = bisect_right(self._starts, at_ns)
+        if at not in self._ceilings:
+            found = [price for tier in self._by_tier if (price := self.find(at_ns, tier)) is not None]
+            known = any(price.service_tier == "default" for price in found)
+            self._ceilings[at] = Ceiling.over(found) if known else None
+        return self._ceilings[at]

@@ -27,7 +27,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Literal
 
-from proxy.core.money import NANO_PER_USD, NS_PER_HOUR, NS_PER_MINUTE, accrue
+from proxy.core.money import NANO_PER_USD, NS_PER_HOUR, NS_PER_MINUTE, accrue, half_even
 
 UNALLOCATED = "(unallocated)"
 HOURS_PER_MONTH = Fraction(8760, 12)
@@ -217,15 +217,6 @@ class _Rate:
         numerator, denominator, origin_ns = self._numerator, self._denominator, self._origin_ns
         return (half_even(numerator * (to_ns - origin_ns), denominator)
                 - half_even(numerator * (from_ns - origin_ns), denominator))
-
-
-def half_even(numerator: int, denominator: int) -> int:
-    """`money.round_nano` of a fraction that is not reduced first: the same rule, six times as fast."""
-    quotient, rest = divmod(numerator, denominator)
-    twice = rest + rest
-    if twice > denominator or (twice == denominator and quotient & 1):
-        return quotient + 1
-    return quotient
 
 
 def shares(amount: int, weights: Sequence[int]) -> list[int]:

@@ -7,10 +7,12 @@ formats differ in what includes what; `wire` translates, and says so when number
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
+
+from proxy.core.records import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Usage:
     """Tokens of one attempt. All counts >= 0. `consistent` is False where the upstream's own
     numbers contradicted each other (details above the total); totals then win."""

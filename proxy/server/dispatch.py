@@ -17,6 +17,7 @@ from typing import Literal
 from proxy.core.errors import Unavailable
 from proxy.core.fleet import Attempt
 from proxy.core.line import Job, Left
+from proxy.core.records import record
 from proxy.core.room import NEVER, OVERDUE, OVERDUE_S
 from proxy.core.routing import Plan, pulled
 from proxy.server.planning import Call, Planner
@@ -30,7 +31,7 @@ RETRY_AFTER_S, RETRY_AFTER_S_MAX = 2.0, 60.0
 OnGone = Callable[[Callable[[], object] | None], None]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Placement:
     """Where a request goes now, and the claim that holds its room."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 import orjson
@@ -25,6 +25,7 @@ from proxy.core.money import NS_PER_S
 from proxy.core.prefix import BLOCK_BYTES, UNSEEN, PrefixIndex, Seen, billed_as_cached
 from proxy.core.pricing import Price, PriceBook
 from proxy.core.reasons import candidate
+from proxy.core.records import record
 from proxy.core.room import Room
 from proxy.core.routing import Backend, Limits, Plan, Policy, Switch, Thresholds, decide, effective_policy, unable
 from proxy.core.usage import Usage
@@ -50,7 +51,7 @@ class Governor(Protocol):
     def refuses(self, most_nano: int, at_ns: int) -> bool: ...
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Call:
     """A parsed request with all that stays the same while it is placed."""
 

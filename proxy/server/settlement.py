@@ -7,7 +7,7 @@ for the tables it is given.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 
 import orjson
@@ -17,6 +17,7 @@ from proxy.core.entries import EndReason, Intent, RequestEntry, UsageSource
 from proxy.core.money import NANO_PER_USD, NS_PER_S, round_nano
 from proxy.core.prefix import billed_as_cached
 from proxy.core.pricing import NANO_PER_TOKEN, Price
+from proxy.core.records import record
 from proxy.core.routing import Plan
 from proxy.core.usage import Usage
 from proxy.server.dispatch import Placement
@@ -26,7 +27,7 @@ from proxy.signals.board import marginal_usd_per_s
 NO_USAGE = Usage()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Outcome:
     """How one attempt ended. Times in UTC nanoseconds; `delivered` output tokens seen on the wire."""
 
@@ -152,7 +153,7 @@ class Settlement:
         return call.wire.model if backend.model == "*" else backend.model
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Baseline:
     nano: int | None
     model: str

@@ -8,13 +8,13 @@ at all is accepted: the body speaks for itself (RFC 9110, section 8.3).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 import orjson
 
 from proxy.core.errors import InvalidRequest, UnsupportedMediaType
+from proxy.core.records import record
 from proxy.wire.endpoints import ENDPOINTS, Endpoint
 from proxy.wire.envelope import (
     error_body,
@@ -64,7 +64,7 @@ class Strip(Enum):
     ALL = "all"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WireRequest:
     """The facts of one request. `document` is the parsed body and is never changed; `body` is it
     as it came. `prompt_chars` are the UTF-8 bytes of all that reaches the model as text, tools and

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.money import NS_PER_HOUR, accrue, apportion, nano, round_nano, usd, usd_string
+from proxy.core.money import NS_PER_HOUR, accrue, apportion, half_even, nano, round_nano, usd, usd_string
 
 amounts = st.integers(-10**18, 10**18)
 rates = st.fractions(min_value=0, max_value=10**14, max_denominator=10**6)
@@ -18,6 +18,11 @@ moments = st.integers(0, 4 * 10**18)
 def test_a_tie_is_rounded_to_even(whole):
     assert round_nano(Fraction(2 * whole + 1, 2)) % 2 == 0
     assert abs(round_nano(Fraction(2 * whole + 1, 2)) - Fraction(2 * whole + 1, 2)) == Fraction(1, 2)
+
+
+@given(st.integers(-10**30, 10**30), st.integers(1, 10**18))
+def test_half_even_is_the_rounding_rule(numerator, denominator):
+    assert half_even(numerator, denominator) == round_nano(Fraction(numerator, denominator))
 
 
 @given(amounts)

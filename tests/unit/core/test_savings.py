@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.core.money import NANO_PER_USD, NS_PER_HOUR, NS_PER_MINUTE, accrue, apportion, nano, round_nano
+from proxy.core.money import NANO_PER_USD, NS_PER_HOUR, NS_PER_MINUTE, accrue, apportion, nano
 from proxy.core.savings import (
     ADDED_UP,
     UNALLOCATED,
@@ -23,7 +23,6 @@ from proxy.core.savings import (
     _Rate,
     account,
     check,
-    half_even,
     in_force,
     overheads,
     shares,
@@ -60,11 +59,6 @@ def statement_of(lines, from_ns, to_ns, work=(), seen=(), booked=None, observed=
 
 
 # ------------------------------------------------------------------ the million-row loop is money.py's arithmetic
-
-@given(st.integers(-10**30, 10**30), st.integers(1, 10**18))
-def test_half_even_is_the_rounding_rule(numerator, denominator):
-    assert half_even(numerator, denominator) == round_nano(Fraction(numerator, denominator))
-
 
 @given(st.integers(0, 10**15), st.lists(st.integers(0, 10**13), min_size=1).filter(sum))
 def test_shares_are_apportion(amount, weights):

@@ -73,12 +73,12 @@ class Gateway:
         self.dispatcher.on_plan = self._decided
         self.upstreams: dict[tuple[str, int], Upstream] = {}
         self._exporters: dict[str, Upstream] = {}
-        self.purse = Purse(settings, self.planner, self.prices, self.journal)
+        self.purse = Purse(settings, self.planner, self.journal)
         self._metrics = Metrics(self.board, self.planner, self.dispatcher, self.journal, self.purse)
         self.refused, self.loop_lag = self._metrics.refused, self._metrics.loop_lag
         self.handler = Handler(Doors(
             settings, settings.route_table(), self.keys, self.board, self.planner, self.dispatcher,
-            Settlement(settings, self.planner), self.journal, self.purse, self._rates(),
+            Settlement(self.planner), self.journal, self.purse, self._rates(),
             self._repeats(), self.upstreams, time.monotonic, self._observe,
             self.refused))
         self.app = self._built(data=True, operators=settings.server.admin is None)

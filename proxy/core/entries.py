@@ -7,7 +7,7 @@ while the costs of both attempts count.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import field
 from fractions import Fraction
 from typing import Literal
@@ -84,10 +84,16 @@ class RequestEntry:
     baseline_cached_tokens: int
     slo_met: bool | None
     reason: str
-    decision: str = field(repr=False, default="{}")  # JSON: candidates, refusals, readings and their age, lambda
+    # JSON, or what writes it: candidates, refusals, readings and their age, lambda
+    decision: str | Callable[[], str] = field(repr=False, default="{}")
     hold_nano: int | None = None
     internal_nano: int = 0
     posted_nano: int = 0
+
+    @property
+    def decision_json(self) -> str:
+        """Safe to ask for in another thread."""
+        return self.decision if isinstance(self.decision, str) else self.decision()
 
     @property
     def succeeded(self) -> bool:
@@ -97,7 +103,7 @@ class RequestEntry:
     @property
     def api_most_nano(self) -> int:
         """What the API bills; the most it may bill where that is unknown."""
-        return self.api_nano if self.api_nano is not None else self.hold_nano or 0
+        return at_most(self.api_nano, self.hold_nano)
 
     @property
     def charge_nano(self) -> int:
@@ -108,6 +114,11 @@ class RequestEntry:
     def failed_work(self) -> bool:
         """GPU work that produced no answer."""
         return self.backend_kind == "gpu" and not self.succeeded
+
+
+def at_most(api_nano: int | None, hold_nano: int | None) -> int:
+    """What an API bills; where that is unknown, all that was held for it."""
+    return api_nano if api_nano is not None else hold_nano or 0
 
 
 def work_by_minute(sent_ns: int, ended_ns: int, work_ns: int) -> Iterator[tuple[int, int]]:

@@ -76,6 +76,11 @@ class Demand:
     tenant: str = ""  # whose share of the pool is measured, where the route guarantees one
     lifted: bool = False  # its tenant has had less than the guaranteed share: it goes first, at no price
 
+    def after(self, waited_s: float, tried: frozenset[str]) -> Demand:
+        """The same, so long after it arrived and once it was tried there."""
+        return Demand(self.endpoint, self.features, self.prompt_tokens, self.output_tokens, self.sequences,
+                      self.longest_prompt_least, waited_s, tried, self.tenant, self.lifted)
+
 
 class Attempt(NamedTuple):
     """Send it here. `usd` what that costs: the API's price, or what varies on a GPU (m). `work_s` GPU-seconds (0 for an

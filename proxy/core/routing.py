@@ -53,16 +53,6 @@ class Limits:
     unserved_usd_per_mtok: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Backend:
-    """What a backend can do at all, from the configuration."""
-
-    name: str
-    capabilities: frozenset[str]
-    context_tokens: int | None = None
-    region: str | None = None
-
-
 class Plan:
     """Ranked attempts, or the wish to wait until `wait_s` from now, or neither: unavailable."""
 
@@ -83,15 +73,16 @@ class Plan:
         return None if self.job is None or self.job.forced else self.job.density
 
 
-def unable(backend: Backend, demand: Demand, residency: str | None) -> tuple[str, str] | None:
-    """Why `backend` can never serve this request, as (code, detail); None when it can."""
-    missing = (demand.features | {demand.endpoint}) - backend.capabilities
-    if missing:
+def unable(demand: Demand, capabilities: frozenset[str], context_tokens: int | None, region: str | None,
+           residency: str | None) -> tuple[str, str] | None:
+    """Why a backend of these can never serve this request, as (code, detail); None when it can."""
+    if not (demand.endpoint in capabilities and demand.features <= capabilities):
+        missing = (demand.features | {demand.endpoint}) - capabilities
         return "capability", f"does not offer {', '.join(sorted(missing))}"
-    if backend.context_tokens is not None and demand.prompt_tokens > backend.context_tokens:
-        return "context_length", f"~{demand.prompt_tokens:.0f} prompt tokens > {backend.context_tokens}"
-    if residency is not None and backend.region != residency:
-        return "residency", f"region {backend.region or 'unset'}, route demands {residency}"
+    if context_tokens is not None and demand.longest_prompt_least > context_tokens:
+        return "context_length", f"~{demand.longest_prompt_least:.0f} prompt tokens > {context_tokens}"
+    if residency is not None and region != residency:
+        return "residency", f"region {region or 'unset'}, route demands {residency}"
     return None
 
 
@@ -263,7 +254,7 @@ class Thresholds:
         Not worth waiting for, because load seconds from now is no better known.
         """
         key = (limits.route, state.backend, state.replica)
-        since = self._closed.get(key)
+        since = self._closed.get(key) if self._closed else None
         over = _over(state, limits, waiting, since is not None)
         if over is not None:
             if since is None:
@@ -287,10 +278,16 @@ def _over(state: ReplicaState, limits: Limits, waiting: int, was_closed: bool) -
         if used >= resume if was_closed else used > most:
             return Refusal(state.backend, state.replica, "utilization_max",
                            f"utilization {used:.2f}, closed above {most:.2f}, resumes below {resume:.2f}")
-    kv = state.kv_fraction if state.running else None
-    for code, reading, limit in (("gpu_util_max", state.gpu_util, limits.gpu_util_max),
-                                 ("queue_max", state.waiting, limits.queue_max), ("kv_cache", kv, limits.kv_cache_max),
-                                 ("waiting_max", waiting, limits.waiting_max)):
-        if limit is not None and reading is not None and reading > limit:
-            return Refusal(state.backend, state.replica, code, f"{reading:.2f} > {limit:.2f}, read {age(state)} ago")
+    if (limit := limits.gpu_util_max) is not None and state.gpu_util is not None and state.gpu_util > limit:
+        return _above(state, "gpu_util_max", state.gpu_util, limit)
+    if (limit := limits.queue_max) is not None and state.waiting is not None and state.waiting > limit:
+        return _above(state, "queue_max", state.waiting, limit)
+    if (limit := limits.kv_cache_max) is not None and state.running and (kv := state.kv_fraction) and kv > limit:
+        return _above(state, "kv_cache", kv, limit)
+    if (limit := limits.waiting_max) is not None and waiting > limit:
+        return _above(state, "waiting_max", waiting, limit)
     return None
+
+
+def _above(state: ReplicaState, code: str, reading: float, limit: float) -> Refusal:
+    return Refusal(state.backend, state.replica, code, f"{reading:.2f} > {limit:.2f}, read {age(state)} ago")

@@ -21,7 +21,7 @@ Row = tuple[Any, ...]
 REQUEST_COLUMNS = tuple(c.name for c in requests.columns if c.name != "id")
 
 _USAGE = {**{bucket: f"usage.{bucket}" for bucket in BUCKETS}, "usage_consistent": "usage.consistent"}
-_entry_values = attrgetter(*(_USAGE.get(name, name) for name in REQUEST_COLUMNS))
+_entry_values = attrgetter(*({**_USAGE, "decision": "decision_json"}.get(name, name) for name in REQUEST_COLUMNS))
 _BOOLS = ("final", "stream", "usage_consistent", "slo_met")
 _COUNTS = tuple(c.name for c in requests.columns
                 if c.name.endswith("_nano") or c.name in (*BUCKETS, "work_ns", "output_tokens_delivered"))

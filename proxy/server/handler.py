@@ -166,7 +166,8 @@ class Handler:
         call = self._do.purse.opened(
             self._do.planner.call(wire, route, request_id, arrived, arrived_ns, principal.id, tags), principal)
         self._do.rates.charge(principal, call.tokens_asked)
-        return replace(call, headers=tuple(self._do.rates.headers(principal)))
+        call.headers = tuple(self._do.rates.headers(principal))
+        return call
 
     def _first_or_again(self, exchange: Exchange, call: Call) -> tuple[Call, Ticket | None]:
         """Whether this is a request that was answered before, sent again under its Idempotency-Key."""

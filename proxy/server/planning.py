@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import orjson
 
-from proxy.config.model import Backend as BackendConfig
 from proxy.config.model import Route, Settings
 from proxy.core.budgets import Budget
 from proxy.core.errors import ContextLengthExceeded, InvalidRequest, QuotaExceeded
@@ -23,12 +22,12 @@ from proxy.core.line import Left
 from proxy.core.market import ROOMS_MAX
 from proxy.core.money import NS_PER_S
 from proxy.core.prefix import BLOCK_BYTES, UNSEEN, PrefixIndex, Seen, billed_as_cached
-from proxy.core.pricing import Price, PriceBook
+from proxy.core.pricing import PriceBook
 from proxy.core.reasons import candidate
-from proxy.core.records import record
 from proxy.core.room import Room
-from proxy.core.routing import Backend, Limits, Plan, Policy, Switch, Thresholds, decide, effective_policy, unable
+from proxy.core.routing import NOBODY, Limits, Plan, Policy, Switch, Thresholds, decide, effective_policy, unable
 from proxy.core.usage import Usage
+from proxy.server.offers import Offer, offers
 from proxy.signals.board import Api, Board, Pool
 from proxy.signals.replica import Replica
 from proxy.wire.endpoints import Endpoint
@@ -38,7 +37,6 @@ BYTES_PER_TOKEN_PRIOR = 4.0
 PRIOR_TOKENS, MEMORY_TOKENS = 5_000.0, 500_000.0  # what the prior counts for, and how soon old prompts fade
 LEARN_BYTES_MIN = 1024  # of a shorter prompt the chat template is the larger part
 BYTES_PER_TOKEN_MOST = 8  # no text has more, so a prompt of n bytes has at least n/8 tokens
-ANY_MODEL = "*"
 SEEN_MAX = 16  # readings kept with a decision
 
 
@@ -51,9 +49,10 @@ class Governor(Protocol):
     def refuses(self, most_nano: int, at_ns: int) -> bool: ...
 
 
-@record
+@dataclass(slots=True, eq=False)
 class Call:
-    """A parsed request with all that stays the same while it is placed."""
+    """A parsed request with all that stays the same while it is placed. The last four fields are filled in while it is
+    parsed; from then on nothing changes it."""
 
     request_id: str
     endpoint: str
@@ -68,11 +67,11 @@ class Call:
     demand: Demand
     prompt_each: float = 0.0  # tokens of one prompt of a batch
     seen: Seen = UNSEEN  # what of the prompt began an earlier one, and where
+    quota: QuotaExceeded | None = None  # what the caller hears if no GPU takes what its budgets do not hold for an API
+    first_attempt: int = 1  # more where an answered request is repeated under its Idempotency-Key
     budgets: tuple[Budget, ...] = ()
     most_nano: Mapping[str, int | None] | None = None  # that an attempt at each backend may cost, if it must be held
     output_limits: Mapping[str, int] | None = None  # tokens, by backend, where a budget needs a limit
-    quota: QuotaExceeded | None = None  # what the caller hears if no GPU takes what its budgets do not hold for an API
-    first_attempt: int = 1  # more where an answered request is repeated under its Idempotency-Key
     headers: tuple[tuple[bytes, bytes], ...] = ()  # that go with every answer: the key's rate limits
 
     def at_ns(self, now: float) -> int:
@@ -87,6 +86,10 @@ class Call:
         output = self.demand.output_tokens if limit is None else limit * self.demand.sequences
         return self.demand.prompt_tokens + output
 
+    def held_for(self, backend: str) -> int | None:
+        """The most that an attempt there may cost, where a budget holds that."""
+        return None if self.most_nano is None else self.most_nano.get(backend)
+
     @property
     def again(self) -> bool:
         """The repetition of a request that was answered: booked as its retry, charged to nobody."""
@@ -98,56 +101,80 @@ class Call:
         return self.seen.repeated
 
 
+class Lane:
+    """One route, with what its requests are decided on."""
+
+    __slots__ = ("_reach", "bytes_per_token", "limits", "offers", "output", "pool", "route")
+
+    def __init__(self, route: Route, pool: Pool, found: Mapping[str, Offer]) -> None:
+        self.route, self.pool, self.limits = route, pool, _limits(route)
+        self.offers = tuple(found[name] for name in route.backends)
+        self.output = OutputLength(route.output_tokens_default)
+        self.bytes_per_token = Ratio(BYTES_PER_TOKEN_PRIOR, PRIOR_TOKENS, MEMORY_TOKENS)
+        self._reach: dict[tuple[str, ...], tuple[frozenset[str], frozenset[str]]] = {}
+
+    def reach(self, able: Sequence[Offer]) -> tuple[frozenset[str], frozenset[str]]:
+        """(keys of these backends' rooms, of the pool's others)."""
+        names = tuple([offer.name for offer in able])
+        found = self._reach.get(names)
+        if found is None:  # as many as there are kinds of requests that some backend cannot serve
+            keys = frozenset().union(*(offer.keys for offer in able))
+            found = self._reach[names] = keys, self.pool.market.keys - keys
+        return found
+
+
 class Planner:
     """Decides for one gateway process. `switch` is the operator's override of every route's policy."""
 
     def __init__(self, settings: Settings, board: Board, prices: PriceBook) -> None:
-        self._settings, self._board, self._prices = settings, board, prices
+        self._board = board
         self.switch: Switch = "auto"
         self.thresholds = Thresholds()
         self.governor: Governor | None = None  # of what APIs may bill; None: no limit
         self.context_tokens: dict[str, int] = {  # as configured, else as the engine says
             name: backend.context_tokens for name, backend in settings.backends.items() if backend.context_tokens}
+        self.offers = offers(settings, board, prices)
+        self._lanes = {name: Lane(route, board.pools[name], self.offers) for name, route in settings.routes.items()}
         self._prefixes = PrefixIndex()
-        self._limits = {name: _limits(route) for name, route in settings.routes.items()}
-        self._output: dict[str, OutputLength] = {
-            name: OutputLength(route.output_tokens_default) for name, route in settings.routes.items()}
-        self._bytes_per_token = {name: Ratio(BYTES_PER_TOKEN_PRIOR, PRIOR_TOKENS, MEMORY_TOKENS)
-                                 for name in settings.routes}
+        # Each once, where it has replicas.
+        self.pools: list[Pool] = [pool for pool in dict.fromkeys(board.pools.values()) if pool.replicas]
 
     def call(self, wire: WireRequest, route: Route, request_id: str, arrived: float, arrived_ns: int,
              key_id: str, tags: str) -> Call:
         """The request as the decision sees it: estimated tokens, features, targets."""
+        lane, endpoint, prompts = self._lanes[route.name], wire.endpoint.value, wire.prompt_count
         label = f"{route.name}\0{key_id}"
-        prompt = max(1.0, wire.prompt_chars / self._bytes_per_token[route.name].value + wire.prompt_token_ids)
-        each = prompt / max(1, wire.prompt_count)
+        prompt = max(1.0, wire.prompt_chars / lane.bytes_per_token.value + wire.prompt_token_ids)
+        each = prompt / max(1, prompts)
         if wire.endpoint is Endpoint.EMBEDDINGS:
-            output, sequences = 0.0, wire.prompt_count
+            output, sequences = 0.0, prompts
         else:
-            sequences = max(1, wire.n or 1) * max(1, wire.prompt_count)
-            output = self._output[route.name].expect(label, each)
+            sequences = max(1, wire.n or 1) * max(1, prompts)
+            output = lane.output.expect(label, each)
             if wire.max_tokens is not None:
                 output = min(output, wire.max_tokens)
             output *= sequences
-        least = (wire.prompt_chars / BYTES_PER_TOKEN_MOST + wire.prompt_token_ids) / max(1, wire.prompt_count)
-        lifted = route.gpu_share_min is not None and self._board.pools[route.name].market.below(
-            label, route.gpu_share_min, arrived)
-        demand = Demand(wire.endpoint.value, wire.features & ROUTED_FEATURES, prompt, output, sequences, least,
-                        tenant=label if route.gpu_share_min is not None else "", lifted=lifted)
-        return Call(request_id, wire.endpoint.value, arrived, arrived_ns, wire, route, self._limits[route.name],
-                    key_id, tags, label, demand, each, self._prefixes.look(route.name, prompt_bytes(wire), arrived))
+        least = (wire.prompt_chars / BYTES_PER_TOKEN_MOST + wire.prompt_token_ids) / max(1, prompts)
+        tenant, lifted = "", False
+        if route.gpu_share_min is not None:
+            tenant, lifted = label, lane.pool.market.below(label, route.gpu_share_min, arrived)
+        demand = Demand(endpoint, wire.features & ROUTED_FEATURES, prompt, output, sequences, least, 0.0, NOBODY,
+                        tenant, lifted)
+        seen = self._prefixes.look(route.name, prompt_bytes(wire), arrived)
+        return Call(request_id, endpoint, arrived, arrived_ns, wire, route, lane.limits, key_id, tags, label, demand,
+                    each, seen)
 
     def went(self, call: Call, replica: Replica, uncached: float) -> None:
         """The request goes to this replica: its cache will know the prompt."""
         self._prefixes.went(call.seen, replica.room.key)
         replica.expect_cached(call.demand.prompt_tokens - uncached, call.demand.prompt_tokens)
 
-    def plan(self, call: Call, now: float, tried: frozenset[str] = frozenset(), left: Left | None = None) -> Plan:
+    def plan(self, call: Call, now: float, tried: frozenset[str] = NOBODY, left: Left | None = None) -> Plan:
         """Ask `decide` with the fleet as it is now; `left`: it has waited, and left the line for that reason.
 
         Raises ContextLengthExceeded when no backend is long enough.
         """
-        demand = replace(call.demand, waited_s=now - call.arrived, tried=tried)
+        demand = call.demand.after(now - call.arrived, tried)
         return self.plan_for(call.route, call.wire.model, demand, now, call.limits, call.wire.service_tier, call.seen,
                              left, call.most_nano, call.arrived_ns)
 
@@ -155,25 +182,28 @@ class Planner:
                  tier: str | None = None, seen: Seen = UNSEEN, left: Left | None = None,
                  most_nano: Mapping[str, int | None] | None = None, arrived_ns: int = 0) -> Plan:
         """The same for a demand of its own: nothing is sent or claimed."""
-        limits = self._limits[route.name] if limits is None else limits
+        lane = self._lanes[route.name]
+        limits = lane.limits if limits is None else limits
         if self.switch != "auto":
             limits = replace(limits, switch=self.switch)
-        policy = effective_policy(limits)
-        able, apis, refused = self._candidates(route, model, demand, now, policy, tier, seen, most_nano,
-                                                arrived_ns)
+        able, apis, refused = self._candidates(lane, model, demand, now, effective_policy(limits), tier, seen,
+                                               most_nano, arrived_ns)
         if self.governor is not None and self.governor.then == "refuse" and any(
                 refusal.code == "api_spend_max" for refusal in refused):
             limits = replace(limits, wait_max_s=0.0)
-        pool = self._board.pools[route.name]
-        pool.refill(now)
-        market = pool.market
-        rooms = [room for room in market.emptiest() if room.key in able]
-        if not rooms:
-            rooms = [room for room in market.rooms if room.key in able][:ROOMS_MAX]
-        barred = self._barred(rooms, limits, demand, len(market.line), now, refused)
+        lane.pool.refill(now)
+        market = lane.pool.market
+        rooms: Sequence[Room] = market.emptiest()
+        keys, others = lane.reach(able)
+        if others:
+            rooms = [room for room in rooms if room.key in keys] or [
+                room for room in market.rooms if room.key in keys][:ROOMS_MAX]
+        waiting = len(market.line)
+        barred = self._barred(rooms, limits, demand, waiting, now, refused)
+        if others and len(rooms) != len(market.rooms):
+            barred |= others
         plan = decide(demand, rooms, apis, limits, market.reprice(now), now, reference=market.reference,
-                      barred=barred if len(rooms) == len(market.rooms) else barred | (market.keys - able),
-                      refused=refused, others_wait=len(market.line) > 0, left=left, stay=market.stay.value,
+                      barred=barred, refused=refused, others_wait=waiting > 0, left=left, stay=market.stay.value,
                       cached=self._cached(rooms, demand, seen))
         plan.seen = _states(rooms)
         return plan
@@ -182,33 +212,30 @@ class Planner:
         """The readings that a decision for this call is made on now."""
         return _states(self.pool(call).market.emptiest())
 
-    def _candidates(self, route: Route, model: str, demand: Demand, now: float, policy: Policy, tier: str | None,
+    def _candidates(self, lane: Lane, model: str, demand: Demand, now: float, policy: Policy, tier: str | None,
                     seen: Seen, most_nano: Mapping[str, int | None] | None, arrived_ns: int,
-                    ) -> tuple[set[str], list[ApiState], list[Refusal]]:
-        """(keys of replicas, APIs) that can serve it at all, and why the others cannot."""
-        at_ns = time.time_ns()
-        shortest = replace(demand, prompt_tokens=demand.longest_prompt_least)
-        able: set[str] = set()
+                    ) -> tuple[list[Offer], list[ApiState], list[Refusal]]:
+        """(self-hosted backends, APIs) that can serve it at all, and why the others cannot."""
+        route, at_ns = lane.route, time.time_ns()
+        able: list[Offer] = []
         apis: list[ApiState] = []
         refused: list[Refusal] = []
-        for name in route.backends:
-            config = self._settings.backends[name]
-            wrong = unable(self._core_backend(config), shortest, route.residency)
+        for offer in lane.offers:
+            name, api = offer.name, offer.api
+            wrong = unable(demand, offer.capabilities, self.context_tokens.get(name), offer.region, route.residency)
             if wrong is not None:
                 refused.append(Refusal(name, None, *wrong))
-            elif name in self._board.replicas:
-                able.update(replica.room.key for replica in self._board.replicas[name])
-            elif self._board.apis[name].full:
-                detail = f"{self._board.apis[name].in_flight} in flight"
-                refused.append(Refusal(name, None, "in_flight_max", detail, busy=True))
+            elif api is None:
+                able.append(offer)
+            elif api.full:
+                refused.append(Refusal(name, None, "in_flight_max", f"{api.in_flight} in flight", busy=True))
             elif most_nano is not None and (closed := self._unheld(name, most_nano, arrived_ns)) is not None:
                 refused.append(closed)
             else:
-                usd = self.api_usd(config, model, demand, at_ns, tier, seen.repeated)
-                state = self._board.apis[name].state(now, usd)
+                usd, usual = api_usd(offer, model, demand, at_ns, tier, seen.repeated), None
                 if usd is None:  # an alias or a tier that nobody prices must not outrank those whose price is known
-                    state = replace(state, usual_usd=self._usual_usd(route, model, demand, at_ns))
-                apis.append(state)
+                    usual = self._usual_usd(route, model, demand, at_ns)
+                apis.append(api.state(now, usd, usual))
         usable = (able if policy != "api-only" else ()) or (apis if policy != "self-hosted-only" else ())
         if not usable and refused:
             _never(route, [refusal for refusal in refused if self._counts(refusal, policy)], demand)
@@ -243,7 +270,7 @@ class Planner:
                 continue
             barred.append(room.key)
             refused.append(closed)
-        return frozenset(barred)
+        return frozenset(barred) if barred else NOBODY
 
     def closed(self, call: Call, room: Room, now: float) -> bool:
         """Whether a threshold of its route keeps this replica closed now."""
@@ -293,50 +320,26 @@ class Planner:
 
     def learn(self, call: Call, usage: Usage, complete: bool) -> None:
         """What the request turned out to be."""
-        text_only = not call.wire.media_count and not call.wire.prompt_token_ids
-        if usage.input_total and text_only and call.wire.prompt_chars >= LEARN_BYTES_MIN:
-            self._bytes_per_token[call.route.name].add(call.wire.prompt_chars, usage.input_total)
+        lane, wire = self._lanes[call.route.name], call.wire
+        text_only = not wire.media_count and not wire.prompt_token_ids
+        if text_only and wire.prompt_chars >= LEARN_BYTES_MIN and (tokens := usage.input_total):
+            lane.bytes_per_token.add(wire.prompt_chars, tokens)
         if complete and call.endpoint != Endpoint.EMBEDDINGS.value:
-            self._output[call.route.name].observe(call.label, call.prompt_each,
-                                                  usage.output_total // max(1, call.demand.sequences))
-
-    def price_of(self, config: BackendConfig, client_model: str, at_ns: int, tier: str | None = None) -> Price | None:
-        """The API price in force in that service tier; None where it is not known."""
-        model = client_model if config.model == ANY_MODEL else config.model
-        return self._prices.find(config.provider or "", model, at_ns, TIERS.get(tier or "", tier or "default"))
-
-    def api_usd(self, config: BackendConfig, model: str, demand: Demand, at_ns: int, tier: str | None = None,
-                repeated: float = 0.0) -> float | None:
-        """What the API is expected to charge, in the tier asked for and with its prompt cache where `repeated` (share
-        of the prompt) began an earlier one; None where its price is not known."""
-        price = self.price_of(config, model, at_ns, tier)
-        if price is None:
-            return None
-        cached = billed_as_cached(repeated * demand.prompt_tokens)
-        cost = price.cost_nano(Usage(input_text=int(demand.prompt_tokens) - cached, cache_read=cached,
-                                     output_text=int(demand.output_tokens)))
-        return None if cost is None else cost / 1e9
+            lane.output.observe(call.label, call.prompt_each, usage.output_total // max(1, call.demand.sequences))
 
     def _usual_usd(self, route: Route, model: str, demand: Demand, at_ns: int) -> float | None:
         """What the route's baseline would charge in the default tier."""
-        return self.api_usd(self._settings.backends[route.baseline], model, demand, at_ns)
-
-    def _core_backend(self, config: BackendConfig) -> Backend:
-        return Backend(config.name, config.capabilities, self.context_tokens.get(config.name), config.region)
+        return api_usd(self.offers[route.baseline], model, demand, at_ns)
 
     @property
     def remembered(self) -> dict[str, int]:
         """Entries of each memory that forgets."""
-        return {"prefixes": len(self._prefixes), "answer_lengths": sum(len(one) for one in self._output.values()),
+        return {"prefixes": len(self._prefixes),
+                "answer_lengths": sum(len(lane.output) for lane in self._lanes.values()),
                 "shares": sum(len(pool.market.tenants) for pool in self.pools)}
 
     def replica(self, backend: str, index: int) -> Replica:
         return self._board.replicas[backend][index]
-
-    @property
-    def pools(self) -> list[Pool]:
-        """Each once, where it has replicas."""
-        return [pool for pool in dict.fromkeys(self._board.pools.values()) if pool.replicas]
 
     def pool(self, call: Call) -> Pool:
         return self._board.pools[call.route.name]
@@ -348,10 +351,20 @@ class Planner:
         return self._board.replicas[backend]
 
 
-# Tiers that are billed as another: nothing asked, and names that providers report for one price.
-TIERS = {"": "default", "auto": "default", "standard": "default"}
 # What of a request's features a backend must offer; the rest is the upstream's business.
 ROUTED_FEATURES = frozenset({"tools", "json_schema", "logprobs", "n", "images", "audio"})
+
+
+def api_usd(offer: Offer, model: str, demand: Demand, at_ns: int, tier: str | None = None,
+            repeated: float = 0.0) -> float | None:
+    """What the API is expected to charge, in the tier asked for and with its prompt cache where `repeated` (share of
+    the prompt) began an earlier one; None where its price is not known."""
+    price = offer.price(model, at_ns, tier)
+    if price is None:
+        return None
+    cached = billed_as_cached(repeated * demand.prompt_tokens)
+    cost = price.cost_nano(Usage(int(demand.prompt_tokens) - cached, cached, 0, 0, 0, 0, int(demand.output_tokens)))
+    return None if cost is None else cost / 1e9
 
 
 def _never(route: Route, refused: list[Refusal], demand: Demand) -> None:

@@ -11,27 +11,24 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from fractions import Fraction
 
 import orjson
 
-from proxy.config.model import Backend, Settings
+from proxy.config.model import Settings
 from proxy.core.budgets import GATEWAY, Budget, Line, Refused, Use, window_end_ns, window_start_ns
 from proxy.core.entries import RequestEntry
 from proxy.core.errors import QuotaExceeded
 from proxy.core.money import NS_PER_S
-from proxy.core.pricing import NANO_PER_TOKEN, PriceBook
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.journal import Journal
 from proxy.ledger.keys import Principal
 from proxy.ledger.treasury import Hold, Spending
 from proxy.server.dispatch import Placement
+from proxy.server.offers import TIERS, Offer
 from proxy.server.planning import Call, Planner
-from proxy.signals.board import marginal_usd_per_s
 from proxy.wire.endpoints import Endpoint
 from proxy.wire.openai import WireRequest
 
@@ -43,6 +40,7 @@ FIELD_TOKENS = 16  # what a template may add to each message and each tool
 IMAGE_TOKENS = 40_000  # more than any provider counts for one
 MEDIUM_TOKENS = 1_000_000  # of sound, film or a document, which have no bound but the model's context
 WORK_MARGIN = 8  # how far the estimate of an engine's speed may move before the request ends
+NO_LIMITS: Mapping[str, int] = {}
 UNLIMITED = 1 << 62
 MOST_NANO = 2 * 10**18  # twice the largest budget: no budget holds more, and the ledger's columns do
 WINDOWS_KEPT = 4  # of the governor's: requests wait across the turn of an hour
@@ -51,8 +49,8 @@ WINDOWS_KEPT = 4  # of the governor's: requests wait across the turn of an hour
 class Purse:
     """One per process. `governor` is there where the configuration has `api_spend_max`."""
 
-    def __init__(self, settings: Settings, planner: Planner, prices: PriceBook, journal: Journal) -> None:
-        self._settings, self._planner, self._prices, self._journal = settings, planner, prices, journal
+    def __init__(self, settings: Settings, planner: Planner, journal: Journal) -> None:
+        self._settings, self._planner, self._journal = settings, planner, journal
         self._budgets = {line.spending.scope: [] for line in settings.budgets}
         for line in settings.budgets:
             self._budgets[line.spending.scope].append(line.spending)
@@ -72,43 +70,29 @@ class Purse:
                 budgets += self._budgets.get(scope, ())
         if not budgets and self.governor is None:
             return call
-        prompt, limits = prompt_tokens_most(call.wire), self._limits(call)
-        most_nano = {name: self._most_nano(self._settings.backends[name], call, prompt, limits.get(name))
-                     for name in call.route.backends}
-        most_nano = {name: most if most is None else min(most, MOST_NANO) for name, most in most_nano.items()}
-        return replace(call, budgets=tuple(budgets), most_nano=most_nano, output_limits=limits)
+        limits = self._limits(call)
+        call.budgets, call.output_limits, call.most_nano = tuple(budgets), limits, self._most_nano(call, limits)
+        return call
 
     def _limits(self, call: Call) -> Mapping[str, int]:
         """What each backend is told of a request that names no limit. An engine whose context is known needs none: that
         is its limit, and one that with the prompt is longer than the context would be refused."""
         if call.wire.max_tokens is not None or call.wire.endpoint is Endpoint.EMBEDDINGS:
-            return {}
+            return NO_LIMITS
         return {name: call.route.output_tokens_max for name in call.route.backends
-                if self._settings.backends[name].is_api or name not in self._planner.context_tokens}
+                if not self._planner.offers[name].on_gpu or name not in self._planner.context_tokens}
 
-    def _most_nano(self, backend: Backend, call: Call, prompt: int, limit: int | None) -> int | None:
-        """An upper bound of what one attempt there is charged; None where no price is known."""
-        context = self._planner.context_tokens.get(backend.name)
-        if context is not None:
-            prompt = min(prompt, context * call.wire.prompt_count)
-        output = output_tokens_most(call.wire, limit if limit is not None else context or 0)
-        if backend.gpu is None:
-            if paid_extras(call.wire) or self._tier_unpriced(backend, call):
-                return None
-            model = call.wire.model if backend.model == "*" else backend.model
-            return self._prices.dearest_nano(backend.provider or "", model, call.arrived_ns, prompt, output)
-        usd_per_s = marginal_usd_per_s(backend, self._settings, call.arrived_ns)
-        seconds = 0.0
-        if usd_per_s:
-            seconds = WORK_MARGIN * max(replica.capacity.work_s(prompt, output, 1)
-                                        for replica in self._planner.replicas(backend.name))
-        return math.ceil(usd_per_s * Fraction(seconds) * 10**9) + internal_nano(backend, prompt, output)
-
-    def _tier_unpriced(self, backend: Backend, call: Call) -> bool:
-        """Whether the request asks for a service tier that the price book does not know there."""
-        tier = call.wire.service_tier
-        return tier not in (None, "auto", "default", "standard") and (
-            self._planner.price_of(backend, call.wire.model, call.arrived_ns, tier) is None)
+    def _most_nano(self, call: Call, limits: Mapping[str, int]) -> dict[str, int | None]:
+        """By backend, an upper bound of what one attempt there is charged; None where no price is known."""
+        wire, prompt_most, found = call.wire, prompt_tokens_most(call.wire), {}
+        for name in call.route.backends:
+            offer, context, prompt = self._planner.offers[name], self._planner.context_tokens.get(name), prompt_most
+            if context is not None:
+                prompt = min(prompt, context * wire.prompt_count)
+            output = output_tokens_most(wire, limits.get(name, context or 0))
+            most = _work_nano(offer, call, prompt, output) if offer.on_gpu else _bill_nano(offer, call, prompt, output)
+            found[name] = most if most is None else min(most, MOST_NANO)
+        return found
 
     def look(self, at_ns: int) -> None:
         """See what the configuration's budgets have taken, whichever gateway took it. LedgerUnavailable."""
@@ -196,6 +180,23 @@ class Purse:
             self._journal.void((call.request_id, attempt_no))
 
 
+def _bill_nano(offer: Offer, call: Call, prompt: int, output: int) -> int | None:
+    """The most that an API may bill for so many tokens; None where no price is known, or not the one asked for."""
+    wire, tier = call.wire, call.wire.service_tier
+    if paid_extras(wire) or (TIERS.get(tier) is None and offer.price(wire.model, call.arrived_ns, tier) is None):
+        return None
+    return offer.dearest_nano(wire.model, call.arrived_ns, prompt, output)
+
+
+def _work_nano(offer: Offer, call: Call, prompt: int, output: int) -> int:
+    """The most that serving so many tokens on our own GPUs may be charged."""
+    most = offer.internal.most_nano(prompt, output) if offer.internal else 0
+    if not offer.varying.usd_per_s(call.arrived_ns):
+        return most
+    seconds = WORK_MARGIN * max(replica.capacity.work_s(prompt, output, 1) for replica in offer.replicas)
+    return most + offer.varying.most_nano(seconds, call.arrived_ns)
+
+
 class Governor:
     """The gateway's own budget for API bills, as far as this process knows it; the ledger decides."""
 
@@ -272,15 +273,6 @@ def paid_extras(wire: WireRequest) -> bool:
     own = isinstance(tools, list) and any(
         isinstance(tool, dict) and tool.get("type", "function") != "function" for tool in tools)
     return own or wire.document.get("web_search_options") is not None
-
-
-def internal_nano(backend: Backend, input_tokens: int, output_tokens: int) -> int:
-    """The internal rate for that many tokens, in nano-USD, rounded up."""
-    rate = backend.internal_rate
-    if rate is None:
-        return 0
-    return math.ceil(NANO_PER_TOKEN * (input_tokens * Fraction(rate.input_usd_per_mtok)
-                                       + output_tokens * Fraction(rate.output_usd_per_mtok)))
 
 
 def quota_exceeded(refused: Refused) -> QuotaExceeded:

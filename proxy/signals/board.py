@@ -13,6 +13,7 @@ from fractions import Fraction
 
 from proxy.config.model import Backend, Route, Settings
 from proxy.core.capacity import Capacity, prior
+from proxy.core.charges import Varying
 from proxy.core.fleet import ApiState, Health
 from proxy.core.health import Breaker, Outliers
 from proxy.core.learning import RunningMean
@@ -22,6 +23,7 @@ from proxy.signals.inflight import Load
 from proxy.signals.replica import Replica
 
 API_TTFT_PRIOR_S = 0.5
+NEVER_NS = -1 << 62  # before any rate
 IN_TURN = 16  # replicas looked at for what only time changes, each time the pool is asked
 
 
@@ -44,12 +46,14 @@ class Api:
         """As many at once as the operator allows."""
         return self.in_flight_max is not None and self.in_flight >= self.in_flight_max
 
-    def state(self, now: float, usd: float | None) -> ApiState:
-        health: Health = "ejected" if self.breaker.is_open(now) else "suspect" if self.breaker.held_off(now) else "ok"
-        wait = max(self.breaker.held_off(now), self.breaker.ejected_until - now, 0.0)
-        share = self.breaker.share(now)
-        returning = health == "ok" and share < 1 and self.in_flight >= max(1, int(share * self.load.most))
-        return ApiState(self.backend, health, usd, wait, self.ttft.mean, returning)
+    def state(self, now: float, usd: float | None, usual_usd: float | None = None) -> ApiState:
+        breaker = self.breaker
+        held_s = breaker.held_off(now)
+        health: Health = "ejected" if breaker.is_open(now) else "suspect" if held_s else "ok"
+        share = breaker.share(now)
+        returning = share < 1 and health == "ok" and self.in_flight >= max(1, int(share * self.load.most))
+        return ApiState(self.backend, health, usd, max(held_s, breaker.ejected_until - now), self.ttft.mean, returning,
+                        usual_usd)
 
 
 class Pool:
@@ -103,7 +107,7 @@ class Board:
         self.retries = RetryBudget()
         self.outliers = {backend.name: self._outliers(backend, settings) for backend in settings.backends.values()}
         self.pools = self._pools(settings)
-        self._settings = settings
+        self.varying = {backend.name: _varying(backend, settings) for backend in settings.backends.values()}
         self.reprice(time.time_ns())
 
     def _outliers(self, backend: Backend, settings: Settings) -> Outliers:
@@ -135,7 +139,7 @@ class Board:
     def reprice(self, now_ns: int) -> None:
         """Let the decision see what a replica's GPU-second costs at `now_ns` (UTC): a rate may have come into force."""
         for name, replicas in self.replicas.items():
-            usd_per_s = marginal_usd_per_s(self._settings.backends[name], self._settings, now_ns) / len(replicas)
+            usd_per_s = self.varying[name].usd_per_s(now_ns) / len(replicas)
             for replica in replicas:
                 replica.energy_usd_per_s = float(usd_per_s)
                 replica.load.changed = True
@@ -161,7 +165,14 @@ def _replica(make: Callable[..., Replica], backend: Backend, index: int, url: st
                 risk_per_s=gpu.interruptions_per_hour / 3600 if gpu.billing == "spot" else 0.0)
 
 
-def marginal_usd_per_s(backend: Backend, settings: Settings, at_ns: int) -> Fraction:
+def _varying(backend: Backend, settings: Settings) -> Varying:
+    """What a second of work costs there from each moment on at which some rate of its begins or ends."""
+    rates = () if backend.gpu is None else backend.gpu.rates
+    edges = {rate.from_ns for rate in rates} | {rate.until_ns for rate in rates if rate.until_ns is not None}
+    return Varying([(at_ns, _usd_per_s(backend, settings, at_ns)) for at_ns in (NEVER_NS, *sorted(edges))])
+
+
+def _usd_per_s(backend: Backend, settings: Settings, at_ns: int) -> Fraction:
     """USD that one more second of work of the *whole backend*, all its replicas, really costs at `at_ns` (UTC):
     energy above idle, any elastic charge. Exact. A replica's second costs its share of that (`Board.reprice`)."""
     gpu, cost = backend.gpu, Fraction(0)

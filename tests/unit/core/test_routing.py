@@ -14,7 +14,7 @@ from proxy.core.fleet import ApiState, Demand, ReplicaState
 from proxy.core.line import best_room, surplus
 from proxy.core.reasons import obstacle
 from proxy.core.room import Room
-from proxy.core.routing import Backend, Limits, Thresholds, job_of, unable
+from proxy.core.routing import Limits, Thresholds, job_of, unable
 
 CAPACITY = Capacity(8000.0, 0.012, 0.0004, 1e-8, 200_000, 32)
 IDLE = ReplicaState("gpu", 0, "ok", "fresh", 0.5, CAPACITY, 0, 0, 0.0, 0.0, 0.0, 0, False, 0.0, 0.0, None)
@@ -231,11 +231,15 @@ def test_a_tier_or_alias_that_nobody_prices_never_goes_before_those_whose_price_
 
 
 def test_capability_context_and_residency_are_hard():
-    backend = Backend("gpu", frozenset({"chat"}), context_tokens=1000, region="eu")
-    assert unable(backend, CHAT, None) is None
-    assert unable(backend, replace(CHAT, features=frozenset({"tools"})), None)[0] == "capability"
-    assert unable(backend, replace(CHAT, prompt_tokens=1001), None)[0] == "context_length"
-    assert unable(backend, CHAT, "us")[0] == "residency"
+    offered = (frozenset({"chat"}), 1000, "eu")
+    assert unable(CHAT, *offered, None) is None
+    assert unable(CHAT, *offered, "eu") is None
+    tools = unable(replace(CHAT, features=frozenset({"tools"})), *offered, None)
+    assert tools == ("capability", "does not offer tools")
+    assert unable(replace(CHAT, endpoint="embeddings"), *offered, None)[0] == "capability"
+    assert unable(replace(CHAT, prompt_tokens=1001), *offered, None) is None  # an estimate; what is certain counts
+    assert unable(replace(CHAT, longest_prompt_least=1001), *offered, None)[0] == "context_length"
+    assert unable(CHAT, *offered, "us")[0] == "residency"
 
 
 def test_thresholds_close_above_and_open_only_below_the_resume_mark():

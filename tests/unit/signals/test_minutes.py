@@ -8,7 +8,6 @@ import pytest
 
 from proxy.config import load
 from proxy.core.money import NS_PER_MINUTE, NS_PER_S
-from proxy.server.settlement import Settlement
 from proxy.signals.board import Board
 from proxy.signals.minutes import MinuteBook
 
@@ -95,9 +94,9 @@ def test_a_clock_that_is_set_back_takes_nothing_from_what_was_seen(tmp_path):
 def test_an_elastic_backend_of_four_replicas_is_booked_to_the_nano_at_the_rate_of_the_time(tmp_path, gpu):
     told = settings(tmp_path, gpu)
     ten_seconds_of_one_replica_ns = 10 * NS_PER_S // 4  # as settlement counts: of the whole backend
-    booked = Settlement(told, None)._marginal_nano(told.backends["llama"], ten_seconds_of_one_replica_ns, T0_NS)
-    assert booked == 5_555_556  # 2 USD an hour for each replica
     board = Board(told, lambda: 0.0)
+    booked = board.varying["llama"].nano(ten_seconds_of_one_replica_ns, T0_NS)
+    assert booked == 5_555_556  # 2 USD an hour for each replica
     assert next(iter(board.every_replica())).energy_usd_per_s == pytest.approx(2 / 3600)
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import replace
 
 from proxy.core.records import record
 
@@ -49,9 +48,12 @@ class Capacity:
     def batch_at(self, tpot_s: float, context_tokens: float = MEAN_CONTEXT) -> int:
         """The largest batch whose step stays within `tpot_s`; at least 1."""
         per_sequence = self.beta_s + self.kappa_s * context_tokens
-        by_time = (tpot_s - self.alpha_s) / per_sequence if per_sequence > 0 else math.inf
-        by_memory = self.kv_tokens / max(1.0, context_tokens)
-        return max(1, int(min(by_time, by_memory, self.max_running)))
+        most = self.kv_tokens / max(1.0, context_tokens)
+        if per_sequence > 0 and (by_time := (tpot_s - self.alpha_s) / per_sequence) < most:
+            most = by_time
+        if most >= self.max_running:
+            return max(1, int(self.max_running))
+        return int(most) if most >= 1 else 1
 
     def work_s(self, prompt: float, output: float, batch: float) -> float:
         """GPU-seconds of a request with `prompt` uncached and `output` tokens, decoded in a batch of `batch`."""
@@ -70,8 +72,10 @@ class Capacity:
 
     def scaled(self, prefill: float, step: float) -> Capacity:
         """The same engine, found to be slower by these factors (observed over predicted)."""
-        return replace(self, prefill_tokens_per_s=self.prefill_tokens_per_s / prefill,
-                       alpha_s=self.alpha_s * step, beta_s=self.beta_s * step, kappa_s=self.kappa_s * step)
+        if prefill == step == 1.0:
+            return self
+        return Capacity(self.prefill_tokens_per_s / prefill, self.alpha_s * step, self.beta_s * step,
+                        self.kappa_s * step, self.kv_tokens, self.max_running, self.source, self.chunk_tokens)
 
 
 # Memory GiB, bandwidth GB/s, dense FP16 TFLOP/s: vendors' data sheets.

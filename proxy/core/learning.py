@@ -82,7 +82,7 @@ class Correction:
     """
 
     __slots__ = ("_allowance", "_at", "_bias", "_counts", "_logs", "_means", "_spreads", "_summed_at",
-                 "_sums", "_taught_at", "highest", "lowest", "observations")
+                 "_sums", "_taught_at", "highest", "lowest", "observations", "version")
 
     def __init__(self, lowest: float = 0.2, highest: float = 20.0) -> None:
         self.lowest, self.highest = lowest, highest
@@ -96,6 +96,7 @@ class Correction:
         self._spreads = [0.0] * STRATA  # and its size
         self._allowance, self._at = MOVE_MAX, -math.inf
         self._taught_at: float | None = None
+        self.version = 0  # another whenever `at` may say something else
 
     @property
     def factor(self) -> float:
@@ -189,6 +190,7 @@ class Correction:
 
     def _lean(self) -> None:
         (a, b, c), (x, y, z) = self._counts, self._logs
+        self.version += 1
         self._means = [_leaning(a, x, b / 2, y, c / 4, z), _leaning(b, y, a / 2, x, c / 2, z),
                        _leaning(c, z, b / 2, y, a / 4, x)]
 

@@ -72,6 +72,10 @@ class Room:
 
     def against(self, reference: Room) -> None:
         """Compare speed and cost with the pool's reference, which must be filled."""
+        if (self.prefill_s == reference.prefill_s and self.decode_s == reference.decode_s
+                and self.kappa_s == reference.kappa_s):
+            self.speed, self.kin = 1.0, self.usd_per_s == reference.usd_per_s and not self.risk_per_s
+            return
         own = self.work_s(USUAL_PROMPT, USUAL_OUTPUT)
         speed = reference.work_s(USUAL_PROMPT, USUAL_OUTPUT) / own if own > 0 else 1.0
         alike = abs(speed - 1) <= UNLIKE
@@ -82,17 +86,21 @@ class Room:
              slots: float) -> None:
         """Take what runs there now: sequences, tokens in the cache, prefill to come, cache promised to all of them."""
         self.running = running
-        self.budget = max(1.0, capacity.chunk_tokens - running)
+        budget = capacity.chunk_tokens - running
+        self.budget = budget if budget > 1.0 else 1.0
         self.free_share = self.budget / capacity.chunk_tokens
         self.step_s = capacity.step_s(running, kv_tokens)
         self.full_s = self.step_s + self.budget * self.token_s
         self.tpot_s = self.step_s + capacity.beta_s
         self.backlog = self.queued = backlog
-        doubt = KV_SURE * self.deviation * math.sqrt(max(0.0, running))
-        self.kv_left = capacity.kv_tokens - doubt - promised
         self.slots_left = slots - running
-        batch = capacity.batch_at(self.pace_s, max(64.0, promised / running)) if running else 1
-        self.occupancy = min(1.0, max(promised / capacity.kv_tokens, running / batch))
+        occupancy = promised / capacity.kv_tokens
+        if running:
+            self.kv_left = capacity.kv_tokens - KV_SURE * self.deviation * math.sqrt(max(0.0, running)) - promised
+            occupancy = max(occupancy, running / capacity.batch_at(self.pace_s, max(64.0, promised / running)))
+        else:
+            self.kv_left = capacity.kv_tokens - promised
+        self.occupancy = occupancy if occupancy < 1.0 else 1.0
 
     def fill(self, state: ReplicaState, tpot_s: float) -> None:
         """Take a whole reading; `tpot_s` the tightest target of the routes that use it."""

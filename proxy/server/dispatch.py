@@ -167,9 +167,9 @@ class Dispatcher:
     def _pulled(self, pool: Pool, job: Job, replica: Replica, price: float, crowded: bool, now: float) -> None:
         waiting: _Waiting = job.owner  # type: ignore[assignment]
         if waiting.future.done():
-            replica.load.changed = True  # its client left: what the market took is given back at the next look
+            replica.load.touch()  # its client left: what the market took is given back at the next look
             return
-        replica.load.changed = True  # the claim counts from here on, or nothing does
+        replica.load.touch()  # the claim counts from here on, or nothing does
         if self._planner.closed(waiting.call, replica.room, now):  # a threshold, since it came
             job.barred |= {replica.room.key}
             pool.market.line.add(job)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 
 from proxy.config.model import Backend, Route, Settings
 from proxy.core.capacity import Capacity, prior
@@ -63,17 +64,27 @@ class Pool:
         self.replicas = replicas
         self.market = Market([replica.room for replica in replicas])
         self._turn = 0
+        self._changed = set(range(len(replicas)))  # since their rooms were filled
+        for index, replica in enumerate(replicas):
+            replica.load.on_change = partial(self._changed.add, index)
 
     def refill(self, now: float) -> None:
         """Bring rooms up to date: all where something changed, and in turn those that only time has changed."""
-        count = len(self.replicas)
-        turn = range(self._turn, self._turn + min(count, IN_TURN))
-        self._turn = turn.stop % count if count else 0
-        aged = {index % count for index in turn}
-        for index, replica in enumerate(self.replicas):
-            if (replica.load.changed or index in aged) and replica.refill(now):
+        for replica in self._due():
+            if replica.refill(now):
                 replica.room.against(self.replicas[0].room)
                 self.market.moved(replica.room)
+
+    def _due(self) -> Iterable[Replica]:
+        """Those to look at, in their order: of a thousand, few."""
+        count = len(self.replicas)
+        if count <= IN_TURN:
+            return self.replicas
+        self._changed.update([index % count for index in range(self._turn, self._turn + IN_TURN)])
+        self._turn = (self._turn + IN_TURN) % count
+        due = [self.replicas[index] for index in sorted(self._changed)]
+        self._changed.clear()
+        return due
 
     def price(self, now: float) -> float:
         """`lambda`, USD per GPU-second of the pool's first replica."""
@@ -142,7 +153,7 @@ class Board:
             usd_per_s = self.varying[name].usd_per_s(now_ns) / len(replicas)
             for replica in replicas:
                 replica.energy_usd_per_s = float(usd_per_s)
-                replica.load.changed = True
+                replica.load.touch()
 
     def every_replica(self) -> Iterable[Replica]:
         for replicas in self.replicas.values():

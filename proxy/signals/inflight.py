@@ -93,7 +93,7 @@ class Claim:
             if mine or load.sequences == self.sequences:
                 told = count if self.sequences == 1 else 0  # of one sequence: then it is known how many
                 iterations.ended(told, load.backlog_tokens, load.sequences, load.kv_tokens, now)
-                load.changed = True
+                load.touch()
             self._iteration, self._in_iteration = iterations.number, count
         iterations.ended_at = now
 
@@ -121,13 +121,14 @@ class Load:
     """The claims on one replica and their sums. Tokens; `progress_at` is monotonic seconds."""
 
     __slots__ = ("answering", "backlog_tokens", "busy_at", "changed", "claims", "iterations", "kv_reserved",
-                 "kv_tokens", "most", "on_room", "on_second", "output_done", "output_pending", "output_settled",
-                 "pending", "progress_at", "prompt_done", "sequences")
+                 "kv_tokens", "most", "on_change", "on_room", "on_second", "output_done", "output_pending",
+                 "output_settled", "pending", "progress_at", "prompt_done", "sequences")
 
     def __init__(self) -> None:
         self.claims: set[Claim] = set()
         self.pending: dict[Claim, float] = {}  # those without a first token, oldest first: when it is overdue
         self.changed = True  # since somebody last looked
+        self.on_change: Callable[[], object] | None = None  # told when it begins to be
         self.on_room: Callable[[], None] | None = None  # told when room opens: a first token came, a request ended
         self.on_second: Callable[[Claim, float], None] | None = None  # told when a request gets its second token
         self.iterations = Iterations()
@@ -155,14 +156,21 @@ class Load:
         self.claims.add(claim)
         self.most = max(self.most, len(self.claims))
         self.pending[claim] = now + due_s
-        self.changed = True
+        self.touch()
         self.sequences += sequences
         self.backlog_tokens += uncached
         self.kv_reserved += prompt + expected
         return claim
 
+    def touch(self) -> None:
+        """Something changed that a decision may see."""
+        if not self.changed:
+            self.changed = True
+            if self.on_change is not None:
+                self.on_change()
+
     def opened(self) -> None:
-        self.changed = True
+        self.touch()
         if self.on_room is not None:
             self.on_room()
 

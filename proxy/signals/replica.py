@@ -13,7 +13,7 @@ from proxy.core.capacity import Capacity
 from proxy.core.fleet import Health, ReplicaState
 from proxy.core.health import Breaker
 from proxy.core.learning import Correction, Estimate, Margin
-from proxy.core.liveness import WEDGED_AFTER, freshness, stall_budget_s
+from proxy.core.liveness import STALL_S_MIN, WEDGED_AFTER, freshness, stall_budget_s
 from proxy.core.room import Room
 from proxy.signals.inflight import Claim, Load
 from proxy.signals.speed import KNOWN_FOR, LEARN_TOKENS_MIN, Speed
@@ -30,6 +30,7 @@ BATCHES_SEEN = 8  # full batches looked at, to learn how large they get
 CACHED_MEMORY_TOKENS = 50_000.0
 SURE_OF_ENGINE, SURE_OF_QUEUE = 0.95, 0.7  # of its cache by its own word; of its batch by the requests it holds back
 LOST = frozenset({"unreachable", "wedged"})  # whoever was that returns gently
+CAPACITIES_KEPT = 1024
 REFILL_S = 0.05  # what only time changes, such as health, is looked at this often
 
 
@@ -83,6 +84,8 @@ class Replica:
     _waiting_before: bool = False
     _batches: deque[int] = field(default_factory=lambda: deque(maxlen=BATCHES_SEEN))
     _rate_at: float | None = None
+    _capacities: dict[float, Capacity] = field(default_factory=dict)  # by load, as long as nothing new is learned
+    _learned: tuple[int | None, ...] = ()
     room: Room = field(init=False)
     _filled_at: float = -1e9
 
@@ -97,7 +100,19 @@ class Replica:
     @property
     def capacity(self) -> Capacity:
         """As corrected for the load it has now."""
-        capacity = self.speed.capacity(self._share(self.load.sequences + self.foreign))
+        learned = (self.prefill.version, self.step.version, self.slots_learned,
+                   None if self.gauges is None else self.gauges.kv_tokens_capacity)
+        if learned != self._learned or len(self._capacities) > CAPACITIES_KEPT:
+            self._learned = learned
+            self._capacities.clear()
+        batch = self.load.sequences + self.foreign
+        known = self._capacities.get(batch)
+        if known is None:
+            known = self._capacities[batch] = self._capacity_at(batch)
+        return known
+
+    def _capacity_at(self, batch: float) -> Capacity:
+        capacity = self.speed.capacity(self._share(batch))
         if self.auto and self.gauges is not None and self.gauges.kv_tokens_capacity:
             capacity = replace(capacity, kv_tokens=int(self.gauges.kv_tokens_capacity))
         if self.slots_learned is not None and self.auto:
@@ -112,7 +127,7 @@ class Replica:
     def take(self, gauges: EngineGauges, now: float) -> None:
         """A scrape came in."""
         before, self.gauges = self.gauges, gauges
-        self.load.changed = True
+        self.load.touch()
         elapsed = None if self.read_at is None else now - self.read_at
         self.read_at, self.scrapes_refused, self.scrapes_failed = now, 0, 0
         if gauges.sleeping is not None:
@@ -204,6 +219,8 @@ class Replica:
     def health(self, now: float) -> Health:
         """Evaluated at every look, so that silence is noticed without a timer."""
         health = self._health(now)
+        if health == self._health_was == "ok" and not self._lost:
+            return health
         if health in LOST and self.read_at is not None:  # at process start nothing has been lost yet
             self._lost = True
         elif health == "ok" and self._lost:
@@ -230,7 +247,7 @@ class Replica:
         if self.breaker.on_probation(now):
             return "probation"
         silent = self.silence_s(now)
-        if silent is None:
+        if silent is None or silent <= STALL_S_MIN:
             return "ok"
         # A page that has not moved since this work began may be frozen: then only the backlog says how long is long.
         heartbeat = self.heartbeat_trusted and self.fresh(now) and self.heartbeat_at > self.load.busy_at
@@ -343,39 +360,39 @@ class Replica:
     def state(self, now: float) -> ReplicaState:
         """As the decision sees it now."""
         self.speed.relax(now)
-        capacity, load, gauges = self.capacity, self.load, self.gauges
+        capacity, load, gauges, foreign = self.capacity, self.load, self.gauges, self.foreign
         age = self.age_s(now)
         fresh = freshness(age, self.scrape_s)
+        known = fresh != "unknown"
         kv_fraction = waiting = None
         kv_tokens, kv_reserved = load.kv_tokens, load.kv_reserved
-        if gauges is not None and fresh != "unknown":
+        if gauges is not None and known:
             kv_fraction, waiting = gauges.kv_fraction, gauges.waiting
-            if kv_fraction is not None and self.heartbeat_trusted:
-                foreign_kv = max(0.0, kv_fraction * capacity.kv_tokens - kv_tokens) if self.foreign else 0.0
+            if foreign and kv_fraction is not None and self.heartbeat_trusted:
+                foreign_kv = max(0.0, kv_fraction * capacity.kv_tokens - kv_tokens)
                 kv_tokens, kv_reserved = kv_tokens + foreign_kv, kv_reserved + foreign_kv
-        foreign = self.foreign if fresh != "unknown" else 0.0
-        ends_at, queued = self._running(capacity, load.sequences + foreign, kv_tokens, now)
+        if not known:
+            foreign = 0.0
+        running = load.sequences + foreign
+        ends_at, queued = self._running(capacity, running, kv_tokens, now)
+        trial = self.auto and not load.claims and not foreign and now - self.speed.learned_at > TRIAL_AFTER_S
         return ReplicaState(
-            self.backend, self.index, self.health(now), fresh, age, capacity,  # type: ignore[arg-type]
-            in_flight=load.in_flight, running=load.sequences + foreign,
-            backlog_tokens=load.backlog_tokens, kv_tokens=kv_tokens, kv_reserved=kv_reserved,
-            waiting=None if waiting is None else int(waiting), congested=now < self.congested_until,
-            kv_fraction=kv_fraction,
-            utilization=None if fresh == "unknown" else self.utilization,
-            gpu_util=self.gpu_util if self.gpu_fresh(now) else None,
-            margin=self.margin.value, energy_usd_per_s=self.energy_usd_per_s,
-            prefix_trust=self.prefix_trust, in_flight_max=self.in_flight_max, risk_per_s=self.risk_per_s,
-            overdue=load.overdue(now), iteration_ends_at=ends_at, queued_tokens=queued,
-            share=self.breaker.share(now),
-            trial=self.auto and not load.claims and not foreign and now - self.speed.learned_at > TRIAL_AFTER_S)
+            self.backend, self.index, self.health(now), fresh, age, capacity, len(load.claims), running,
+            load.backlog_tokens, kv_tokens, kv_reserved, None if waiting is None else int(waiting),
+            now < self.congested_until, kv_fraction, self.utilization if known else None,
+            self.gpu_util if self.gpu_fresh(now) else None, self.margin.value, self.energy_usd_per_s,
+            self.prefix_trust, self.in_flight_max, trial, load.overdue(now), self.risk_per_s, ends_at, queued,
+            self.breaker.share(now))
 
     def _running(self, capacity: Capacity, running: float, kv_tokens: float, now: float) -> tuple[float | None, float]:
         """(when the running iteration should end, None where nobody knows; prompt tokens that are not in it)."""
         load, iterations = self.load, self.load.iterations
         iterations.budget = max(1.0, capacity.chunk_tokens - running)
+        if not running:
+            return None, load.backlog_tokens
         prefill_s = iterations.running(load.backlog_tokens) * capacity.prefill_token_s
         lasts_s = capacity.step_s(running, kv_tokens) + prefill_s
-        if not running or now - iterations.ended_at > KNOWN_FOR * lasts_s:
+        if now - iterations.ended_at > KNOWN_FOR * lasts_s:
             return None, load.backlog_tokens
         return iterations.ended_at + lasts_s, iterations.behind(load.backlog_tokens)
 

@@ -46,12 +46,13 @@ class DemandHistogram:
         self._at: float | None = None
         self._began: float | None = None
 
-    def add(self, density: float, work_s: float, now: float) -> None:
-        """One request of `work_s` GPU-seconds worth `density` USD per GPU-second. Worthless ones do not count."""
+    def add(self, density: float, work_s: float, now: float, index: int | None = None) -> None:
+        """One request of `work_s` GPU-seconds worth `density` USD per GPU-second; `index`: its bin, where known.
+        Worthless ones do not count."""
         if density <= 0 or work_s <= 0:
             return
         self._forget(now)
-        self._work[bin_of(density)] += min(work_s, WORK_MAX_S) * self._scale
+        self._work[bin_of(density) if index is None else index] += min(work_s, WORK_MAX_S) * self._scale
 
     def price(self, replicas: float, now: float) -> float:
         """`lambda` for a pool that offers `replicas` GPU-seconds per second. 0 while everything fits."""
@@ -89,8 +90,10 @@ class DemandHistogram:
         if self._at is None:
             self._at = self._began = now
             return
-        faded = max(0.0, now - self._at) / self.memory_s
-        self._at = max(self._at, now)
+        if now <= self._at:
+            return
+        faded = (now - self._at) / self.memory_s
+        self._at = now
         if faded > FADED_MAX:  # a weekend without a request: nothing is left
             self._work, self._scale = [0.0] * BINS, 1.0
             return

@@ -69,7 +69,7 @@ class Breaker:
 
     def held_off(self, now: float) -> float:
         """Seconds for which an overloaded upstream asked to be left alone."""
-        return max(0.0, self.held_off_until - now)
+        return self.held_off_until - now if self.held_off_until > now else 0.0
 
     def share(self, now: float) -> float:
         """Of its places, what it may be given: slow start."""

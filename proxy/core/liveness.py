@@ -16,7 +16,7 @@ STALL_S_MAX = 30.0
 ITERATION_TOKENS_MAX = 8192  # vLLM's largest default for max_num_batched_tokens
 BACKLOG_TOKENS_MAX = 65_536
 WEDGED_AFTER = 1.5  # stall budgets
-FRESH_SCRAPES = 3
+FRESH_SCRAPES, FRESH_S_MIN = 3, 3.0
 UNKNOWN_AFTER_S = 30.0
 
 
@@ -35,4 +35,4 @@ def freshness(age_s: float | None, scrape_s: float) -> str:
     """fresh within three scrapes (at least 3 s), stale up to 30 s, then unknown."""
     if age_s is None or age_s > UNKNOWN_AFTER_S:
         return "unknown"
-    return "fresh" if age_s <= max(FRESH_SCRAPES * scrape_s, 3.0) else "stale"
+    return "fresh" if age_s <= FRESH_S_MIN or age_s <= FRESH_SCRAPES * scrape_s else "stale"

@@ -61,7 +61,7 @@ class Market:
         """Count a request in the demand that names the price; once per request. `value`: what it would cost at the API,
         of one that is placed whatever it is worth."""
         if not job.forced:
-            self.demand.add(job.density, job.work, now)
+            self.demand.add(job.density, job.work, now, job.bin)
         elif value is not None:
             self.demand.add(value / job.work, job.work, now)
 

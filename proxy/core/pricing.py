@@ -42,6 +42,7 @@ FALLBACK = {
 
 OUTPUTS = ("output_text", "reasoning", "output_audio")
 INPUTS = tuple(bucket for bucket in BUCKETS if bucket not in OUTPUTS)
+TEXT, READ, WRITTEN = map(BUCKETS.index, ("input_text", "cache_read", "output_text"))
 _counts = attrgetter(*BUCKETS)
 
 
@@ -125,19 +126,31 @@ class Rates:
 
     def cost_nano(self, usage: Usage) -> int | None:
         """See `Price.cost_nano`."""
-        _, rates = self.tiers[0]
-        if len(self.tiers) > 1:
-            input_tokens = usage.input_total
-            for above, dearer in self.tiers:
-                if input_tokens > above:
-                    rates = dearer
-        total = self.fixed
+        rates, total = self._of(usage.input_total), self.fixed
         for tokens, rate in zip(_counts(usage), rates, strict=True):
             if tokens:
                 if rate is None:
                     return None
                 total += tokens * rate
         return half_even(total, self.scale)
+
+    def text_nano(self, uncached: int, cached: int, output: int) -> int | None:
+        """The same of text alone, for estimates."""
+        rates = self._of(uncached + cached)
+        text, read, written = rates[TEXT], rates[READ], rates[WRITTEN]
+        if (uncached and text is None) or (cached and read is None) or (output and written is None):
+            return None
+        return half_even(self.fixed + uncached * (text or 0) + cached * (read or 0) + output * (written or 0),
+                         self.scale)
+
+    def _of(self, input_tokens: int) -> tuple[int | None, ...]:
+        """The rates of the tier that so long an input is in."""
+        rates = self.tiers[0][1]
+        if len(self.tiers) > 1:
+            for above, dearer in self.tiers:
+                if input_tokens > above:
+                    rates = dearer
+        return rates
 
 
 Line = tuple[int, int, int]  # what a request costs, and what each input and each output token adds

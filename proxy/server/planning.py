@@ -362,8 +362,8 @@ def api_usd(offer: Offer, model: str, demand: Demand, at_ns: int, tier: str | No
     price = offer.price(model, at_ns, tier)
     if price is None:
         return None
-    cached = billed_as_cached(repeated * demand.prompt_tokens)
-    cost = price.cost_nano(Usage(int(demand.prompt_tokens) - cached, cached, 0, 0, 0, 0, int(demand.output_tokens)))
+    cached = billed_as_cached(repeated * demand.prompt_tokens) if repeated else 0
+    cost = price.rates.text_nano(int(demand.prompt_tokens) - cached, cached, int(demand.output_tokens))
     return None if cost is None else cost / 1e9
 
 

@@ -75,11 +75,17 @@ class Iterations:
 
     def running(self, backlog: float) -> float:
         """Tokens of prompts in the running iteration."""
-        return max(0.0, min(self._queue, self.budget, backlog))
+        tokens = self._queue if self._queue < self.budget else self.budget
+        if backlog < tokens:
+            tokens = backlog
+        return tokens if tokens > 0 else 0.0
 
     def behind(self, backlog: float) -> float:
         """Tokens of prompts that wait for a later one."""
-        return max(0.0, min(max(0.0, self._queue - self.budget) + self._sent, backlog))
+        tokens = self._sent if self._queue <= self.budget else self._queue - self.budget + self._sent
+        if backlog < tokens:
+            tokens = backlog
+        return tokens if tokens > 0 else 0.0
 
     def found(self, backlog: float, sequences: int, kv_tokens: float, now: float) -> Found:
         return Found(sequences, kv_tokens, now - self.ended_at, self.running(backlog), backlog - self.behind(backlog))

@@ -267,10 +267,12 @@ class Replica:
 
     def silence_s(self, now: float) -> float | None:
         """Seconds without any sign of progress while it holds work of ours; None when it owes us nothing."""
-        if not self.load.claims and self.load.answering:
+        load = self.load
+        if load.answering and not load.claims:
             return None
-        seen = max(self.load.progress_at, self.heartbeat_at if self.heartbeat_trusted else 0.0)
-        return now - seen
+        if self.heartbeat_trusted and self.heartbeat_at > load.progress_at:
+            return now - self.heartbeat_at
+        return now - max(load.progress_at, 0.0)
 
     def revive(self, now: float) -> None:
         """It moves again (counters, or an answered probe)."""
@@ -358,31 +360,31 @@ class Replica:
         return True
 
     def state(self, now: float) -> ReplicaState:
-        """As the decision sees it now."""
+        """As the decision sees it now. Asked for at almost every placement: what is rarely so costs a comparison."""
         self.speed.relax(now)
         capacity, load, gauges, foreign = self.capacity, self.load, self.gauges, self.foreign
-        age = self.age_s(now)
+        age = None if self.read_at is None else now - self.read_at
         fresh = freshness(age, self.scrape_s)
-        known = fresh != "unknown"
-        kv_fraction = waiting = None
+        kv_fraction = waiting = utilization = None
         kv_tokens, kv_reserved = load.kv_tokens, load.kv_reserved
-        if gauges is not None and known:
-            kv_fraction, waiting = gauges.kv_fraction, gauges.waiting
-            if foreign and kv_fraction is not None and self.heartbeat_trusted:
-                foreign_kv = max(0.0, kv_fraction * capacity.kv_tokens - kv_tokens)
-                kv_tokens, kv_reserved = kv_tokens + foreign_kv, kv_reserved + foreign_kv
-        if not known:
+        if fresh == "unknown":
             foreign = 0.0
+        else:
+            utilization = self.utilization
+            if gauges is not None:
+                kv_fraction, waiting = gauges.kv_fraction, gauges.waiting
+                if foreign and kv_fraction is not None and self.heartbeat_trusted:
+                    foreign_kv = max(0.0, kv_fraction * capacity.kv_tokens - kv_tokens)
+                    kv_tokens, kv_reserved = kv_tokens + foreign_kv, kv_reserved + foreign_kv
         running = load.sequences + foreign
         ends_at, queued = self._running(capacity, running, kv_tokens, now)
         trial = self.auto and not load.claims and not foreign and now - self.speed.learned_at > TRIAL_AFTER_S
         return ReplicaState(
             self.backend, self.index, self.health(now), fresh, age, capacity, len(load.claims), running,
             load.backlog_tokens, kv_tokens, kv_reserved, None if waiting is None else int(waiting),
-            now < self.congested_until, kv_fraction, self.utilization if known else None,
-            self.gpu_util if self.gpu_fresh(now) else None, self.margin.value, self.energy_usd_per_s,
-            self.prefix_trust, self.in_flight_max, trial, load.overdue(now), self.risk_per_s, ends_at, queued,
-            self.breaker.share(now))
+            now < self.congested_until, kv_fraction, utilization, self.gpu_util if self.gpu_fresh(now) else None,
+            self.margin.value, self.energy_usd_per_s, self.prefix_trust, self.in_flight_max, trial, load.overdue(now),
+            self.risk_per_s, ends_at, queued, self.breaker.share(now))
 
     def _running(self, capacity: Capacity, running: float, kv_tokens: float, now: float) -> tuple[float | None, float]:
         """(when the running iteration should end, None where nobody knows; prompt tokens that are not in it)."""

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from proxy.config import prices
+from proxy.core.records import guard
 from tests.simulation.mutations import MUTATIONS
 from tests.simulation.world import FAULTS, Case, simulated, template
 
@@ -36,6 +37,7 @@ _blank = b""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    guard()
     options = _options(arguments)
     if options.mutations:
         return broken_on_purpose(options)

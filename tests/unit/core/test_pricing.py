@@ -67,6 +67,12 @@ def test_a_compiled_price_costs_what_the_formula_says(price, usage):
     assert price.cost_nano(usage) == cost(price, usage)
 
 
+@given(prices(), tokens, tokens, tokens)
+def test_an_estimate_is_the_cost_of_as_much_text(price, uncached, cached, output):
+    usage = Usage(input_text=uncached, cache_read=cached, output_text=output)
+    assert price.rates.text_nano(uncached, cached, output) == cost(price, usage)
+
+
 @given(prices(), tokens, tokens)
 def test_a_ceiling_is_the_dearest_rates(price, input_tokens, output_tokens):
     assert price.dearest_nano(input_tokens, output_tokens) == dearest(price, input_tokens, output_tokens)

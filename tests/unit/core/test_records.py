@@ -1,9 +1,14 @@
-"""Records: dataclasses as frozen as any, made faster."""
+"""Records: dataclasses that nobody changes."""
 
-from dataclasses import FrozenInstanceError, asdict, dataclass, field, fields, replace
+import importlib
+import pickle
+import pkgutil
+from dataclasses import FrozenInstanceError, asdict, dataclass, field, replace
 
 import pytest
 
+import proxy
+from proxy.core import records
 from proxy.core.records import record
 
 
@@ -27,29 +32,30 @@ class Like:
     words: str = field(default="", repr=False)
 
 
-def test_a_record_is_a_frozen_dataclass_in_every_way_but_its_cost():
+def test_a_record_is_like_a_frozen_dataclass():
     one = Point(1, words="a")
     assert (one.x, one.y, one.words, one.sum) == (1, 2, "a", 3)
     assert one == Point(1, 2, "a") != Point(1, 3, "a")
     assert hash(one) == hash(Point(1, 2, "a")) == hash(Like(1, 2, "a"))
     assert repr(one) == "Point(x=1, y=2)"
     assert asdict(one) == asdict(Like(1, words="a"))
-    assert [each.name for each in fields(Point)] == ["x", "y", "words"]
-    assert replace(one, x=5) == Point(5, words="a") and type(replace(one, x=5)) is Point
+    assert replace(one, x=5) == pickle.loads(pickle.dumps(Point(5, words="a")))
     assert Point.__doc__ == "A point." and not hasattr(one, "__dict__")
 
 
-@pytest.mark.parametrize("name", ["x", "y", "new"])
+@pytest.mark.parametrize("name", ["x", "y", "words", "new"])
 def test_nothing_of_a_record_can_be_changed(name):
     one = Point(1)
-    with pytest.raises((FrozenInstanceError, AttributeError, TypeError)):
+    with pytest.raises((FrozenInstanceError, AttributeError)):
         setattr(one, name, 3)
-    with pytest.raises((FrozenInstanceError, AttributeError, TypeError)):
+    with pytest.raises(FrozenInstanceError):
         delattr(one, name)
     assert one == Point(1)
 
 
-@pytest.mark.parametrize(("args", "words"), [((), {}), ((1, 2, "", 4), {}), ((1,), {"z": 1}), ((1,), {"x": 1})])
-def test_a_record_takes_its_fields_and_nothing_else(args, words):
-    with pytest.raises(TypeError, match=r"Point.__init__\(\)"):
-        Point(*args, **words)
+def test_every_record_of_the_gateway_is_guarded_under_test():
+    for module in pkgutil.walk_packages(proxy.__path__, "proxy."):
+        if module.name.startswith(("proxy.core", "proxy.wire", "proxy.server")):
+            importlib.import_module(module.name)
+    assert len(records._records) > 10
+    assert [made.__name__ for made in records._records if made.__setattr__ is not records._once] == []

@@ -1,0 +1,63 @@
+"""What of each backend a request needs to know, gathered once from the configuration, the board and the price book."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from proxy.config.model import Backend, Settings
+from proxy.core.charges import Internal, Varying
+from proxy.core.pricing import Price, PriceBook
+from proxy.signals.board import Api, Board
+from proxy.signals.replica import Replica
+
+ANY_MODEL = "*"
+# Tiers that are billed as another: nothing asked, and names that providers report for one price.
+TIERS = {None: "default", "": "default", "auto": "default", "standard": "default", "default": "default"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Offer:
+    """One backend. `keys` are those of its replicas' rooms; `varying` and `internal` what its work is charged."""
+
+    name: str
+    backend: Backend
+    on_gpu: bool
+    capabilities: frozenset[str]
+    region: str | None
+    model: str | None  # None: the client's
+    provider: str
+    prices: PriceBook
+    replicas: list[Replica]
+    keys: frozenset[str]
+    api: Api | None
+    varying: Varying
+    internal: Internal
+
+    def model_for(self, client_model: str) -> str:
+        """What this backend is asked for."""
+        return client_model if self.model is None else self.model
+
+    def price(self, client_model: str, at_ns: int, tier: str | None = None) -> Price | None:
+        """The API price in force in that service tier; None where it is not known."""
+        model = client_model if self.model is None else self.model
+        return self.prices.find(self.provider, model, at_ns, TIERS.get(tier) or tier or "default")
+
+    def dearest_nano(self, client_model: str, at_ns: int, input_tokens: int, output_tokens: int) -> int | None:
+        """The most that so many tokens may cost at an API, in any tier; None where no price is known."""
+        model = client_model if self.model is None else self.model
+        return self.prices.dearest_nano(self.provider, model, at_ns, input_tokens, output_tokens)
+
+
+def offers(settings: Settings, board: Board, prices: PriceBook) -> dict[str, Offer]:
+    """By name, in the order of the configuration."""
+    return {name: _offer(backend, board, prices) for name, backend in settings.backends.items()}
+
+
+def _offer(backend: Backend, board: Board, prices: PriceBook) -> Offer:
+    replicas, rate = board.replicas.get(backend.name, []), backend.internal_rate
+    return Offer(
+        backend.name, backend, backend.gpu is not None, frozenset(backend.capabilities), backend.region,
+        None if backend.model == ANY_MODEL else backend.model, backend.provider or "", prices, replicas,
+        frozenset(replica.room.key for replica in replicas), board.apis.get(backend.name),
+        board.varying[backend.name],
+        Internal() if rate is None else Internal(rate.input_usd_per_mtok, rate.output_usd_per_mtok))

@@ -16,7 +16,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -122,9 +122,9 @@ class Hot:
                      for wire, name, (principal, tags) in zip(wires, ids, callers, strict=True)]
         with watch.of("reserve"):
             for at, (principal, _) in enumerate(callers):
-                call = purse.opened(calls[at], principal)
+                calls[at] = call = purse.opened(calls[at], principal)
                 do.rates.charge(principal, call.tokens_asked)
-                calls[at] = replace(call, headers=tuple(do.rates.headers(principal)))
+                call.headers = tuple(do.rates.headers(principal))
         calls = await watch.drive("reserve", [purse.reserve(call) for call in calls])
         placements = await watch.drive("decide", [do.dispatcher.place(call, on_gone=lambda _: None) for call in calls])
         held = await watch.drive("reserve", [purse.confirm(call, placement, 1)

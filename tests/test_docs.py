@@ -115,7 +115,8 @@ def argument(call: ast.Call, name: str | int) -> ast.AST | None:
     return (given | dict(enumerate(call.args))).get(name)
 
 
-REASON_AT = {"Refusal": 2, "refuse": 0, "Attempt": 3, "Plan": 1, "_at_api": 1, "unsent": 1, "RequestEntry": "reason"}
+REASON_AT = {"Refusal": 2, "_above": 1, "refuse": 0, "Attempt": 3, "Plan": 1, "_at_api": 1, "unsent": 1,
+             "RequestEntry": "reason"}
 REASON_OF = {"obstacle", "overflow", "_why"}  # functions that return a code
 
 

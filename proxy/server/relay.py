@@ -22,6 +22,7 @@ from proxy.server.faults import fault_of
 from proxy.server.planning import Call
 from proxy.server.settlement import NO_USAGE, Outcome
 from proxy.upstream.transport import Answer, Opening, Outgoing, Upstream
+from proxy.wire.endpoints import Endpoint
 from proxy.wire.metering import StreamMeter, Strip
 from proxy.wire.openai import UsageInjection, read_usage, served_tier, upstream_body
 
@@ -31,6 +32,7 @@ BYTES_PER_TOKEN = 5  # of text, where tokens must be guessed from it
 API_TTFT_S, TOKEN_S = 0.5, 0.03  # usual, where an answer in one piece was given up and nothing can be counted
 ENDING_S = 0.5  # for the last bytes after [DONE], so that the connection can be used again
 STATUS_CLIENT_GONE, STATUS_STOPPED = 499, 503
+SILENT = StreamMeter(Endpoint.CHAT, strip=Strip.NOTHING)  # of every answer that comes in one piece: it is never fed
 
 
 @dataclass(slots=True)
@@ -70,7 +72,7 @@ class Attempt:
         self._early = b""  # relayed with the first token
         self._drain_from: int | None = None
         self._drained: asyncio.TimerHandle | None = None  # ends the reading on
-        self.meter = self._new_meter(fingerprint)
+        self.meter = SILENT if not call.wire.stream else self._new_meter(fingerprint)
 
     def _new_meter(self, fingerprint: str | None) -> StreamMeter:
         wire = self._call.wire
@@ -134,8 +136,9 @@ class Attempt:
         body = upstream_body(call.wire, model=model, usage=self.injection,
                              max_tokens=(call.output_limits or {}).get(backend.name),
                              limit_field=limit_field(backend, call.wire.endpoint))
-        forwarded = tuple((name, value.decode("latin-1")) for name in backend.forward_headers
-                          if (value := self._exchange.headers.get(name.encode())) is not None)
+        forwarded: tuple[tuple[str, str], ...] = () if not backend.forward_headers else tuple(
+            (name, value.decode("latin-1")) for name in backend.forward_headers
+            if (value := self._exchange.headers.get(name.encode())) is not None)
         self._sent_at = self._clock()
         self._sent_ns = call.at_ns(self._sent_at)
         opening = self._upstream.begin(
@@ -211,6 +214,8 @@ class Attempt:
         return Relayed(outcome, body, (answer.status, content_type), dict(answer.headers))
 
     async def _stream(self, answer: Answer) -> Relayed:
+        if self.meter is SILENT:  # a stream that nobody asked for
+            self.meter = self._new_meter(None)
         self._exchange.on_gone(self._client_left)
         try:
             await answer.pipe(self._piece)

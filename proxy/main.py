@@ -60,13 +60,13 @@ class Gateway:
     """One gateway process. `start` and `stop` on the event loop that serves it."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings = with_replicas(settings)
+        self.settings = settings = self._replicas(settings)
         self.started_ns = time.time_ns()
         self.journal = Journal(settings.ledger).open()
         self.prices: PriceBook = load_price_book(settings)
         self.keys = KeyRing(settings.ledger) if settings.keys.required else None
         self.board = self._board()
-        self.planner = Planner(settings, self.board, self.prices)
+        self.planner = self._planner()
         self.dispatcher = Dispatcher(self.planner, time.monotonic, settings.server.line_max)
         self.totals = status.Totals()
         self.decided: deque[tuple[int, str, str, Plan]] = deque(maxlen=DECISIONS_KEPT)
@@ -93,8 +93,14 @@ class Gateway:
 
     # ---- what one of several workers shares with the others (workers.py)
 
+    def _replicas(self, settings: Settings) -> Settings:
+        return with_replicas(settings)
+
     def _board(self) -> Board:
         return Board(self.settings, time.monotonic)
+
+    def _planner(self) -> Planner:
+        return Planner(self.settings, self.board, self.prices)
 
     def _rates(self) -> Rates:
         return Rates(time.monotonic)

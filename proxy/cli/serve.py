@@ -33,6 +33,7 @@ def serve(
         typer.echo("warning: keys are not required, so the gateway listens on loopback only", err=True)
     from proxy import main
 
+    status = 0
     address, number = host or settings.server.host, settings.server.port if port is None else port
     if not settings.keys.required and not loopback(address):
         _stop(f"keys are not required, so {address} is refused; use 127.0.0.1 or set keys.required: true")
@@ -46,9 +47,28 @@ def serve(
             said += f"; metrics and admin on {_url(apart.host, admin)}"
         gc.freeze()  # what was loaded to start stays; no need to look at it again
         try:
-            main.run(settings, sock, lambda: typer.echo(said), admin)
+            if settings.server.workers > 1:
+                status = _several(settings, open_sockets, said, (address, sock), admin and (apart.host, admin))
+            else:
+                main.run(settings, sock, lambda: typer.echo(said), admin)
         except LedgerUnavailable as error:
             _stop(error.message)
+    if status:
+        raise typer.Exit(status)
+
+
+def _several(settings: Settings, open_sockets: contextlib.ExitStack, said: str,
+             *bound: tuple[str, socket.socket] | None) -> int:
+    """Workers, each with sockets of its own where ours were; the exit status. That nobody listens there was for sockets
+    that do not share to find out; now the places are kept by some that do, and do not listen."""
+    from proxy import main, workers
+
+    places = [(host, sock.getsockname()[1]) for host, sock in filter(None, bound)]
+    open_sockets.close()
+    with contextlib.ExitStack() as kept:
+        for host, port in places:
+            kept.enter_context(main.listen(host, port, beside_others=True))
+        return workers.run(settings, places, lambda: typer.echo(said))
 
 
 def _listen(address: str, port: int, setting: str) -> socket.socket:

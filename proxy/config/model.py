@@ -42,8 +42,8 @@ class Server(BaseModel):
     port: Int = setting(8000, "Port to listen on", "Where 8000 is taken.", ge=0, le=65535)
     admin: AdminListener | None = setting(None, "A listener for operators", "Takes /metrics and /admin/* away from the "
         "socket that applications call.", shown_default="unset, the same listener")
-    workers: Literal[1] = setting(1, "Worker processes", "More than one is not built yet; run several gateways "
-        "instead.")
+    workers: Int = setting(1, "Worker processes", "As many as CPU cores may serve; each takes memory of its own.",
+        unit="processes", ge=1, le=64)
     body_bytes_max: Int = setting(4 * MIB, "Longest request body", "Raise for very long prompts.", unit="bytes",
         ge=1024, le=256 * MIB)
     body_bytes_max_media: Int = setting(

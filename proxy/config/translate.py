@@ -31,7 +31,6 @@ WORDS: dict[str, tuple[str, str | None]] = {
     "model_attributes_type": ("must be a mapping of settings", "indent its settings under it"),
 }
 SPECIAL = {
-    ("server", "workers"): ("more than one worker process is not built yet", "run several gateways, or leave it at 1"),
     ("version",): ("this gateway reads version 1", None),
 }
 

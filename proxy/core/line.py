@@ -137,6 +137,11 @@ class Line:
         for index in self._occupied():
             yield from (job for _, _, job in self._bins[index])
 
+    def heads(self) -> Iterator[Job]:
+        """Of each density that anybody has, the one that can wait least; dearest first."""
+        for index in self._occupied():
+            yield self._bins[index][0][2]
+
     def add(self, job: Job) -> None:
         """Queue up. A job that waits already stays where it is."""
         if job.waiting:
@@ -205,8 +210,10 @@ class Line:
             self.remove(chosen)
         return chosen
 
-    def leaving(self, now: float, price: float, rooms: Iterable[Room], starts_per_s: float) -> list[tuple[Job, Left]]:
-        """Who should go to the API now, taken out of the line, and why. `starts_per_s`: requests that the pool starts.
+    def leaving(self, now: float, price: float, rooms: Iterable[Room], starts_per_s: float,
+                share: float = 1.0) -> list[tuple[Job, Left]]:
+        """Who should go to the API now, taken out of the line, and why. `starts_per_s`: requests that the pool starts
+        from this line; `share`: what this line has of all that wait for the pool.
 
         Ahead of a request is the prefill of all that is worth more, at the rate that the pool's iterations have free
         for prefill; and, one by one, its equals in value that can wait less, at the rate at which requests start.
@@ -216,7 +223,7 @@ class Line:
             if room.open:
                 least = min(least, room.occupancy)
             if room.alive:  # one that is closed for a moment may open in time
-                rate += room.speed * room.free_share
+                rate += room.speed * room.free_share * share
         outbid, ahead_s = bin_of(price * least), 0.0
         left: list[tuple[Job, Left]] = []
         for index in self._occupied():

@@ -114,11 +114,11 @@ class Market:
             self.take(room, job, now)
         return job
 
-    def leaving(self, now: float) -> list[tuple[Job, Left]]:
-        """Who should go to the API now, taken out of the line, and why."""
+    def leaving(self, now: float, share: float = 1.0) -> list[tuple[Job, Left]]:
+        """Who should go to the API now, taken out of the line, and why. `share`: as in `Line.leaving`."""
         if not len(self.line):
             return []
-        return self.line.leaving(now, self.reprice(now), self.rooms, self.starts_per_s(now))
+        return self.line.leaving(now, self.reprice(now), self.rooms, self.starts_per_s(now), share)
 
     def starts_in_s(self, job: Job, now: float) -> float:
         """Seconds until `job` could start if it queued up now, behind those who would start before it."""

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from proxy.core.money import NS_PER_MINUTE
 from proxy.core.savings import GpuMinute
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.journal import Journal
@@ -21,23 +22,26 @@ TICK_S = 1.0
 SWEEP_S = 30.0  # how often another gateway's remains are looked for
 UNBOOKED_MINUTES_MAX = 10_000  # beyond it the oldest are lost: a week of one backend
 LAST_BOOKING_S = 5.0
+FOLLOWED_MINUTES = 10  # that a worker keeps which does not book them
 
 
 class Chores:
-    """One per process. `failures` counts bookings that had to be tried again."""
+    """One per process. `failures` counts bookings that had to be tried again. Of several workers one `leads`: it books
+    the minutes, which all of them watch so that any may take over, and sweeps."""
 
-    def __init__(self, journal: Journal, minutes: MinuteBook, purse: Purse) -> None:
-        self._journal, self._minutes, self._purse = journal, minutes, purse
+    def __init__(self, journal: Journal, minutes: MinuteBook, purse: Purse,
+                 leads: Callable[[], bool] = lambda: True) -> None:
+        self._journal, self._minutes, self._purse, self._leads = journal, minutes, purse, leads
         self._unbooked: deque[GpuMinute] = deque(maxlen=UNBOOKED_MINUTES_MAX)
         self._tasks: list[asyncio.Task[None]] = []
         self.failures = 0
 
     async def start(self) -> None:
         """Settle what an earlier process left and count what budgets have taken; then go on by themselves."""
-        await self._recover()
+        await self.recover()
         await self._purse.open_windows(time.time_ns())
         self._tasks = [asyncio.create_task(self._every(lambda: TICK_S, self._tick), name="minutes and budgets"),
-                       asyncio.create_task(self._every(lambda: SWEEP_S, self._recover), name="sweep")]
+                       asyncio.create_task(self._every(lambda: SWEEP_S, self._sweep), name="sweep")]
 
     def also(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """One more task that ends with us."""
@@ -73,7 +77,12 @@ class Chores:
             log.debug("budgets: %s", error.message)
         await self._book(self._minutes.tick(time.time_ns(), time.monotonic()))
 
-    async def _recover(self) -> None:
+    async def _sweep(self) -> None:
+        if self._leads():
+            await self.recover()
+
+    async def recover(self) -> None:
+        """Settle what processes that died had in flight."""
         if recovered := await self._journal.recover(time.time_ns()):
             log.warning("%d requests were in flight when another process died; booked as interrupted", recovered)
 
@@ -81,6 +90,10 @@ class Chores:
         """Book what ended, after what still waits. A minute leaves the line once it is on the disk; booked twice it
         counts once."""
         self._unbooked.extend(ended)
+        if not self._leads():  # should we have to take over, what the leader may not have booked is here
+            while self._unbooked and self._unbooked[0].minute < time.time_ns() // NS_PER_MINUTE - FOLLOWED_MINUTES:
+                self._unbooked.popleft()
+            return
         if waiting := tuple(self._unbooked):
             await self._journal.book_gpu_minutes(waiting)
             self._unbooked.clear()  # nobody else adds: this task, or `book_last` after it has ended

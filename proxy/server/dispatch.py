@@ -98,6 +98,11 @@ class Dispatcher:
         except Taken:
             return await self.place(call, tried, again=True, on_gone=on_gone)
 
+    def look(self) -> None:
+        """Room may have opened anywhere."""
+        for pool in self._planner.pools:
+            self._room(pool)
+
     def reconsider(self) -> None:
         """The operator's switch was thrown: who waits is decided anew."""
         for pool in self._planner.pools:

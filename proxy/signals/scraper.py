@@ -44,6 +44,7 @@ class Scraper:
         self._context_tokens = context_tokens  # what engines say of themselves, where the operator has not
         self._tasks: list[asyncio.Task[None]] = []
         self._probes: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._probed_at: dict[tuple[str, int], float] = {}
         self._quiet: dict[tuple[str, int], set[str]] = {}
         self.pages = self.failures = 0
 
@@ -69,27 +70,37 @@ class Scraper:
     async def _watch(self, replica: Replica) -> None:
         upstream = self._upstreams[replica.backend, replica.index]
         kind = self._backends[replica.backend].kind
-        count, probed_at = 0, 0.0
+        count = 0
         while True:
             try:
                 await self.scrape(replica, upstream, kind)
-                if freshness(replica.age_s(self._board.clock()), replica.scrape_s) == "unknown":
-                    replica.utilization = None  # of half a minute ago: neither a reason to send nor to refuse
                 if kind == "vllm" and count % SLEEP_EVERY == 0:
                     await self._ask_asleep(replica, upstream)
                 if replica.backend not in self._context_tokens and count % SLEEP_EVERY == 0:
                     await self._ask_context(replica, upstream)
-                now = self._board.clock()
-                if replica.health(now) == "wedged":
-                    for claim in [claim for claim in replica.load.claims if claim.abandon is not None]:
-                        claim.abandon()
-                if replica.health(now) in ("wedged", "suspect") and now - probed_at > PROBE_EVERY_S:
-                    probed_at = now
-                    self._probe_soon(replica, upstream)
+                self.read(replica)
+                self.judge(replica)
             except Exception as error:  # the root of a task: count, log, go on
                 log.error("watching %s/%d failed: %r", replica.backend, replica.index, error)
             count += 1
             await asyncio.sleep(replica.scrape_s * random.uniform(0.9, 1.1))  # noqa: S311  # jitter, not a secret
+
+    def read(self, replica: Replica) -> None:
+        """What there was to read of it has been read; several workers are told (follower.py)."""
+
+    def judge(self, replica: Replica) -> None:
+        """What its silence means for those who wait for it."""
+        if freshness(replica.age_s(self._board.clock()), replica.scrape_s) == "unknown":
+            replica.utilization = None  # of half a minute ago: neither a reason to send nor to refuse
+        now = self._board.clock()
+        health = replica.health(now)
+        if health == "wedged":
+            for claim in [claim for claim in replica.load.claims if claim.abandon is not None]:
+                claim.abandon()
+        key = replica.backend, replica.index
+        if health in ("wedged", "suspect") and now - self._probed_at.get(key, float("-inf")) > PROBE_EVERY_S:
+            self._probed_at[key] = now
+            self._probe_soon(replica, self._upstreams[key])
 
     async def scrape(self, replica: Replica, upstream: Upstream, kind: str) -> None:
         """One look at the metrics page; the outcome is written to the replica. Only a connection that does not come
@@ -198,6 +209,7 @@ class Scraper:
         for replica in self._board.replicas[backend]:
             replica.gpu_util, replica.power_w, replica.energy_j = reading.gpu_util, reading.power_w, reading.energy_j
             replica.gpu_read_at = now
+            self.read(replica)
 
 
 async def _exported(backend: str, exporter: Upstream) -> DcgmGauges:

@@ -57,7 +57,7 @@ BAD = [
     ("server: {port: 8000}", "sever: {port: 8000}", 1, "sever", "unknown key", "did you mean 'server'?"),
     ("port: 8000", "port: '8000'", 1, "server.port", "whole number", "quotes"),
     ("port: 8000", "port: 80000", 1, "server.port", "at most 65535", None),
-    ("port: 8000", "workers: 4", 1, "server.workers", "not built yet", "several gateways"),
+    ("port: 8000", "workers: 65", 1, "server.workers", "at most 64", None),
     ("port: 8000", "drain_s: 1:30", 1, "server.drain_s", "must be a number", None),
     ("port: 8000", "drain_s: .inf", 1, "server.drain_s", "must be a number", None),
     ("port: 8000", "host: 'a b'", 1, "server.host", "no address", "127.0.0.1"),

@@ -1,0 +1,403 @@
+"""What all workers have sent, in memory they share: each decides as if it were alone, and none claims what another has.
+
+Each worker owns a row for each upstream: what it has claimed there and not seen the end of. It alone writes its rows;
+the sums of a `SharedLoad` are its own and everybody else's, kept up to date by `Shares.sync` before each decision.
+
+Invariants. A claim is written under the lock, and only where nobody has claimed more since the decision looked, or
+where what was claimed leaves room for it all the same; else the worker decides again. So two workers never claim one
+slot. What only gives room back (a first token, an end) is written without the lock. A worker that dies has its rows
+emptied by the supervisor. What several change (health, an operator's drain) is a `Cell`, changed under the lock.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterator, Sequence
+from struct import Struct
+
+from proxy.config.model import Settings
+from proxy.core.fleet import Health
+from proxy.core.health import Breaker
+from proxy.core.room import NEVER, Room
+from proxy.signals.board import Api, Parts, Pool
+from proxy.signals.inflight import Claim, Load, Taken
+from proxy.signals.market import MarketMemory, SharedMarket
+from proxy.signals.memory import Lock, doubles, words
+from proxy.signals.replica import Replica
+
+# Of one worker at one upstream: requests, sequences, prompt tokens not computed, cache promised (only claims make these
+# four grow); cache in use; prompt tokens sent and computed, output tokens seen (since the first worker started); output
+# tokens in flight, settled; when something last came.
+ROW = Struct("@11d")
+CLAIMED = Struct("@4d")
+PENDING = 8  # of a row
+SENT, PROGRESS_AT = 5, 10
+BLOCK = 512  # bytes of versions that are compared at once
+# Of an upstream, whoever says it: the breaker's fields in their order, then these.
+BREAKER = ("failures", "ejections", "ejected_until", "held_off_until", "trial", "kept", "probation_until",
+           "returned_at")
+DRAINING, WEDGED, CONGESTED_UNTIL, REVIVED_AT, CELL = 8, 9, 10, 11, 12
+
+Row = tuple[float, ...]
+
+
+class Fleet:
+    """The shared memory itself, made by the supervisor before it forks. Workers count from 1."""
+
+    def __init__(self, settings: Settings, workers: int) -> None:
+        self.workers = workers
+        self.upstreams: list[tuple[str, int | None]] = [
+            (backend.name, index) for backend in settings.backends.values() if backend.gpu is not None
+            for index in range(len(backend.urls))]
+        self.upstreams += [(backend.name, None) for backend in settings.backends.values() if backend.gpu is None]
+        self.place = {key: number for number, key in enumerate(self.upstreams)}
+        count = len(self.upstreams)
+        self.rows = mmap.mmap(-1, (workers + 1) * count * ROW.size)
+        self.versions = words((workers + 1) * count)  # of each row
+        self.stamps = words(workers + 1)  # of all rows of a worker; of number 0, of all cells
+        self.cells, self.cell_versions = doubles(count * CELL), words(count)
+        self.lock = Lock(workers)
+        self.markets = [MarketMemory(workers) for _ in settings.routes]  # a pool has at least one route
+        for number in range(count):
+            self.cells[number * CELL + BREAKER.index("returned_at")] = float("-inf")
+
+    def row_at(self, worker: int, number: int) -> int:
+        return (worker * len(self.upstreams) + number) * ROW.size
+
+    def told(self, worker: int, number: int) -> None:
+        """This worker's row has changed: for its owner, or for the supervisor once that has died."""
+        self.versions[worker * len(self.upstreams) + number] += 1
+        self.stamps[worker] += 1
+
+    def died(self, worker: int) -> None:
+        """What it had claimed is free. For the supervisor, once it has been reaped."""
+        self.lock.recover(worker)
+        for number in range(len(self.upstreams)):
+            at = self.row_at(worker, number)
+            row = list(ROW.unpack_from(self.rows, at))
+            row[:5], row[PENDING] = [0.0] * 5, 0.0
+            ROW.pack_into(self.rows, at, *row)
+            self.told(worker, number)
+        for market in self.markets:
+            market.died(worker)
+
+
+class SharedLoad(Load):
+    """What all workers have sent to one upstream. Its sums are everybody's, its claims our own."""
+
+    __slots__ = ("_at", "_base", "_claimed", "_fleet", "_me", "_number", "_others_at", "_sent", "_shares", "_theirs",
+                 "in_flight_max", "room", "rows")
+
+    def __init__(self, shares: Shares, number: int) -> None:
+        super().__init__()
+        self._shares, self._fleet, self._number, self._me = shares, shares.fleet, number, shares.me
+        self.room: Room | None = None  # of a replica: what the decision has left of it
+        self.in_flight_max: int | None = None
+        fleet = self._fleet
+        self._at = fleet.row_at(self._me, number)
+        self._others_at = [fleet.row_at(other, number) for other in shares.others]
+        mine = ROW.unpack_from(fleet.rows, self._at)
+        self._base = mine[SENT:SENT + 5]  # of whoever had our place before: what is counted goes on
+        self._sent = 0.0
+        # What others counted before we came is history; what they hold now is not.
+        self.rows: list[Row] = [(0.0,) * SENT + ROW.unpack_from(fleet.rows, at)[SENT:] for at in self._others_at]
+        self._claimed = [row[:4] for row in self.rows]
+        self._theirs = [0.0] * PROGRESS_AT  # of each sum, how much is others'
+
+    @property
+    def in_flight(self) -> int:
+        return len(self.claims) + int(self._theirs[0])
+
+    def heard(self, which: int, now: float) -> None:
+        """One of the others' rows has changed."""
+        row = ROW.unpack_from(self._fleet.rows, self._others_at[which])
+        was, self.rows[which], theirs = self.rows[which], row, self._theirs
+        self._claimed[which] = row[:4]
+        sequences = self.sequences
+        for index in range(PROGRESS_AT):
+            theirs[index] += row[index] - was[index]
+        self.sequences += int(row[1] - was[1])
+        self.backlog_tokens += row[2] - was[2]
+        self.kv_reserved += row[3] - was[3]
+        self.kv_tokens += row[4] - was[4]
+        if (sent := row[SENT] - was[SENT]) > 0:
+            self.iterations.sent(sent, not sequences, now)
+        self.prompt_done += row[6] - was[6]
+        self.output_done += row[7] - was[7]
+        self.output_pending += row[PENDING] - was[PENDING]
+        self.output_settled += row[9] - was[9]
+        if row[PROGRESS_AT] > self.progress_at:
+            self.progress_at, self.answering = row[PROGRESS_AT], True
+        self.changed = True
+
+    def claim(self, prompt: float, uncached: float, expected: float, sequences: int, now: float,
+              due_s: float = NEVER) -> Claim:
+        """Raises Taken where somebody else was quicker, and there is not enough for both."""
+        lock, fits = self._fleet.lock, False
+        self._sent += uncached
+        lock.__enter__()
+        try:
+            fits = self._fits()
+            if fits:
+                self._tell(1, sequences, uncached, prompt + expected)
+        finally:
+            lock.__exit__()
+        if not fits:
+            self._sent -= uncached
+            self._shares.sync(now)
+            self.changed = True
+            raise Taken
+        return super().claim(prompt, uncached, expected, sequences, now, due_s)
+
+    def _fits(self) -> bool:
+        """Whether what was decided holds, by what the others have claimed now. Under the lock.
+
+        The room has our own request in it already: what it has left, others may have taken."""
+        rows, claimed, grown = self._fleet.rows, self._claimed, None
+        for index, at in enumerate(self._others_at):
+            now = CLAIMED.unpack_from(rows, at)
+            if now != claimed[index]:
+                more = [one - before for one, before in zip(now, claimed[index], strict=True)]
+                grown = more if grown is None else [a + b for a, b in zip(grown, more, strict=True)]
+        if grown is None or max(grown) <= 0:
+            return True
+        requests, sequences, backlog, reserved = grown
+        if self.in_flight_max is not None and self.in_flight + requests >= self.in_flight_max:
+            return False
+        room = self.room
+        return room is None or (sequences <= room.slots_left and reserved <= room.kv_left
+                                and backlog <= room.budget - room.queued)
+
+    def opened(self) -> None:
+        if not self.claims:  # what rounding left, and a sum that was emptied with ours
+            _, sequences, self.backlog_tokens, self.kv_reserved, self.kv_tokens = self._theirs[:5]
+            self.sequences = int(sequences)
+        self._tell()
+        super().opened()
+
+    def tell(self) -> None:
+        """Let the others know how far our requests are; of one that is idle they know."""
+        if self.claims:
+            self._tell()
+
+    def _tell(self, requests: int = 0, sequences: int = 0, backlog: float = 0.0, reserved: float = 0.0) -> None:
+        theirs, (sent, prompt_done, output_done, _, settled) = self._theirs, self._base
+        ROW.pack_into(
+            self._fleet.rows, self._at, len(self.claims) + requests, self.sequences - theirs[1] + sequences,
+            self.backlog_tokens - theirs[2] + backlog, self.kv_reserved - theirs[3] + reserved,
+            self.kv_tokens - theirs[4], sent + self._sent, prompt_done + self.prompt_done - theirs[6],
+            output_done + self.output_done - theirs[7], self.output_pending - theirs[PENDING],
+            settled + self.output_settled - theirs[9], self.progress_at)
+        self._fleet.told(self._me, self._number)
+
+
+class Cell:
+    """What is known of one upstream whoever finds it out. Read without the lock, changed under it."""
+
+    __slots__ = ("_at", "_fleet", "_number", "seen")
+
+    def __init__(self, fleet: Fleet, number: int) -> None:
+        self._fleet, self._number, self._at = fleet, number, number * CELL
+        self.seen = -1
+
+    @property
+    def changed(self) -> bool:
+        return self._fleet.cell_versions[self._number] != self.seen
+
+    def read(self) -> Sequence[float]:
+        """All of it; under no lock two numbers may be of two moments, and the next look puts that right."""
+        self.seen = self._fleet.cell_versions[self._number]
+        return self._fleet.cells[self._at:self._at + CELL].tolist()
+
+    def put(self, index: int, *values: float) -> None:
+        """Under the lock."""
+        cells, fleet = self._fleet.cells, self._fleet
+        for offset, value in enumerate(values, self._at + index):
+            cells[offset] = value
+        fleet.cell_versions[self._number] += 1
+        fleet.stamps[0] += 1
+        self.seen = fleet.cell_versions[self._number]
+
+
+class SharedBreaker(Breaker):
+    """One for all workers: failures in a row are counted whoever saw them."""
+
+    __slots__ = ("_cell", "_lock")
+
+    def __init__(self, cell: Cell, lock: Lock) -> None:
+        super().__init__()
+        self._cell, self._lock = cell, lock
+        self.take(cell.read())
+
+    def take(self, found: Sequence[float]) -> None:
+        """What is known by now."""
+        self.failures, self.ejections = int(found[0]), int(found[1])
+        self.ejected_until, self.held_off_until = found[2], found[3]
+        self.trial, self.kept = bool(found[4]), bool(found[5])
+        self.probation_until, self.returned_at = found[6], found[7]
+
+    def _look(self) -> None:
+        if self._cell.changed:
+            self.take(self._cell.read())
+
+    def _changed(self, change: Callable[..., bool | None], *how: object) -> bool:
+        """Change what all see, by the rules of one that nobody shares."""
+        with self._lock:
+            self.take(self._cell.read())
+            one = Breaker(*(getattr(self, name) for name in BREAKER[:6]), self.alone, *(
+                getattr(self, name) for name in BREAKER[6:]))
+            outcome = change(one, *how)
+            self._cell.put(0, *(float(getattr(one, name)) for name in BREAKER))
+            self.take(self._cell.read())
+        return bool(outcome)
+
+    def is_open(self, now: float) -> bool:
+        self._look()
+        return now < self.ejected_until
+
+    def success(self, now: float) -> None:
+        self._look()
+        if self.failures or self.ejections or self.trial or self.kept:
+            self._changed(Breaker.success, now)
+
+    def returns(self, now: float) -> None:
+        self._changed(Breaker.returns, now)
+
+    def failure(self, now: float, fatal: bool = False, may_eject: bool = True) -> bool:
+        return self._changed(Breaker.failure, now, fatal, may_eject)
+
+    def overload(self, now: float, retry_after_s: float | None) -> None:
+        self._changed(Breaker.overload, now, retry_after_s)
+
+
+class SharedReplica(Replica):
+    """A replica of which others find things out too."""
+
+    __slots__ = ("cell", "lock")
+    breaker: SharedBreaker
+
+    def look(self) -> None:
+        """Take what others have found."""
+        found = self.cell.read()
+        self.breaker.take(found)
+        self.congested_until = max(self.congested_until, found[CONGESTED_UNTIL])
+        if found[REVIVED_AT] > self.load.progress_at:
+            super().revive(found[REVIVED_AT])
+        self.draining, self.wedged = bool(found[DRAINING]), bool(found[WEDGED])
+        self.load.changed = True
+
+    def put(self, index: int, *values: float) -> None:
+        with self.lock:
+            self.cell.put(index, *values)
+
+    def overloaded(self, now: float, retry_after_s: float | None) -> None:
+        super().overloaded(now, retry_after_s)
+        self.put(CONGESTED_UNTIL, self.congested_until)
+
+    def revive(self, now: float) -> None:
+        was = self.wedged
+        super().revive(now)
+        if was:
+            with self.lock:
+                self.cell.put(WEDGED, 0.0)
+                self.cell.put(REVIVED_AT, now)
+
+    def _health(self, now: float) -> Health:
+        was, health = self.wedged, super()._health(now)
+        if self.wedged and not was:
+            self.put(WEDGED, 1.0)
+        return health
+
+
+class SharedPool(Pool):
+    """A pool whose market others trade on."""
+
+    def __init__(self, replicas: list[Replica], shares: Shares, market: SharedMarket) -> None:
+        super().__init__(replicas)
+        self._shares, self.market = shares, market
+
+    def refill(self, now: float) -> None:
+        self._shares.sync(now)
+        super().refill(now)
+        self.market.tell()
+
+
+class Shares:
+    """One worker's side of the fleet. `parts` are what its board is made of."""
+
+    def __init__(self, fleet: Fleet, me: int) -> None:
+        self.fleet, self.me = fleet, me
+        fleet.lock.me = me
+        count = len(fleet.upstreams)
+        self.others = [worker for worker in range(1, fleet.workers + 1) if worker != me]
+        self.loads: list[SharedLoad] = [SharedLoad(self, number) for number in range(count)]
+        self.replicas: dict[int, SharedReplica] = {}
+        self._breakers: dict[int, SharedBreaker] = {}
+        self._stamps = [-1] * len(self.others)
+        self._versions = [bytes(8 * count)] * len(self.others)
+        self._cells_stamp = -1
+        self._pools = 0
+        self.parts = Parts(self._replica, self._api, self._pool)
+
+    def sync(self, now: float) -> None:
+        """Take what the others have done since we last looked."""
+        stamps = self.fleet.stamps
+        for which, other in enumerate(self.others):
+            stamp = stamps[other]
+            if stamp != self._stamps[which]:
+                self._stamps[which] = stamp
+                for number in self._changed(which, other):
+                    self.loads[number].heard(which, now)
+        if stamps[0] != self._cells_stamp:
+            self._cells_stamp = stamps[0]
+            for replica in self.replicas.values():
+                if replica.cell.changed:
+                    replica.look()
+
+    def _changed(self, which: int, other: int) -> Iterator[int]:
+        """Upstreams whose row of that worker is not the one we know; a thousand that have not changed cost little."""
+        count = len(self.loads)
+        now = self.fleet.versions[other * count:(other + 1) * count].tobytes()
+        was, self._versions[which] = self._versions[which], now
+        for block in range(0, len(now), BLOCK):
+            if now[block:block + BLOCK] != was[block:block + BLOCK]:
+                for at in range(block, min(block + BLOCK, len(now)), 8):
+                    if now[at:at + 8] != was[at:at + 8]:
+                        yield at >> 3
+
+    def tell(self) -> None:
+        """How far what we have sent is; a few times a second, because tokens are not told one by one."""
+        for load in self.loads:
+            load.tell()
+
+    def drain(self, backend: str, on: bool) -> None:
+        """No worker sends anything new there."""
+        for replica in self.replicas.values():
+            if replica.backend == backend:
+                replica.put(DRAINING, float(on))
+                replica.look()
+
+    # ---- parts of the board
+
+    def _replica(self, backend: str, index: int, *more: object, **named: object) -> Replica:
+        number = self.fleet.place[backend, index]
+        cell, load = Cell(self.fleet, number), self.loads[number]
+        breaker = SharedBreaker(Cell(self.fleet, number), self.fleet.lock)
+        replica = SharedReplica(backend, index, *more, load=load, breaker=breaker, **named)  # type: ignore[arg-type]
+        replica.cell, replica.lock = cell, self.fleet.lock
+        load.room, load.in_flight_max = replica.room, replica.in_flight_max
+        self.replicas[number] = replica
+        return replica
+
+    def _api(self, backend: str, *, in_flight_max: int | None) -> Api:
+        number = self.fleet.place[backend, None]
+        load = self.loads[number]
+        load.in_flight_max = in_flight_max
+        return Api(backend, SharedBreaker(Cell(self.fleet, number), self.fleet.lock), load=load,
+                   in_flight_max=in_flight_max)
+
+    def _pool(self, replicas: list[Replica]) -> Pool:
+        market = SharedMarket([replica.room for replica in replicas], self.fleet.markets[self._pools], self.me,
+                              self.fleet.lock)
+        self._pools += 1
+        return SharedPool(replicas, self, market)

@@ -104,6 +104,7 @@ class Worker(Gateway):
         loop = asyncio.get_running_loop()
         loop.add_reader(self._crew.bell(self.number), self._rung)
         loop.add_reader(self._crew.lifeline, self._orphaned)
+        self._shares.soon = loop.call_soon
         await super().start()
         self._ticking = asyncio.create_task(self._tick(), name="what others did")
 
@@ -135,7 +136,7 @@ class Worker(Gateway):
         now, crew = time.monotonic(), self._crew
         crew.beat(self.number)
         self._shares.sync(now)
-        self._shares.tell()
+        self._shares.exchange()
         if isinstance(self._scraper, Watcher):
             self._scraper.look(now)
         if crew.switch != self._switched:

@@ -52,16 +52,22 @@ class Lock:
         self._owner, self._inside = words(1), words(workers + 1)
         self.me = NOBODY
 
-    def __enter__(self) -> None:
+    def take(self) -> None:
         self._inside[self.me] = 1
         if not self._take(False):
             self._wait()
         self._owner[0] = self.me
 
-    def __exit__(self, *exc: object) -> None:
+    def give(self) -> None:
         self._owner[0] = NOBODY
         self._give()
         self._inside[self.me] = 0
+
+    def __enter__(self) -> None:
+        self.take()
+
+    def __exit__(self, *exc: object) -> None:
+        self.give()
 
     def _wait(self) -> None:
         """Whoever holds it will be done before the system could wake us; unless it is not running, or dead."""

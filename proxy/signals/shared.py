@@ -25,13 +25,11 @@ from proxy.signals.market import MarketMemory, SharedMarket
 from proxy.signals.memory import Lock, doubles, words
 from proxy.signals.replica import Replica
 
-# Of one worker at one upstream: requests, sequences, prompt tokens not computed, cache promised (only claims make these
-# four grow); cache in use; prompt tokens sent and computed, output tokens seen (since the first worker started); output
-# tokens in flight, settled; when something last came.
-ROW = Struct("@11d")
-CLAIMED = Struct("@4d")
-PENDING = 8  # of a row
-SENT, PROGRESS_AT = 5, 10
+# Of one worker at one upstream. Held: requests, sequences, prompt tokens not computed, cache promised (only claims make
+# these four grow), cache in use. Counted since the first worker started: prompt tokens sent and computed. Then what no
+# decision waits for: output tokens seen, in flight and settled, and when something last came.
+ROW, CLAIMED, FIRST, REST = Struct("@11d"), Struct("@4d"), Struct("@7d"), Struct("@4d")
+HELD, PENDING = 5, 8  # in a row: how many are held; output tokens in flight
 BLOCK = 512  # bytes of versions that are compared at once
 # Of an upstream, whoever says it: the breaker's fields in their order, then these.
 BREAKER = ("failures", "ejections", "ejected_until", "held_off_until", "trial", "kept", "probation_until",
@@ -64,20 +62,16 @@ class Fleet:
     def row_at(self, worker: int, number: int) -> int:
         return (worker * len(self.upstreams) + number) * ROW.size
 
-    def told(self, worker: int, number: int) -> None:
-        """This worker's row has changed: for its owner, or for the supervisor once that has died."""
-        self.versions[worker * len(self.upstreams) + number] += 1
-        self.stamps[worker] += 1
-
     def died(self, worker: int) -> None:
         """What it had claimed is free. For the supervisor, once it has been reaped."""
         self.lock.recover(worker)
         for number in range(len(self.upstreams)):
             at = self.row_at(worker, number)
             row = list(ROW.unpack_from(self.rows, at))
-            row[:5], row[PENDING] = [0.0] * 5, 0.0
+            row[:HELD], row[PENDING] = [0.0] * HELD, 0.0
             ROW.pack_into(self.rows, at, *row)
-            self.told(worker, number)
+            self.versions[worker * len(self.upstreams) + number] += 1
+        self.stamps[worker] += 1
         for market in self.markets:
             market.died(worker)
 
@@ -85,63 +79,87 @@ class Fleet:
 class SharedLoad(Load):
     """What all workers have sent to one upstream. Its sums are everybody's, its claims our own."""
 
-    __slots__ = ("_at", "_base", "_claimed", "_fleet", "_me", "_number", "_others_at", "_sent", "_shares", "_theirs",
-                 "in_flight_max", "room", "rows")
+    __slots__ = ("_at", "_base", "_first", "_fleet", "_others_at", "_rest", "_sent", "_shares", "_theirs", "_untold",
+                 "_version", "_version_at", "in_flight_max", "room")
 
     def __init__(self, shares: Shares, number: int) -> None:
         super().__init__()
-        self._shares, self._fleet, self._number, self._me = shares, shares.fleet, number, shares.me
+        fleet = self._fleet = shares.fleet
+        self._shares = shares
         self.room: Room | None = None  # of a replica: what the decision has left of it
         self.in_flight_max: int | None = None
-        fleet = self._fleet
-        self._at = fleet.row_at(self._me, number)
+        self._at = fleet.row_at(shares.me, number)
+        self._version_at = shares.me * len(fleet.upstreams) + number
+        self._version = fleet.versions[self._version_at]
         self._others_at = [fleet.row_at(other, number) for other in shares.others]
-        mine = ROW.unpack_from(fleet.rows, self._at)
-        self._base = mine[SENT:SENT + 5]  # of whoever had our place before: what is counted goes on
+        self._base = ROW.unpack_from(fleet.rows, self._at)  # of whoever had our place before: what is counted goes on
         self._sent = 0.0
-        # What others counted before we came is history; what they hold now is not.
-        self.rows: list[Row] = [(0.0,) * SENT + ROW.unpack_from(fleet.rows, at)[SENT:] for at in self._others_at]
-        self._claimed = [row[:4] for row in self.rows]
-        self._theirs = [0.0] * PROGRESS_AT  # of each sum, how much is others'
+        self._untold = False
+        # What others counted before we came is history; what they hold now we have not heard of yet.
+        rows = [ROW.unpack_from(fleet.rows, at) for at in self._others_at]
+        self._first = [(0.0,) * HELD + row[HELD:FIRST.size // 8] for row in rows]
+        self._rest = [row[FIRST.size // 8:] for row in rows]
+        self._theirs = [0.0] * 10  # of each sum, how much is others'
 
     @property
     def in_flight(self) -> int:
         return len(self.claims) + int(self._theirs[0])
 
+    # ---- hearing
+
     def heard(self, which: int, now: float) -> None:
-        """One of the others' rows has changed."""
-        row = ROW.unpack_from(self._fleet.rows, self._others_at[which])
-        was, self.rows[which], theirs = self.rows[which], row, self._theirs
-        self._claimed[which] = row[:4]
-        sequences = self.sequences
-        for index in range(PROGRESS_AT):
-            theirs[index] += row[index] - was[index]
-        self.sequences += int(row[1] - was[1])
-        self.backlog_tokens += row[2] - was[2]
-        self.kv_reserved += row[3] - was[3]
-        self.kv_tokens += row[4] - was[4]
-        if (sent := row[SENT] - was[SENT]) > 0:
-            self.iterations.sent(sent, not sequences, now)
-        self.prompt_done += row[6] - was[6]
-        self.output_done += row[7] - was[7]
-        self.output_pending += row[PENDING] - was[PENDING]
-        self.output_settled += row[9] - was[9]
-        if row[PROGRESS_AT] > self.progress_at:
-            self.progress_at, self.answering = row[PROGRESS_AT], True
+        """One of the others' rows has changed: what it means for the next decision."""
+        row = FIRST.unpack_from(self._fleet.rows, self._others_at[which])
+        requests, sequences, backlog, reserved, cache, sent, done = row
+        requests_, sequences_, backlog_, reserved_, cache_, sent_, done_ = self._first[which]
+        self._first[which], theirs = row, self._theirs
+        if sent > sent_:
+            self.iterations.sent(sent - sent_, not self.sequences, now)
+        theirs[0] += requests - requests_
+        theirs[1] += (more := sequences - sequences_)
+        self.sequences += int(more)
+        theirs[2] += (more := backlog - backlog_)
+        self.backlog_tokens += more
+        theirs[3] += (more := reserved - reserved_)
+        self.kv_reserved += more
+        theirs[4] += (more := cache - cache_)
+        self.kv_tokens += more
+        theirs[6] += (more := done - done_)
+        self.prompt_done += more
         self.changed = True
+
+    def hear_rest(self) -> None:
+        """What no decision waits for."""
+        theirs = self._theirs
+        for which, at in enumerate(self._others_at):
+            row, was = REST.unpack_from(self._fleet.rows, at + FIRST.size), self._rest[which]
+            if row == was:
+                continue
+            self._rest[which] = row
+            seen, pending, settled = (one - before for one, before in zip(row[:3], was[:3], strict=True))
+            theirs[7] += seen
+            self.output_done += seen
+            theirs[8] += pending
+            self.output_pending += pending
+            theirs[9] += settled
+            self.output_settled += settled
+            if row[3] > self.progress_at:
+                self.progress_at, self.answering = row[3], True
+
+    # ---- claiming
 
     def claim(self, prompt: float, uncached: float, expected: float, sequences: int, now: float,
               due_s: float = NEVER) -> Claim:
         """Raises Taken where somebody else was quicker, and there is not enough for both."""
-        lock, fits = self._fleet.lock, False
+        lock = self._fleet.lock
         self._sent += uncached
-        lock.__enter__()
+        lock.take()
         try:
             fits = self._fits()
             if fits:
                 self._tell(1, sequences, uncached, prompt + expected)
         finally:
-            lock.__exit__()
+            lock.give()
         if not fits:
             self._sent -= uncached
             self._shares.sync(now)
@@ -153,11 +171,11 @@ class SharedLoad(Load):
         """Whether what was decided holds, by what the others have claimed now. Under the lock.
 
         The room has our own request in it already: what it has left, others may have taken."""
-        rows, claimed, grown = self._fleet.rows, self._claimed, None
-        for index, at in enumerate(self._others_at):
-            now = CLAIMED.unpack_from(rows, at)
-            if now != claimed[index]:
-                more = [one - before for one, before in zip(now, claimed[index], strict=True)]
+        rows, grown = self._fleet.rows, None
+        for which, at in enumerate(self._others_at):
+            now, known = CLAIMED.unpack_from(rows, at), self._first[which][:4]
+            if now != known:
+                more = [one - before for one, before in zip(now, known, strict=True)]
                 grown = more if grown is None else [a + b for a, b in zip(grown, more, strict=True)]
         if grown is None or max(grown) <= 0:
             return True
@@ -168,27 +186,35 @@ class SharedLoad(Load):
         return room is None or (sequences <= room.slots_left and reserved <= room.kv_left
                                 and backlog <= room.budget - room.queued)
 
+    # ---- telling
+
     def opened(self) -> None:
         if not self.claims:  # what rounding left, and a sum that was emptied with ours
-            _, sequences, self.backlog_tokens, self.kv_reserved, self.kv_tokens = self._theirs[:5]
+            _, sequences, self.backlog_tokens, self.kv_reserved, self.kv_tokens = self._theirs[:HELD]
             self.sequences = int(sequences)
-        self._tell()
+        if not self._untold:
+            self._untold = True
+            self._shares.untold(self)
         super().opened()
 
     def tell(self) -> None:
         """Let the others know how far our requests are; of one that is idle they know."""
-        if self.claims:
+        if self.claims or self._untold:
             self._tell()
 
     def _tell(self, requests: int = 0, sequences: int = 0, backlog: float = 0.0, reserved: float = 0.0) -> None:
-        theirs, (sent, prompt_done, output_done, _, settled) = self._theirs, self._base
+        fleet, shares, theirs, base = self._fleet, self._shares, self._theirs, self._base
         ROW.pack_into(
-            self._fleet.rows, self._at, len(self.claims) + requests, self.sequences - theirs[1] + sequences,
+            fleet.rows, self._at, len(self.claims) + requests, self.sequences - theirs[1] + sequences,
             self.backlog_tokens - theirs[2] + backlog, self.kv_reserved - theirs[3] + reserved,
-            self.kv_tokens - theirs[4], sent + self._sent, prompt_done + self.prompt_done - theirs[6],
-            output_done + self.output_done - theirs[7], self.output_pending - theirs[PENDING],
-            settled + self.output_settled - theirs[9], self.progress_at)
-        self._fleet.told(self._me, self._number)
+            self.kv_tokens - theirs[4], base[5] + self._sent, base[6] + self.prompt_done - theirs[6],
+            base[7] + self.output_done - theirs[7], self.output_pending - theirs[8],
+            base[9] + self.output_settled - theirs[9], self.progress_at)
+        self._untold = False
+        self._version += 1
+        fleet.versions[self._version_at] = self._version
+        shares.stamp += 1
+        fleet.stamps[shares.me] = shares.stamp
 
 
 class Cell:
@@ -330,6 +356,7 @@ class Shares:
         fleet.lock.me = me
         count = len(fleet.upstreams)
         self.others = [worker for worker in range(1, fleet.workers + 1) if worker != me]
+        self.stamp = fleet.stamps[me]
         self.loads: list[SharedLoad] = [SharedLoad(self, number) for number in range(count)]
         self.replicas: dict[int, SharedReplica] = {}
         self._breakers: dict[int, SharedBreaker] = {}
@@ -337,6 +364,8 @@ class Shares:
         self._versions = [bytes(8 * count)] * len(self.others)
         self._cells_stamp = -1
         self._pools = 0
+        self._untold: list[SharedLoad] = []
+        self.soon: Callable[[Callable[[], None]], object] = lambda tell: tell()  # once this turn of the loop is over
         self.parts = Parts(self._replica, self._api, self._pool)
 
     def sync(self, now: float) -> None:
@@ -359,16 +388,28 @@ class Shares:
         count = len(self.loads)
         now = self.fleet.versions[other * count:(other + 1) * count].tobytes()
         was, self._versions[which] = self._versions[which], now
-        for block in range(0, len(now), BLOCK):
+        for block in range(0, len(now), BLOCK) if len(now) > BLOCK else (0,):
             if now[block:block + BLOCK] != was[block:block + BLOCK]:
                 for at in range(block, min(block + BLOCK, len(now)), 8):
                     if now[at:at + 8] != was[at:at + 8]:
                         yield at >> 3
 
-    def tell(self) -> None:
-        """How far what we have sent is; a few times a second, because tokens are not told one by one."""
+    def untold(self, load: SharedLoad) -> None:
+        """Room has opened there: said once for all that opens in this turn of the loop."""
+        self._untold.append(load)
+        if len(self._untold) == 1:
+            self.soon(self._tell_soon)
+
+    def _tell_soon(self) -> None:
+        loads, self._untold = self._untold, []
+        for load in loads:
+            load.tell()
+
+    def exchange(self) -> None:
+        """What no decision waits for: how far our requests are, and everybody's totals. Some times a second."""
         for load in self.loads:
             load.tell()
+            load.hear_rest()
 
     def drain(self, backend: str, on: bool) -> None:
         """No worker sends anything new there."""

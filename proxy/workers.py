@@ -14,17 +14,23 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import uvloop
+from prometheus_client import generate_latest
 
 from proxy import main
 from proxy.config.model import Settings
 from proxy.config.replicas import with_replicas
 from proxy.ledger.errors import LedgerUnavailable
-from proxy.main import Gateway
+from proxy.main import DECISIONS_KEPT, Gateway
+from proxy.server import status
 from proxy.server.chores import Chores
 from proxy.server.planning import Planner
+from proxy.server.rates import Rates
+from proxy.server.repeats import Repeats
+from proxy.server.shared_limits import Limits, SharedRates, SharedRepeats
+from proxy.server.siblings import Exposition, Pages, Siblings, add_totals, totals_json
 from proxy.server.supervisor import Supervisor
 from proxy.signals.board import Board
 from proxy.signals.crew import Crew
@@ -36,6 +42,7 @@ from proxy.signals.shared import Fleet, Shares
 log = logging.getLogger("breakeven")
 
 TICK_S = 0.05  # how soon what no decision waits for is heard of
+LEAVE_S = 2.0  # how much of what a worker has counted may be lost with it
 
 
 class Commons:
@@ -45,10 +52,14 @@ class Commons:
         workers = settings.server.workers
         self.crew, self.fleet = Crew(workers), Fleet(settings, workers)
         self.readings = Readings(sum(index is not None for _, index in self.fleet.upstreams))
+        self.limits, self.pages = Limits(workers), Pages(workers)
+        self.started_ns = time.time_ns()
 
     def released(self, worker: int) -> None:
         """A worker has died: nothing it held is held any more."""
         self.fleet.died(worker)
+        self.limits.lock.recover(worker)
+        self.pages.lock.recover(worker)
 
 
 class SharedPlanner(Planner):
@@ -71,12 +82,22 @@ class Worker(Gateway):
     def __init__(self, commons: Commons, number: int, settings: Settings) -> None:
         self.number, self._commons, self._crew = number, commons, commons.crew
         self._shares = Shares(commons.fleet, number)
+        commons.limits.lock.me = number
         self._deaths, self._switched = self._crew.deaths, self._crew.switch
         super().__init__(settings)
         self.chores = Chores(self.journal, MinuteBook(settings, self.board), self.purse, self._leads)
         for pool in self.planner.pools:
             pool.market.bell = self._crew.ring  # type: ignore[attr-defined]
         self._ticking: asyncio.Task[None] | None = None
+        self.started_ns = commons.started_ns
+        self._siblings = Siblings(commons.pages, self._crew, number, {
+            "metrics": self._counted, "status": self._summary, "decisions": lambda: self.decisions(DECISIONS_KEPT)})
+        self._before: Exposition | None = None  # counted by those who had our place
+        if (left := self._siblings.left("metrics")) is not None:
+            self._before = Exposition(left)
+        if (summary := self._siblings.left("status")) is not None:
+            add_totals(self.totals, summary["totals"])
+        self._left_at = 0.0
 
     def _leads(self) -> bool:
         return self._crew.leader == self.number
@@ -94,6 +115,12 @@ class Worker(Gateway):
         planner.crew = self._crew
         return planner
 
+    def _rates(self) -> Rates:
+        return SharedRates(time.monotonic, self._commons.limits)
+
+    def _repeats(self) -> Repeats:
+        return SharedRepeats(time.monotonic, self._commons.limits, self._crew, self.number)
+
     def _signals(self) -> Scraper:
         return Watcher(self.board, self.settings.backends, self.upstreams, self._exporters,
                        self.planner.context_tokens, self._commons.readings, self._leads)
@@ -109,9 +136,10 @@ class Worker(Gateway):
         self._ticking = asyncio.create_task(self._tick(), name="what others did")
 
     async def stop(self) -> None:
+        await super().stop()  # others may ask until the end
         if self._ticking is not None:
             self._ticking.cancel()
-        await super().stop()
+        self._leave()
 
     def _orphaned(self) -> None:
         asyncio.get_running_loop().remove_reader(self._crew.lifeline)
@@ -120,6 +148,7 @@ class Worker(Gateway):
 
     def _rung(self) -> None:
         self._crew.hush(self.number)
+        self._siblings.answer()
         self._heed()
         self.dispatcher.look()
 
@@ -139,6 +168,9 @@ class Worker(Gateway):
         self._shares.exchange()
         if isinstance(self._scraper, Watcher):
             self._scraper.look(now)
+        if now - self._left_at > LEAVE_S:
+            self._left_at = now
+            self._leave()
         if crew.switch != self._switched:
             self._switched = crew.switch
             self.dispatcher.reconsider()
@@ -162,6 +194,56 @@ class Worker(Gateway):
         super().drain(backend, on)
         self._shares.drain(backend, on)
         self._everybody()
+
+    # ---- pages for all of us
+
+    def _leave(self) -> None:
+        """What we have counted outlives us."""
+        self._siblings.leave("metrics")
+        self._siblings.leave("status")
+
+    def _counted(self) -> str:
+        """Our metrics, with what those counted who had our place before."""
+        return self._exposed().text
+
+    def _exposed(self) -> Exposition:
+        found = Exposition(self._metrics.process().decode())
+        if self._before is not None:
+            found.add(self._before, now=False)
+        return found
+
+    def _summary(self) -> dict[str, Any]:
+        return {"totals": totals_json(self.totals), "in_flight": self.handler.in_flight,
+                "waiting": self.dispatcher.waiting, "threshold_changes": self.planner.thresholds.changes,
+                "ledger": {"healthy": self.journal.healthy, "waiting": self.journal.waiting},
+                "ready": self.ready() or "ready"}
+
+    async def metrics_page(self) -> bytes:
+        found = self._exposed()
+        for now, text in await self._siblings.gather("metrics"):
+            found.add(Exposition(text), now)
+        return generate_latest(self._metrics.replicas) + found.text.encode()
+
+    async def status_page(self) -> dict[str, Any]:
+        page, totals = self.status(), status.Totals()
+        add_totals(totals, totals_json(self.totals))
+        for now, other in await self._siblings.gather("status"):
+            add_totals(totals, other["totals"])
+            if now:
+                for name in ("in_flight", "waiting", "threshold_changes"):
+                    page[name] += other[name]
+                page["ledger"]["waiting"] += other["ledger"]["waiting"]
+                page["ledger"]["healthy"] = page["ledger"]["healthy"] and other["ledger"]["healthy"]
+                page["ready"] = other["ready"] if page["ready"] == "ready" else page["ready"]
+        workers = range(1, self._crew.workers + 1)
+        return {**page, **status.counted(totals, status.gpu_nano(self)),
+                "workers": {"asked": len(workers), "ready": sum(map(self._crew.ready, workers))}}
+
+    async def decisions_page(self, limit: int) -> list[dict[str, Any]]:
+        found = self.decisions(limit)
+        for _, theirs in await self._siblings.gather("decisions"):
+            found += theirs
+        return sorted(found, key=lambda one: one["at_ns"], reverse=True)[:limit]
 
     def _everybody(self) -> None:
         """Let all heed at once what was just said."""

@@ -33,6 +33,8 @@ class Metrics:
 
     def __init__(self, board: Board, planner: Planner, dispatcher: Dispatcher, journal: Journal,
                  purse: Purse) -> None:
+        self.replicas = CollectorRegistry()  # apart, because there may be a thousand of them
+        self.replicas.register(Replicas(board))
         self.registry = CollectorRegistry()
         self._codes: set[str] = set()
         self.registry.register(Live(board, planner, dispatcher, journal, purse))
@@ -87,16 +89,18 @@ class Metrics:
             self.refusals.labels(code).inc()
 
     def page(self) -> bytes:
+        return generate_latest(self.replicas) + self.process()
+
+    def process(self) -> bytes:
+        """All but the replicas, of which several workers know the same."""
         return generate_latest(self.registry)
 
 
-class Live(Collector):
-    """Gauges computed at the moment they are asked for."""
+class Replicas(Collector):
+    """What is known of each replica at the moment it is asked for."""
 
-    def __init__(self, board: Board, planner: Planner, dispatcher: Dispatcher, journal: Journal,
-                 purse: Purse) -> None:
-        self._board, self._planner, self._dispatcher, self._journal = board, planner, dispatcher, journal
-        self._purse = purse
+    def __init__(self, board: Board) -> None:
+        self._board = board
 
     def collect(self) -> Iterator[Metric]:
         now = self._board.clock()
@@ -126,6 +130,18 @@ class Live(Collector):
                 if value is not None:  # unknown is no sample, never zero
                     families[name].add_metric(who, value)
         yield from families.values()
+
+
+class Live(Collector):
+    """Gauges computed at the moment they are asked for."""
+
+    def __init__(self, board: Board, planner: Planner, dispatcher: Dispatcher, journal: Journal,
+                 purse: Purse) -> None:
+        self._board, self._planner, self._dispatcher, self._journal = board, planner, dispatcher, journal
+        self._purse = purse
+
+    def collect(self) -> Iterator[Metric]:
+        now = self._board.clock()
         bid = GaugeMetricFamily("breakeven_bid_price_usd_per_gpu_second", "lambda of the route's pool",
                                 labels=("route",))
         for route, pool in self._board.pools.items():

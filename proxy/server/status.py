@@ -75,7 +75,6 @@ class Parts(Protocol):
 def page(gateway: Parts) -> dict[str, Any]:
     """Everything an operator asks first, as plain JSON."""
     now, totals = gateway.board.clock(), gateway.totals
-    gpu_nano = _gpu_nano(gateway)
     return {
         "at_ns": time.time_ns(),
         "since_ns": gateway.started_ns,
@@ -93,6 +92,13 @@ def page(gateway: Parts) -> dict[str, Any]:
         "budgets": [{"scope": one.scope, "per": one.per, "limit_usd": usd_string(one.limit_nano),
                      "posted_usd": usd_string(use.posted_nano), "pending_usd": usd_string(use.pending_nano)}
                     for one, use in gateway.purse.used.items()],
+        **counted(totals, gpu_nano(gateway)),
+    }
+
+
+def counted(totals: Totals, gpu_nano: int) -> dict[str, Any]:
+    """Of that, what was counted since the start."""
+    return {
         "requests": totals.requests,
         "by_backend": dict(totals.by_backend),
         "by_reason": [{"backend": backend, "reason": reason, "requests": count}
@@ -127,7 +133,7 @@ def _estimate(one: Estimate) -> dict[str, float | None]:
             "age_s": None if one.age_s is None else round(one.age_s, 1), "confidence": one.confidence}
 
 
-def _gpu_nano(gateway: Parts) -> int:
+def gpu_nano(gateway: Parts) -> int:
     """What the GPUs have cost since this process started, idle or not: at the rate in force now."""
     now_ns = time.time_ns()
     total = 0

@@ -98,7 +98,7 @@ class Supervisor:
                 self._start(number, place)
 
     def _start(self, number: int, place: _Place) -> None:
-        self._crew.beat(number)  # until it does so itself
+        self._crew.begins(number)
         place.started_at = time.monotonic()
         place.pid = os.fork()
         if place.pid == 0:

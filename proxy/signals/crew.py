@@ -26,6 +26,7 @@ class Crew:
         self.workers = workers
         self._words = words(4)
         self._ready, self._beats = words(workers + 1), doubles(workers + 1)
+        self._terms, self._terms_begun = words(workers + 1), 0
         self._bells = [os.pipe() for _ in range(workers + 1)]
         for pair in self._bells:
             for end in pair:
@@ -75,8 +76,21 @@ class Crew:
         """How many workers have died; who leads sweeps when it grows."""
         return self._words[_DEATHS]
 
+    def begins(self, worker: int) -> None:
+        """A process is about to take this place. No two processes have one term."""
+        self._terms_begun += 1
+        self._terms[worker] = self._terms_begun << 8 | worker
+        self.beat(worker)  # until it does so itself
+
+    def term(self, worker: int) -> int:
+        return self._terms[worker]
+
+    def lives(self, term: int) -> bool:
+        """Whether the process that has this term has not died. 0 is nobody's."""
+        return term != 0 and self._terms[term & 0xFF] == term
+
     def died(self, worker: int) -> None:
-        self._ready[worker] = 0
+        self._ready[worker] = self._terms[worker] = 0
         self._words[_DEATHS] += 1
 
     def ready(self, worker: int) -> bool:

@@ -107,3 +107,100 @@ async def test_no_slot_is_claimed_twice(tmp_path):
     assert answers == {200: 400} and len({row["request_id"] for row in rows}) == 400
     assert there.engines[0].most == 3, "all of its room, and no more"
     assert verify(there.ledger) == []
+
+
+async def test_what_is_done_to_one_holds_on_all_and_any_of_them_answers_for_all(tmp_path):
+    async with several(tmp_path, workers=3) as there:
+        async def backends(count=18):
+            return Counter([(await there.ask())[1].get("x-breakeven-backend") for _ in range(count)])
+
+        async def post(path, body):
+            async with aiohttp.ClientSession() as session, session.post(there.url + path, json=body) as answer:
+                assert answer.status == 200
+
+        await post("/admin/switch", {"to": "all-api"})
+        assert await backends() == {"api": 18}
+        there.process.send_signal(signal.SIGUSR2)
+        async with asyncio.timeout(5):
+            while json.loads(await there.page("/admin/status"))["switch"] != "all-local":
+                await asyncio.sleep(0.02)
+        assert await backends() == {"llama": 18}
+        await post("/admin/switch", {"to": "auto"})
+        await post("/admin/backends/llama/drain", {"on": True})
+        assert await backends() == {"api": 18}
+        await post("/admin/backends/llama/drain", {"on": False})
+        await there.settled(54)
+        for _ in range(12):  # whichever of them is asked
+            page = json.loads(await there.page("/admin/status"))
+            assert page["requests"] == 54 and page["by_backend"] == {"api": 36, "llama": 18}
+            assert page["workers"] == {"asked": 3, "ready": 3} and page["backends"][0]["health"] == "ok"
+            assert len(json.loads(await there.page("/admin/decisions?limit=1000"))["decisions"]) == 54
+            metrics = (await there.page("/metrics")).decode()
+            counted = re.findall(r'^breakeven_requests_total\{.*\} (\S+)$', metrics, re.MULTILINE)
+            assert sum(map(float, counted)) == 54
+            assert len(re.findall("^# TYPE breakeven_replica_healthy ", metrics, re.MULTILINE)) == 1
+
+
+async def test_a_worker_that_is_killed_is_replaced_and_what_it_had_in_flight_is_settled(tmp_path):
+    async with several(tmp_path, route=LOCAL) as there:
+        for _ in range(6):
+            assert (await there.ask())[0] == 200
+        await asyncio.sleep(2.5)  # what was counted is left for others
+        before = json.loads(await there.page("/admin/status"))["requests"]
+        streams = [asyncio.create_task(there.ask(LONG)) for _ in range(12)]
+        await there.until(lambda: len(there.engines[0].live.model.running) == 12)
+        first, second = there.pids
+        os.kill(first, signal.SIGKILL)
+        ended = await asyncio.gather(*streams, return_exceptions=True)
+        cut = [one for one in ended if isinstance(one, BaseException) or b"[DONE]" not in one[2]]
+        whole = [one for one in ended if one not in cut]
+        assert all(one[0] == 200 for one in whole), "who was served by the other noticed nothing"
+        rows = await there.settled(18, within_s=10)
+        ends = Counter(row["end_reason"] for row in rows)
+        assert ends == {"complete": 6 + len(whole), "interrupted": len(cut)}
+        await there.until(lambda: len(there.pids) == 2 and any("takes the place" in line for line in there.log))
+        assert second in there.pids and first not in there.pids
+        async with asyncio.timeout(10):
+            while (page := json.loads(await there.page("/admin/status")))["workers"]["ready"] < 2:
+                await asyncio.sleep(0.05)
+        assert page["backends"][0]["in_flight"] == 0, "its claims are free"
+        for _ in range(6):
+            page = json.loads(await there.page("/admin/status"))
+            assert page["requests"] >= before + len(whole), "no total falls"
+        assert [(await there.ask())[0] for _ in range(8)] == [200] * 8
+        there.process.send_signal(signal.SIGTERM)
+        status, log = await there.ended()
+        assert status == 0 and f"process {first}) was killed by SIGKILL" in log
+    assert verify(there.ledger) == []
+    assert not list(tmp_path.glob("*.owner-*"))
+
+
+async def test_a_stop_lets_the_streams_of_all_finish(tmp_path):
+    async with several(tmp_path, route=LOCAL) as there:
+        streams = [asyncio.create_task(there.ask(LONG)) for _ in range(8)]
+        await there.until(lambda: len(there.engines[0].live.model.running) == 8)
+        there.process.send_signal(signal.SIGTERM)
+        for _ in range(6):
+            with contextlib.suppress(aiohttp.ClientConnectionError):
+                async with aiohttp.ClientSession() as session, session.get(there.url + "/readyz") as answer:
+                    assert answer.status == 503, "readiness is false at once, on all"
+        answers = await asyncio.gather(*streams)
+        assert all(status == 200 and body.endswith(b"data: [DONE]\n\n") for status, _, body in answers)
+        status, _ = await there.ended()
+        assert status == 0
+    assert verify(there.ledger) == [] and not list(tmp_path.glob("*.owner-*"))
+
+
+async def test_workers_whose_supervisor_is_gone_finish_and_end(tmp_path):
+    async with several(tmp_path, route=LOCAL) as there:
+        streams = [asyncio.create_task(there.ask(LONG)) for _ in range(6)]
+        await there.until(lambda: len(there.engines[0].live.model.running) == 6)
+        pids = there.pids
+        there.process.kill()
+        answers = await asyncio.gather(*streams)
+        assert all(body.endswith(b"data: [DONE]\n\n") for _, _, body in answers)
+        async with asyncio.timeout(10):
+            while any(Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1]
+                      for pid in pids):
+                await asyncio.sleep(0.05)
+    assert verify(there.ledger) == []

@@ -1,0 +1,144 @@
+"""Limits per minute and Idempotency-Keys that hold whichever worker is asked.
+
+The rules are those of one process (rates.py, repeats.py). What they remember lies in tables that all workers share: it
+is fetched under the lock, judged, and put back before the lock is given up, so no two workers judge at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from proxy.core.entries import RequestEntry
+from proxy.core.ratelimit import Bucket
+from proxy.ledger.keys import Principal
+from proxy.server.rates import Headers, Kind, Rates
+from proxy.server.repeats import KEEP_S, Repeats, Ticket
+from proxy.signals.crew import Crew
+from proxy.signals.memory import Lock, Table, key_of
+
+BUCKETS_MAX = 131_072  # beyond it, the key that has asked for nothing for longest begins with a full minute
+TICKETS_MAX = 262_144
+KINDS: tuple[Kind, ...] = ("requests", "tokens")
+
+
+class Limits:
+    """The tables, made before the workers are forked."""
+
+    def __init__(self, workers: int) -> None:
+        self.lock = Lock(workers)
+        self.buckets = Table("2d", BUCKETS_MAX)  # per minute, level
+        # Digest and request; the term of who has it in flight, whether answered, attempts, repetitions.
+        self.tickets = Table("32s32s4q", TICKETS_MAX)
+
+
+class SharedRates(Rates):
+    """Buckets that all workers draw from."""
+
+    def __init__(self, clock: Callable[[], float], limits: Limits) -> None:
+        super().__init__(clock)
+        self._lock, self._table = limits.lock, limits.buckets
+        self._judging = False  # what is fetched is newer than what lies in the table
+
+    def settle(self, key_id: str, expected: float, used: float) -> None:
+        if (key_id, "tokens") not in self._buckets:
+            return
+        with self._lock:
+            self._fetch(key_id, "tokens")
+            super().settle(key_id, expected, used)
+            self._put(key_id, "tokens")
+
+    def headers(self, principal: Principal) -> Headers:
+        """Numbers for the caller to read: no lock."""
+        for kind in () if self._judging else KINDS:
+            if (principal.id, kind) in self._buckets:
+                self._fetch(principal.id, kind)
+        return super().headers(principal)
+
+    def _take(self, principal: Principal, kind: Kind, limit: int | None, amount: float) -> None:
+        if limit is None:
+            super()._take(principal, kind, limit, amount)
+            return
+        with self._lock:
+            self._fetch(principal.id, kind)
+            self._judging = True
+            try:
+                super()._take(principal, kind, limit, amount)
+            finally:
+                self._judging = False
+                self._put(principal.id, kind)
+
+    def _fetch(self, key_id: str, kind: Kind) -> None:
+        """The bucket as all know it; ours, if it was pushed out of the table."""
+        place = self._table.find(key_of(key_id, kind))
+        if place is not None:
+            per_minute, level = self._table.read(place)
+            self._buckets[key_id, kind] = Bucket(per_minute, level, self._table.touched(place))
+
+    def _put(self, key_id: str, kind: Kind) -> None:
+        bucket, key = self._buckets.get((key_id, kind)), key_of(key_id, kind)
+        if bucket is not None:
+            place = self._table.find(key)
+            if place is None:
+                place = self._table.make(key, bucket.at)
+            self._table.write(place, bucket.at, bucket.per_minute, bucket.level)
+
+
+class SharedRepeats(Repeats):
+    """Tickets that all workers know. One in flight is its worker's own; should that die, it is forgotten."""
+
+    def __init__(self, clock: Callable[[], float], limits: Limits, crew: Crew, me: int) -> None:
+        super().__init__(clock)
+        self._lock, self._table, self._crew = limits.lock, limits.tickets, crew
+        self._term = crew.term(me)
+
+    def begin(self, headers: Mapping[bytes, bytes], key_id: str, request_id: str, body: bytes) -> Ticket | None:
+        given = headers.get(b"idempotency-key")
+        if given is None:
+            return None
+        with self._lock:
+            self._fetch((key_id, given))
+            try:
+                return super().begin(headers, key_id, request_id, body)
+            finally:
+                self._put((key_id, given))
+
+    def end(self, ticket: Ticket | None, entry: RequestEntry | None) -> None:
+        super().end(ticket, entry)
+        if ticket is not None:
+            with self._lock:
+                self._put(ticket.key)
+            self._tickets.pop(ticket.key, None)
+
+    def _fetch(self, key: tuple[str, bytes]) -> None:
+        """The ticket as all know it, unless it is too old, or was in flight at a worker that has died since."""
+        place, ours = self._table.find(key_of(*key)), self._tickets.pop(key, None)
+        if place is None:
+            return
+        at = self._table.touched(place)
+        digest, request_id, term, answered, attempts, repeated = self._table.read(place)
+        in_flight = self._crew.lives(term)
+        died = term and not in_flight  # how many attempts it had made, only the ledger knows: who asks again is new
+        if died or (self._clock() - at > KEEP_S and not in_flight):
+            self._table.forget(place)
+        elif ours is not None and term == self._term:  # the one that is in flight here
+            self._tickets[key] = ours
+        else:
+            self._tickets[key] = Ticket(digest, at, request_id.rstrip(b"\0").decode(), in_flight, bool(answered),
+                                        attempts, repeated, key)
+
+    def _put(self, key: tuple[str, bytes]) -> None:
+        """Let all know it. What is in flight elsewhere is not ours to change."""
+        ticket, name = self._tickets.get(key), key_of(*key)
+        place = self._table.find(name)
+        if ticket is None:
+            if place is not None:
+                self._table.forget(place)
+            return
+        if ticket.in_flight and ticket.request_id not in self._in_flight:
+            del self._tickets[key]
+            return
+        if place is None:
+            busy = [one for one in self._table.places(name) if self._crew.lives(self._table.read(one)[2])]
+            place = self._table.make(name, ticket.at, busy)
+        self._table.write(place, ticket.at, ticket.digest, ticket.request_id.encode(),
+                          self._term if ticket.in_flight else 0, ticket.answered, ticket.attempts, ticket.repeated)

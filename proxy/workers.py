@@ -88,7 +88,7 @@ class Worker(Gateway):
         self.chores = Chores(self.journal, MinuteBook(settings, self.board), self.purse, self._leads)
         for pool in self.planner.pools:
             pool.market.bell = self._crew.ring  # type: ignore[attr-defined]
-        self._ticking: asyncio.Task[None] | None = None
+        self._ticking: asyncio.TimerHandle | None = None
         self.started_ns = commons.started_ns
         self._siblings = Siblings(commons.pages, self._crew, number, {
             "metrics": self._counted, "status": self._summary, "decisions": lambda: self.decisions(DECISIONS_KEPT)})
@@ -133,7 +133,7 @@ class Worker(Gateway):
         loop.add_reader(self._crew.lifeline, self._orphaned)
         self._shares.soon = loop.call_soon
         await super().start()
-        self._ticking = asyncio.create_task(self._tick(), name="what others did")
+        self._tick()
 
     async def stop(self) -> None:
         await super().stop()  # others may ask until the end
@@ -152,13 +152,9 @@ class Worker(Gateway):
         self._heed()
         self.dispatcher.look()
 
-    async def _tick(self) -> None:
-        while True:
-            try:
-                self._heed()
-            except Exception as error:  # the root of a task: log, go on
-                log.error("worker %d: %r", self.number, error)
-            await asyncio.sleep(TICK_S)
+    def _tick(self) -> None:
+        self._ticking = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+        self._heed()
 
     def _heed(self) -> None:
         """Take note of what others did, and let them know how far we are."""
@@ -219,12 +215,14 @@ class Worker(Gateway):
                 "ready": self.ready() or "ready"}
 
     async def metrics_page(self) -> bytes:
+        self._shares.sync(time.monotonic())
         found = self._exposed()
         for now, text in await self._siblings.gather("metrics"):
             found.add(Exposition(text), now)
         return generate_latest(self._metrics.replicas) + found.text.encode()
 
     async def status_page(self) -> dict[str, Any]:
+        self._shares.sync(time.monotonic())
         page, totals = self.status(), status.Totals()
         add_totals(totals, totals_json(self.totals))
         for now, other in await self._siblings.gather("status"):

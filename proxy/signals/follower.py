@@ -86,4 +86,4 @@ class Watcher(Scraper):
             setattr(replica, name, found[name])
         if found["context"] is not None:
             self._context_tokens.setdefault(replica.backend, found["context"])
-        replica.load.changed = True
+        replica.load.touch()

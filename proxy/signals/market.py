@@ -103,6 +103,13 @@ class SharedMarket(Market):
         if lines[at] != waiting:
             lines[at] = waiting
 
+    def offer(self) -> None:
+        """Room has opened, and nobody waits for it here."""
+        if not len(self.line):
+            for other in self._others:
+                if self._lines[other * LINE]:
+                    self.bell(other)
+
     def _first(self) -> tuple[float, float]:
         """(bin of the dearest, latest start of the most urgent of the dear ones)."""
         top, soonest = -1, NEVER

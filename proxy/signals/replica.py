@@ -378,9 +378,9 @@ class Replica:
                     kv_tokens, kv_reserved = kv_tokens + foreign_kv, kv_reserved + foreign_kv
         running = load.sequences + foreign
         ends_at, queued = self._running(capacity, running, kv_tokens, now)
-        trial = self.auto and not load.claims and not foreign and now - self.speed.learned_at > TRIAL_AFTER_S
+        trial = self.auto and not running and now - self.speed.learned_at > TRIAL_AFTER_S
         return ReplicaState(
-            self.backend, self.index, self.health(now), fresh, age, capacity, len(load.claims), running,
+            self.backend, self.index, self.health(now), fresh, age, capacity, load.in_flight, running,
             load.backlog_tokens, kv_tokens, kv_reserved, None if waiting is None else int(waiting),
             now < self.congested_until, kv_fraction, utilization, self.gpu_util if self.gpu_fresh(now) else None,
             self.margin.value, self.energy_usd_per_s, self.prefix_trust, self.in_flight_max, trial, load.overdue(now),

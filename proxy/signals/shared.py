@@ -6,24 +6,23 @@ the sums of a `SharedLoad` are its own and everybody else's, kept up to date by 
 Invariants. A claim is written under the lock, and only where nobody has claimed more since the decision looked, or
 where what was claimed leaves room for it all the same; else the worker decides again. So two workers never claim one
 slot. What only gives room back (a first token, an end) is written without the lock. A worker that dies has its rows
-emptied by the supervisor. What several change (health, an operator's drain) is a `Cell`, changed under the lock.
+emptied by the supervisor. What several change (health, an operator's drain) lies in cells (shared_health.py).
 """
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from struct import Struct
 
 from proxy.config.model import Settings
-from proxy.core.fleet import Health
-from proxy.core.health import Breaker
 from proxy.core.room import NEVER, Room
 from proxy.signals.board import Api, Parts, Pool
 from proxy.signals.inflight import Claim, Load, Taken
 from proxy.signals.market import MarketMemory, SharedMarket
-from proxy.signals.memory import Lock, doubles, words
+from proxy.signals.memory import Lock, words
 from proxy.signals.replica import Replica
+from proxy.signals.shared_health import DRAINING, Cell, Cells, SharedBreaker, SharedReplica
 
 # Of one worker at one upstream. Held: requests, sequences, prompt tokens not computed, cache promised (only claims make
 # these four grow), cache in use. Counted since the first worker started: prompt tokens sent and computed. Then what no
@@ -31,13 +30,6 @@ from proxy.signals.replica import Replica
 ROW, CLAIMED, FIRST, REST = Struct("@11d"), Struct("@4d"), Struct("@7d"), Struct("@4d")
 HELD, PENDING = 5, 8  # in a row: how many are held; output tokens in flight
 BLOCK = 512  # bytes of versions that are compared at once
-# Of an upstream, whoever says it: the breaker's fields in their order, then these.
-BREAKER = ("failures", "ejections", "ejected_until", "held_off_until", "trial", "kept", "probation_until",
-           "returned_at")
-DRAINING, WEDGED, CONGESTED_UNTIL, REVIVED_AT, CELL = 8, 9, 10, 11, 12
-
-Row = tuple[float, ...]
-
 
 class Fleet:
     """The shared memory itself, made by the supervisor before it forks. Workers count from 1."""
@@ -52,12 +44,10 @@ class Fleet:
         count = len(self.upstreams)
         self.rows = mmap.mmap(-1, (workers + 1) * count * ROW.size)
         self.versions = words((workers + 1) * count)  # of each row
-        self.stamps = words(workers + 1)  # of all rows of a worker; of number 0, of all cells
-        self.cells, self.cell_versions = doubles(count * CELL), words(count)
+        self.stamps = words(workers + 1)  # of all rows of a worker
         self.lock = Lock(workers)
+        self.cells = Cells(count, self.lock)
         self.markets = [MarketMemory(workers) for _ in settings.routes]  # a pool has at least one route
-        for number in range(count):
-            self.cells[number * CELL + BREAKER.index("returned_at")] = float("-inf")
 
     def row_at(self, worker: int, number: int) -> int:
         return (worker * len(self.upstreams) + number) * ROW.size
@@ -80,13 +70,14 @@ class SharedLoad(Load):
     """What all workers have sent to one upstream. Its sums are everybody's, its claims our own."""
 
     __slots__ = ("_at", "_base", "_first", "_fleet", "_others_at", "_rest", "_sent", "_shares", "_theirs", "_untold",
-                 "_version", "_version_at", "in_flight_max", "room")
+                 "_version", "_version_at", "in_flight_max", "market", "room")
 
     def __init__(self, shares: Shares, number: int) -> None:
         super().__init__()
         fleet = self._fleet = shares.fleet
         self._shares = shares
         self.room: Room | None = None  # of a replica: what the decision has left of it
+        self.market: SharedMarket | None = None  # where others may wait for it
         self.in_flight_max: int | None = None
         self._at = fleet.row_at(shares.me, number)
         self._version_at = shares.me * len(fleet.upstreams) + number
@@ -126,7 +117,7 @@ class SharedLoad(Load):
         self.kv_tokens += more
         theirs[6] += (more := done - done_)
         self.prompt_done += more
-        self.changed = True
+        self.touch()
 
     def hear_rest(self) -> None:
         """What no decision waits for."""
@@ -163,7 +154,7 @@ class SharedLoad(Load):
         if not fits:
             self._sent -= uncached
             self._shares.sync(now)
-            self.changed = True
+            self.touch()
             raise Taken
         return super().claim(prompt, uncached, expected, sequences, now, due_s)
 
@@ -217,124 +208,6 @@ class SharedLoad(Load):
         fleet.stamps[shares.me] = shares.stamp
 
 
-class Cell:
-    """What is known of one upstream whoever finds it out. Read without the lock, changed under it."""
-
-    __slots__ = ("_at", "_fleet", "_number", "seen")
-
-    def __init__(self, fleet: Fleet, number: int) -> None:
-        self._fleet, self._number, self._at = fleet, number, number * CELL
-        self.seen = -1
-
-    @property
-    def changed(self) -> bool:
-        return self._fleet.cell_versions[self._number] != self.seen
-
-    def read(self) -> Sequence[float]:
-        """All of it; under no lock two numbers may be of two moments, and the next look puts that right."""
-        self.seen = self._fleet.cell_versions[self._number]
-        return self._fleet.cells[self._at:self._at + CELL].tolist()
-
-    def put(self, index: int, *values: float) -> None:
-        """Under the lock."""
-        cells, fleet = self._fleet.cells, self._fleet
-        for offset, value in enumerate(values, self._at + index):
-            cells[offset] = value
-        fleet.cell_versions[self._number] += 1
-        fleet.stamps[0] += 1
-        self.seen = fleet.cell_versions[self._number]
-
-
-class SharedBreaker(Breaker):
-    """One for all workers: failures in a row are counted whoever saw them."""
-
-    __slots__ = ("_cell", "_lock")
-
-    def __init__(self, cell: Cell, lock: Lock) -> None:
-        super().__init__()
-        self._cell, self._lock = cell, lock
-        self.take(cell.read())
-
-    def take(self, found: Sequence[float]) -> None:
-        """What is known by now."""
-        self.failures, self.ejections = int(found[0]), int(found[1])
-        self.ejected_until, self.held_off_until = found[2], found[3]
-        self.trial, self.kept = bool(found[4]), bool(found[5])
-        self.probation_until, self.returned_at = found[6], found[7]
-
-    def _look(self) -> None:
-        if self._cell.changed:
-            self.take(self._cell.read())
-
-    def _changed(self, change: Callable[..., bool | None], *how: object) -> bool:
-        """Change what all see, by the rules of one that nobody shares."""
-        with self._lock:
-            self.take(self._cell.read())
-            one = Breaker(*(getattr(self, name) for name in BREAKER[:6]), self.alone, *(
-                getattr(self, name) for name in BREAKER[6:]))
-            outcome = change(one, *how)
-            self._cell.put(0, *(float(getattr(one, name)) for name in BREAKER))
-            self.take(self._cell.read())
-        return bool(outcome)
-
-    def is_open(self, now: float) -> bool:
-        self._look()
-        return now < self.ejected_until
-
-    def success(self, now: float) -> None:
-        self._look()
-        if self.failures or self.ejections or self.trial or self.kept:
-            self._changed(Breaker.success, now)
-
-    def returns(self, now: float) -> None:
-        self._changed(Breaker.returns, now)
-
-    def failure(self, now: float, fatal: bool = False, may_eject: bool = True) -> bool:
-        return self._changed(Breaker.failure, now, fatal, may_eject)
-
-    def overload(self, now: float, retry_after_s: float | None) -> None:
-        self._changed(Breaker.overload, now, retry_after_s)
-
-
-class SharedReplica(Replica):
-    """A replica of which others find things out too."""
-
-    __slots__ = ("cell", "lock")
-    breaker: SharedBreaker
-
-    def look(self) -> None:
-        """Take what others have found."""
-        found = self.cell.read()
-        self.breaker.take(found)
-        self.congested_until = max(self.congested_until, found[CONGESTED_UNTIL])
-        if found[REVIVED_AT] > self.load.progress_at:
-            super().revive(found[REVIVED_AT])
-        self.draining, self.wedged = bool(found[DRAINING]), bool(found[WEDGED])
-        self.load.changed = True
-
-    def put(self, index: int, *values: float) -> None:
-        with self.lock:
-            self.cell.put(index, *values)
-
-    def overloaded(self, now: float, retry_after_s: float | None) -> None:
-        super().overloaded(now, retry_after_s)
-        self.put(CONGESTED_UNTIL, self.congested_until)
-
-    def revive(self, now: float) -> None:
-        was = self.wedged
-        super().revive(now)
-        if was:
-            with self.lock:
-                self.cell.put(WEDGED, 0.0)
-                self.cell.put(REVIVED_AT, now)
-
-    def _health(self, now: float) -> Health:
-        was, health = self.wedged, super()._health(now)
-        if self.wedged and not was:
-            self.put(WEDGED, 1.0)
-        return health
-
-
 class SharedPool(Pool):
     """A pool whose market others trade on."""
 
@@ -377,8 +250,8 @@ class Shares:
                 self._stamps[which] = stamp
                 for number in self._changed(which, other):
                     self.loads[number].heard(which, now)
-        if stamps[0] != self._cells_stamp:
-            self._cells_stamp = stamps[0]
+        if self.fleet.cells.stamp != self._cells_stamp:
+            self._cells_stamp = self.fleet.cells.stamp
             for replica in self.replicas.values():
                 if replica.cell.changed:
                     replica.look()
@@ -404,6 +277,8 @@ class Shares:
         loads, self._untold = self._untold, []
         for load in loads:
             load.tell()
+            if load.market is not None:
+                load.market.offer()
 
     def exchange(self) -> None:
         """What no decision waits for: how far our requests are, and everybody's totals. Some times a second."""
@@ -422,10 +297,10 @@ class Shares:
 
     def _replica(self, backend: str, index: int, *more: object, **named: object) -> Replica:
         number = self.fleet.place[backend, index]
-        cell, load = Cell(self.fleet, number), self.loads[number]
-        breaker = SharedBreaker(Cell(self.fleet, number), self.fleet.lock)
+        cells, load = self.fleet.cells, self.loads[number]
+        breaker = SharedBreaker(Cell(cells, number))
         replica = SharedReplica(backend, index, *more, load=load, breaker=breaker, **named)  # type: ignore[arg-type]
-        replica.cell, replica.lock = cell, self.fleet.lock
+        replica.cell = Cell(cells, number)
         load.room, load.in_flight_max = replica.room, replica.in_flight_max
         self.replicas[number] = replica
         return replica
@@ -434,11 +309,12 @@ class Shares:
         number = self.fleet.place[backend, None]
         load = self.loads[number]
         load.in_flight_max = in_flight_max
-        return Api(backend, SharedBreaker(Cell(self.fleet, number), self.fleet.lock), load=load,
-                   in_flight_max=in_flight_max)
+        return Api(backend, SharedBreaker(Cell(self.fleet.cells, number)), load=load, in_flight_max=in_flight_max)
 
     def _pool(self, replicas: list[Replica]) -> Pool:
         market = SharedMarket([replica.room for replica in replicas], self.fleet.markets[self._pools], self.me,
                               self.fleet.lock)
         self._pools += 1
+        for replica in replicas:
+            replica.load.market = market  # type: ignore[attr-defined]
         return SharedPool(replicas, self, market)

@@ -38,6 +38,7 @@ from proxy.signals.follower import Readings, Watcher
 from proxy.signals.minutes import MinuteBook
 from proxy.signals.scraper import Scraper
 from proxy.signals.shared import Fleet, Shares
+from proxy.signals.shared_prefixes import Prompts, SharedPrefixes
 
 log = logging.getLogger("breakeven")
 
@@ -51,6 +52,7 @@ class Commons:
     def __init__(self, settings: Settings) -> None:
         workers = settings.server.workers
         self.crew, self.fleet = Crew(workers), Fleet(settings, workers)
+        self.prompts = Prompts(workers)
         self.readings = Readings(sum(index is not None for _, index in self.fleet.upstreams))
         self.limits, self.pages = Limits(workers), Pages(workers)
         self.started_ns = time.time_ns()
@@ -113,6 +115,8 @@ class Worker(Gateway):
     def _planner(self) -> Planner:
         planner = SharedPlanner(self.settings, self.board, self.prices)
         planner.crew = self._crew
+        keys = [replica.room.key for replica in self.board.every_replica()]
+        planner.prefixes = self._prefixes = SharedPrefixes(self._commons.prompts, self.number, keys)
         return planner
 
     def _rates(self) -> Rates:
@@ -162,6 +166,7 @@ class Worker(Gateway):
         crew.beat(self.number)
         self._shares.sync(now)
         self._shares.exchange()
+        self._prefixes.hear(now)
         if isinstance(self._scraper, Watcher):
             self._scraper.look(now)
         if now - self._left_at > LEAVE_S:

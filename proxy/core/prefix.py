@@ -9,6 +9,7 @@ that computed a prefix lately has it in its own cache: the request costs less wo
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 BLOCK_BYTES = 512  # about 128 tokens of English
 PROMPT_BYTES_MAX = 1 << 20  # longer prompts are looked at so far
@@ -74,6 +75,16 @@ class PrefixIndex:
             known = self._seen.get(key)
             if known is not None and replica not in known[1]:
                 self._seen[key] = (known[0], (*known[1][-(REPLICAS_MAX - 1):], replica))
+
+    def learn(self, chain: Sequence[int], replica: str | None, now: float) -> None:
+        """The same of a prompt that another worker has looked at, or sent to that replica."""
+        for key in chain:
+            known = self._seen.pop(key, None)
+            where = known[1] if known is not None and now - known[0] <= KEPT_S else ()
+            if replica is not None and replica not in where:
+                where = (*where[-(REPLICAS_MAX - 1):], replica)
+            self._seen[key] = (now, where)
+        self._forget(now)
 
 
 REPLICAS_MAX = 8  # remembered of a prefix

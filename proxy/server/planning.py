@@ -135,7 +135,7 @@ class Planner:
             name: backend.context_tokens for name, backend in settings.backends.items() if backend.context_tokens}
         self.offers = offers(settings, board, prices)
         self._lanes = {name: Lane(route, board.pools[name], self.offers) for name, route in settings.routes.items()}
-        self._prefixes = PrefixIndex()
+        self.prefixes = PrefixIndex()
         # Each once, where it has replicas.
         self.pools: list[Pool] = [pool for pool in dict.fromkeys(board.pools.values()) if pool.replicas]
 
@@ -160,13 +160,13 @@ class Planner:
             tenant, lifted = label, lane.pool.market.below(label, route.gpu_share_min, arrived)
         demand = Demand(endpoint, wire.features & ROUTED_FEATURES, prompt, output, sequences, least, 0.0, NOBODY,
                         tenant, lifted)
-        seen = self._prefixes.look(route.name, prompt_bytes(wire), arrived)
+        seen = self.prefixes.look(route.name, prompt_bytes(wire), arrived)
         return Call(request_id, endpoint, arrived, arrived_ns, wire, route, lane.limits, key_id, tags, label, demand,
                     each, seen)
 
     def went(self, call: Call, replica: Replica, uncached: float) -> None:
         """The request goes to this replica: its cache will know the prompt."""
-        self._prefixes.went(call.seen, replica.room.key)
+        self.prefixes.went(call.seen, replica.room.key)
         replica.expect_cached(call.demand.prompt_tokens - uncached, call.demand.prompt_tokens)
 
     def plan(self, call: Call, now: float, tried: frozenset[str] = NOBODY, left: Left | None = None) -> Plan:
@@ -334,7 +334,7 @@ class Planner:
     @property
     def remembered(self) -> dict[str, int]:
         """Entries of each memory that forgets."""
-        return {"prefixes": len(self._prefixes),
+        return {"prefixes": len(self.prefixes),
                 "answer_lengths": sum(len(lane.output) for lane in self._lanes.values()),
                 "shares": sum(len(pool.market.tenants) for pool in self.pools)}
 

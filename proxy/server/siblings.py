@@ -71,10 +71,13 @@ class Siblings:
     async def gather(self, kind: Kind) -> list[tuple[bool, Any]]:
         """(whether it is of now, the page) of each other worker that has ever left one."""
         pages, index = self._pages, KINDS.index(kind)
+        mine = self._me * len(KINDS) + index
         with pages.lock:
-            pages.asked[index] += 1
-            number = pages.asked[index]
-            pages.answered[self._me * len(KINDS) + index] = number
+            number = pages.asked[index] + 1
+            pages.asked[index] = number
+        if pages.answered[mine] < number - 1:  # somebody else asks as well
+            self.leave(kind)
+        pages.answered[mine] = number
         for other in self._others:
             self._crew.ring(other)
         try:

@@ -13,7 +13,7 @@ from math import exp, log
 
 from proxy.core.bidprice import BINS, STEP, DemandHistogram
 from proxy.core.line import BAND, Job, Left
-from proxy.core.market import SHARE_MEMORY_S, TENANTS_MAX, Market
+from proxy.core.market import RATE_MEMORY_S, SHARE_MEMORY_S, TENANTS_MAX, Market
 from proxy.core.room import NEVER, Room
 from proxy.signals.memory import Lock, Table, doubles, key_of
 
@@ -133,7 +133,10 @@ class SharedMarket(Market):
         return mine / (mine + others)
 
     def starts_per_s(self, now: float) -> float:
-        return super().starts_per_s(now) * self._share if self.waiting_elsewhere else super().starts_per_s(now)
+        """From our line: as seen lately, or its part of what ends."""
+        running = sum(room.running for room in self.rooms if room.open)
+        seen = self._starts * exp((self._started_at - now) / RATE_MEMORY_S) / RATE_MEMORY_S
+        return max(seen, running / self.stay.residence_s * self._share)
 
     def leaving(self, now: float, share: float = 1.0) -> list[tuple[Job, Left]]:
         return super().leaving(now, self._share) if len(self.line) else []

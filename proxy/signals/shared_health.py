@@ -104,6 +104,10 @@ class SharedBreaker(Breaker):
         self._look()
         return now < self.ejected_until
 
+    def held_off(self, now: float) -> float:
+        self._look()
+        return super().held_off(now)
+
     def success(self, now: float) -> None:
         self._look()
         if self.failures or self.ejections or self.trial or self.kept:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 from collections import Counter
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import aiohttp
 from proxy.demo.api import SimulatedApi
 from proxy.demo.engine import SimulatedEngine
 from proxy.demo.serving import serve
+from proxy.ledger.keys import KeyLimits, KeyStore
 from proxy.ledger.verify import verify
-from tests.integration.test_process import CALM, CHAT, LONG, Process, written
+from tests.integration.test_process import CALM, CHAT, LONG, Process, refused, written
 from tests.support.world import CAPACITY, GPT
 
 LOCAL = {"policy": "self-hosted-only", "slo": {"ttft_ms": 60_000}}
@@ -186,6 +188,90 @@ async def test_a_worker_that_is_killed_is_replaced_and_what_it_had_in_flight_is_
         assert status == 0 and f"process {first}) was killed by SIGKILL" in log
     assert verify(there.ledger) == []
     assert not list(tmp_path.glob("*.owner-*"))
+
+
+async def test_a_repetition_that_reaches_another_worker_is_not_billed_again(tmp_path):
+    async with several(tmp_path, workers=3, route={"policy": "api-only"}) as there:
+        for number in range(4):
+            key = f"order-{number}"
+            first = await asyncio.gather(*(there.ask(idempotency_key=key) for _ in range(12)))
+            assert Counter(status for status, _, _ in first) == {200: 1, 409: 11}, "one is in flight, wherever"
+            assert (await there.ask(idempotency_key=key))[0] == 200
+        rows = await there.settled(8)
+    by_request = Counter(row["request_id"] for row in rows)
+    assert set(by_request.values()) == {2}, "the same request, once more"
+    assert [row["posted_nano"] for row in rows if row["attempt"] == 2] == [0] * 4
+    assert all(row["posted_nano"] > 0 for row in rows if row["attempt"] == 1)
+    assert verify(there.ledger) == []
+
+
+async def test_a_keys_limits_and_budget_are_for_all_workers_together(tmp_path):
+    async with several(tmp_path, workers=3, route={"policy": "api-only"}, keys={"required": True}) as there:
+        keys = KeyStore(there.ledger)
+        _, hasty = keys.create("hasty", limits=KeyLimits(rpm=20))
+        _, poor = keys.create("poor", limits=KeyLimits(budget="0.01/day"))
+        _, admin = keys.create("admin", role="admin")
+        await asyncio.sleep(1.0)  # a worker looks for new keys twice a second
+        asked = {**CHAT, "max_tokens": 100}
+        answers = await asyncio.gather(*(there.ask(asked, authorization=f"Bearer {hasty}") for _ in range(40)))
+        passed = Counter(status for status, _, _ in answers)
+        assert 20 <= passed[200] <= 21 and passed[200] + passed[429] == 40, passed
+        answers = await asyncio.gather(*(there.ask(asked, authorization=f"Bearer {poor}") for _ in range(60)))
+        found = Counter(status for status, _, _ in answers)
+        assert found[200] and found[429] and found[200] + found[429] == 60
+        rows = await there.settled(passed[200] + found[200])
+        spent = Counter()
+        for row in rows:
+            spent[row["key_id"]] += row["posted_nano"]
+        assert max(spent.values()) <= 10_000_000 and len(spent) == 2
+        async with aiohttp.ClientSession(headers={"authorization": f"Bearer {admin}"}) as session, session.get(
+                there.url + "/admin/status") as answer:
+            assert (await answer.json())["requests"] == len(rows)
+    assert verify(there.ledger) == []
+
+
+async def test_who_waits_at_one_worker_gets_the_room_that_opens_at_another(tmp_path):
+    async with several(tmp_path, workers=3, route=LOCAL, engine=FEW) as there:
+        asked = {**CHAT, "max_tokens": 30, "min_tokens": 30, "ignore_eos": True}
+        answers = await asyncio.gather(*(there.ask(asked) for _ in range(60)))
+        assert Counter(status for status, _, _ in answers) == {200: 60}
+        assert there.engines[0].most == 3
+        rows = await there.settled(60)
+    waits = sorted((row["sent_ns"] - row["started_ns"]) / 1e9 for row in rows)
+    took = (max(row["ended_ns"] for row in rows) - min(row["started_ns"] for row in rows)) / 1e9
+    print(f"waited {waits[30]:.2f} s in the middle, {waits[-1]:.2f} s at most, of {took:.2f} s in all")
+    assert waits[-1] > waits[0] + 0.5, "they had to wait"
+
+
+async def test_when_the_one_that_reads_the_engines_dies_another_reads_them(tmp_path):
+    async with several(tmp_path, route=LOCAL) as there:
+        leader, _ = there.pids
+        os.kill(leader, signal.SIGSTOP)  # it reads nothing, and no more than that
+        os.kill(leader, signal.SIGKILL)
+        await there.until(lambda: any("was killed" in line for line in there.log))
+        ages = []
+        for _ in range(20):
+            page = json.loads(await there.page("/admin/status"))
+            ages.append(page["backends"][0]["age_s"])
+            await asyncio.sleep(0.1)
+        assert max(ages[5:]) < 1.0, ages
+        assert page["backends"][0]["readings"] == "fresh"
+
+
+async def test_what_cannot_start_says_so_once_and_exits_2(tmp_path):
+    taken = socket.create_server(("127.0.0.1", 0))
+    server = {"workers": 3}
+    good = written(tmp_path / "good", server=server)
+    status, said = await refused(good, "--port", str(taken.getsockname()[1]))
+    assert status == 2 and said.count("in use") == 1
+    taken.close()
+    (tmp_path / "file").write_text("")
+    broken = written(tmp_path / "broken", server=server, ledger=f"sqlite:///{tmp_path}/file/ledger.db")
+    status, said = await refused(broken, "--port", "0")
+    assert status == 2 and said.count("ledger.db") == 1, said
+    async with several(tmp_path / "there") as there:
+        status, said = await refused(good, "--port", there.url.rpartition(":")[2])
+        assert status == 2 and "in use" in said, "two gateways never share a port"
 
 
 async def test_a_stop_lets_the_streams_of_all_finish(tmp_path):

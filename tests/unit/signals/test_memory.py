@@ -1,0 +1,106 @@
+"""What worker processes share: a lock that survives its holder, bytes that come whole, a bounded table."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from proxy.signals.memory import WAYS, Blob, Lock, Table, doubles, key_of, words
+
+
+def forked(work):
+    """The process id of a child that does `work` and ends."""
+    pid = os.fork()
+    if not pid:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return pid
+
+
+def test_what_several_change_under_the_lock_loses_nothing():
+    lock, sums = Lock(4), words(1)
+
+    def count(me):
+        lock.me = me
+        for _ in range(5_000):
+            with lock:
+                sums[0] += 1
+
+    for pid in [forked(lambda me=me: count(me)) for me in range(1, 5)]:
+        os.waitpid(pid, 0)
+    assert sums[0] == 20_000
+
+
+def test_a_lock_whose_holder_was_killed_is_given_back_and_one_that_lives_keeps_it():
+    lock, told = Lock(2), words(1)
+
+    def hold(me):
+        lock.me = me
+        with lock:
+            told[0] = me
+            time.sleep(60)
+
+    pid = forked(lambda: hold(1))
+    while told[0] != 1:
+        time.sleep(0.001)
+    assert not lock.recover(2), "the other one never wanted it"
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert lock.recover(1)
+    pid = forked(lambda: hold(2))
+    while told[0] != 2:
+        time.sleep(0.001)
+    lock._inside[1] = 1  # worker 1 died while it waited
+    assert not lock.recover(1)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert lock.recover(2) and not lock.recover(2)
+    with lock:
+        pass
+
+
+def test_bytes_come_whole_or_not_at_all():
+    blob, done = Blob(1 << 16), words(1)
+    assert blob.read() is None
+
+    def write():
+        for number in range(2_000):
+            blob.write(bytes([number % 251]) * (1 + number * 31 % 60_000))
+        done[0] = 1
+
+    pid, seen = forked(write), 0
+    while not done[0]:
+        if (found := blob.read()) is not None:
+            assert len(set(found[1])) == 1, "of one moment"
+            seen += 1
+    os.waitpid(pid, 0)
+    assert seen and blob.version == 4_000
+    assert not blob.write(bytes((1 << 16) + 1)) and blob.version == 4_000
+    blob._head[0] = 5_001  # its writer died in the middle
+    assert blob.read() is None
+    assert blob.write(b"next") and blob.read() == (5_002, b"next")
+
+
+def test_a_full_table_forgets_what_was_touched_longest_ago():
+    table = Table("2d", WAYS)
+    keys = [key_of("key", str(number)) for number in range(WAYS + 1)]
+    for at, key in enumerate(keys[:WAYS], 1):
+        table.write(table.make(key, at), at, at * 10.0, 1.0)
+    assert [table.read(table.find(key))[0] for key in keys[:WAYS]] == [10.0 * at for at in range(1, WAYS + 1)]
+    table.write(table.find(keys[0]), 99.0, 5.0, 5.0)
+    place = table.make(keys[WAYS], 100.0, keep=[table.find(keys[1])])
+    table.write(place, 100.0, 7.0, 7.0)
+    assert table.find(keys[2]) is None, "the oldest that may go"
+    assert table.find(keys[0]) is not None and table.find(keys[1]) is not None
+    table.forget(place)
+    assert table.find(keys[WAYS]) is None and table.make(keys[2], 101.0) == place
+
+
+def test_numbers_are_shared_and_begin_at_nothing():
+    whole, parts = words(3), doubles(2)
+    pid = forked(lambda: (whole.__setitem__(1, -7), parts.__setitem__(0, 0.5)))
+    os.waitpid(pid, 0)
+    assert whole.tolist() == [0, -7, 0] and parts.tolist() == [0.5, 0.0]

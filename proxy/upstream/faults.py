@@ -27,7 +27,7 @@ _NUMBER = re.compile(r"\[Errno (\d+)\]")  # where several addresses were tried, 
 Fault = tuple[type[UpstreamError], str]
 
 
-def connecting(exc: OSError | ValueError) -> Fault:
+def connecting(exc: OSError | ValueError | RuntimeError) -> Fault:
     """No connection came about, and it was not a matter of time."""
     match exc:
         case ssl.SSLCertVerificationError():
@@ -36,7 +36,7 @@ def connecting(exc: OSError | ValueError) -> Fault:
             return UpstreamUnreachable, "TLS handshake failed"
         case socket.gaierror() | ValueError():  # ValueError: a name that cannot be one
             return UpstreamUnreachable, "name not resolved"
-    number = exc.errno
+    number = getattr(exc, "errno", None)
     if number is None and (told := _NUMBER.search(str(exc))) is not None:
         number = int(told[1])
     return (UpstreamFailed if number in _OUR_LIMIT else UpstreamUnreachable), _ERRNO.get(number, "connection failed")

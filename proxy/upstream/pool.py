@@ -17,12 +17,14 @@ from collections.abc import Callable
 from proxy.core.errors import UpstreamFailed, UpstreamTimeout
 from proxy.upstream.answer import HttpAnswer, Request
 from proxy.upstream.connection import IDLE, Connection
-from proxy.upstream.faults import connecting
+from proxy.upstream.faults import Fault, connecting
+from proxy.upstream.names import Name, is_address
 from proxy.upstream.origin import Origin
 from proxy.upstream.transport import Target
 
 # uvicorn, hence vLLM and SGLang, closes idle connections after 5 s; leave before it does.
 KEEPALIVE_S = {"http": 4.0, "https": 30.0}
+_CLOSED: Fault = UpstreamFailed, "closed"
 SWEPT_AT_ONCE = 100  # idle connections closed at once; the rest in the next turns of the loop
 
 
@@ -40,18 +42,19 @@ def tls_context(verify: bool) -> ssl.SSLContext:
 class Pool:
     """Opens nothing before the first request; from then on it belongs to that event loop."""
 
-    __slots__ = ("_closed", "_connecting", "_context", "_idle", "_keepalive_s", "_open", "_origin", "_sweep", "_target",
-                 "_tls", "loop")
+    __slots__ = ("_closed", "_connecting", "_context", "_idle", "_keepalive_s", "_name", "_open", "_origin", "_sweep",
+                 "_target", "_tls", "loop")
 
     def __init__(self, target: Target, origin: Origin) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
         self._target = target
         self._origin = origin
+        self._name = None if is_address(origin.host) else Name(origin)
         self._tls = tls_context(target.tls_verify) if origin.tls else None
         self._keepalive_s = KEEPALIVE_S[origin.scheme]
         self._idle: deque[Connection] = deque()  # the one that waits longest first
         self._open: set[Connection] = set()
-        self._connecting: set[asyncio.Task[None]] = set()
+        self._connecting: dict[asyncio.Task[None], HttpAnswer] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
         # Tasks, timers and transports keep the context that they were made in. Here that is an empty one, or the first
@@ -62,7 +65,7 @@ class Pool:
         """The request is on its way; the answer's first byte must come within `wait_s`. Raises UpstreamFailed once
         the pool is closed."""
         if self._closed:
-            raise UpstreamFailed(f"{self._target.name}: closed")
+            raise _CLOSED[0](f"{self._target.name}: {_CLOSED[1]}")
         loop = self.loop
         if loop is None:
             loop = self.loop = asyncio.get_running_loop()
@@ -81,8 +84,9 @@ class Pool:
     def close(self) -> None:
         """Ends what is open, in use or not. Idempotent."""
         self._closed = True
-        for task in self._connecting:
+        for task, answer in list(self._connecting.items()):
             task.cancel()
+            answer.failed(_CLOSED)
         for connection in list(self._open):
             connection.shut()
         self._idle.clear()
@@ -95,10 +99,13 @@ class Pool:
     def again(self, answer: HttpAnswer) -> None:
         """Its request goes out on a new connection."""
         answer.connection = None
+        if self._closed:
+            answer.failed(_CLOSED)
+            return
         task = self.loop.create_task(self._connect(answer), context=self._context)
         answer.connecting = task
-        self._connecting.add(task)
-        task.add_done_callback(self._connecting.discard)
+        self._connecting[task] = answer
+        task.add_done_callback(self._connecting.pop)
 
     def opened(self, connection: Connection) -> None:
         self._open.add(connection)
@@ -119,24 +126,28 @@ class Pool:
 
     async def _connect(self, answer: HttpAnswer) -> None:
         connection = Connection(self)
-        fault = UpstreamFailed, "closed"
+        fault: Fault | None = _CLOSED
         try:
             async with asyncio.timeout_at(min(self.loop.time() + self._target.connect_s, answer.first_byte_at)):
-                await self.loop.create_connection(
-                    lambda: connection, self._origin.host, self._origin.port, ssl=self._tls,
-                    server_hostname=self._origin.host if self._tls else None)
+                await self._dial(connection)
             fault = None
             answer.connecting = None
             connection.ask(answer, self.loop.time())
         except TimeoutError:
             fault = UpstreamTimeout, "no connection in time"
-        except (OSError, ValueError) as exc:
+        except (OSError, ValueError, RuntimeError) as exc:
             fault = connecting(exc)
         finally:
             if fault is not None:
                 connection.abort()
                 answer.connecting = None
                 answer.failed(fault)
+
+    async def _dial(self, connection: Connection) -> None:
+        host, port = self._origin.host, self._origin.port
+        where = {"host": host, "port": port} if self._name is None else {"sock": await self._name.connected()}
+        await self.loop.create_connection(lambda: connection, ssl=self._tls,
+                                          server_hostname=host if self._tls is not None else None, **where)
 
     def _on_sweep(self) -> None:
         """Closes what has been idle for too long."""

@@ -17,7 +17,7 @@ from tests.fuzz.targets import target
 
 SLOWDOWN = 4  # what the counters of coverage cost the watched code: 3 to 5 on the corpus
 
-with atheris.instrument_imports(include=["proxy.wire", "proxy.core"]):
+with atheris.instrument_imports(include=["proxy.wire", "proxy.core", "proxy.upstream"]):
     run = target(sys.argv[1])
 
 with open(sys.argv[2], "r+b") as file:

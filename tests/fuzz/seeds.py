@@ -19,7 +19,8 @@ DONE = b"data: [DONE]\n\n"
 DEEP = b"[" * 300 + b"]" * 300  # deeper than orjson writes; DEEPEST is as deep as it reads
 DEEPEST = b"[" * 1000 + b"]" * 1000
 
-HOW = {"stream": {"options": 2, "cuts": (1, 7, 50)}, "request": {}, "metrics": {"options": 4}, "answer": {"cuts": (3,)}}
+HOW = {"stream": {"options": 2, "cuts": (1, 7, 50)}, "request": {}, "metrics": {"options": 4}, "answer": {"cuts": (3,)},
+       "reply": {"cuts": (3, 17, 40)}}
 
 
 def given(body: bytes, **how) -> tuple[bytes, dict]:
@@ -208,6 +209,48 @@ ANSWERS = {
 }
 
 
+ANSWERED = b"HTTP/1.1 200 OK\r\n"
+JSON = ANSWERED + b"content-type: application/json\r\n"
+CHUNKED = ANSWERED + b"content-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+CLOSE, RESET, SILENCE = 3, 6, 9  # options of an answer read chunk by chunk, and how its connection ends
+REPLIES = {
+    "length": JSON + b"content-length: 2\r\n\r\n{}", "no-body": ANSWERED + b"content-length: 0\r\n\r\n",
+    "piped": given(CHUNKED + b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n", options=1),
+    "read": given(CHUNKED + b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n", options=2),
+    "chunks": CHUNKED + b"3;a=b\r\nabc\r\nA\r\n0123456789\r\n00\r\nx-trailer: y\r\n\r\n",
+    "until-close": given(ANSWERED + b"\r\nall of it", options=CLOSE),
+    "until-reset": given(ANSWERED + b"\r\nall of it", options=RESET),
+    "cut": given(CHUNKED + b"3\r\nabc\r\n5\r\nde", options=CLOSE),
+    "silent": given(CHUNKED + b"3\r\nab", options=SILENCE),
+    "headless": given(ANSWERED + b"content-le", options=SILENCE), "nothing": given(b"", options=CLOSE),
+    "interim": b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" + JSON + b"content-length: 2\r\n\r\n{}",
+    "interim-for-long": given(b"HTTP/1.1 100 Go on\r\n\r\n" + ANSWERED, repeat=b"HTTP/1.1 100 Go on\r\n\r\n"),
+    "upgrade": b"HTTP/1.1 101 X\r\nupgrade: y\r\nconnection: upgrade\r\n\r\nabc",
+    "redirect": b"HTTP/1.1 302 Found\r\nlocation: http://10.0.0.9/\r\ncontent-length: 3\r\n\r\nabc",
+    "compressed": ANSWERED + b"content-encoding: gzip\r\ncontent-length: 2\r\n\r\n\x1f\x8b",
+    "length-and-chunks": ANSWERED + b"content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    "two-lengths": ANSWERED + b"content-length: 3\r\ncontent-length: 2\r\n\r\nabc",
+    "coding-twice": ANSWERED + b"transfer-encoding: gzip\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    "two-answers": (JSON + b"content-length: 2\r\n\r\n{}") * 2,
+    "answer-and-a-half": JSON + b"content-length: 2\r\n\r\n{}HTTP/1.1 2",
+    "blank-lines-behind": JSON + b"content-length: 2\r\n\r\n{}\r\n\r\n",
+    "closing": JSON + b"connection: close\r\ncontent-length: 2\r\n\r\n{}",
+    "old": b"HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\n{}",
+    "new": b"HTTP/2.0 200 OK\r\ncontent-length: 2\r\n\r\n{}",
+    "no-content": b"HTTP/1.1 204 No\r\ncontent-length: 3\r\n\r\n",
+    "refused": b"HTTP/1.1 429 Slow\r\nretry-after: 7\r\n\r\n",
+    "line-feeds": b"HTTP/1.1 200 OK\ncontent-length: 2\n\n{}", "folded": ANSWERED + b"x: a\r\n b\r\n\r\n",
+    "nul": ANSWERED + b"x: a\0b\r\n\r\n", "ssh": b"SSH-2.0-OpenSSH\r\n", "tls": b"\x16\x03\x01\x02\0\x01",
+    "chunk-odd": CHUNKED + b"0x3\r\nabc\r\n", "chunk-beyond-counting": CHUNKED + b"fffffffffffffffff\r\nabc",
+    "fields-many": given(ANSWERED + b"a: b\r\n\r\n", repeat=b"a: b\r\n"),
+    "field-long": given(ANSWERED + b"a: b", repeat=b"b"),
+    "trailers-many": given(CHUNKED + b"1\r\na\r\n0\r\na: b\r\n\r\n",
+                           repeat=b"a: b\r\n", cuts=(99, 20_000, 40_000, 60_000)),
+    "trailer-long": given(CHUNKED + b"1\r\na\r\n0\r\na: b", repeat=b"b", cuts=(99, 20_000, 40_000, 60_000)),
+    "chunks-many": given(CHUNKED + b"1\r\na\r\n0\r\n\r\n", repeat=b"1\r\na\r\n", options=1),
+}
+
+
 def recorded() -> dict[tuple[str, str], bytes]:
     """What a real vLLM sent, as inputs; of metrics pages only the lines that are read, to keep the corpus small."""
     found = {}
@@ -227,7 +270,8 @@ def recorded() -> dict[tuple[str, str], bytes]:
 def inputs() -> dict[tuple[str, str], bytes]:
     """(target, name) -> input."""
     found = recorded()
-    for target, seeds in (("stream", STREAMS), ("request", REQUESTS), ("metrics", METRICS), ("answer", ANSWERS)):
+    for target, seeds in (("stream", STREAMS), ("request", REQUESTS), ("metrics", METRICS), ("answer", ANSWERS),
+                          ("reply", REPLIES)):
         for name, seed in seeds.items():
             body, how = seed if isinstance(seed, tuple) else (seed, {})
             found[target, name] = written(body, **{**HOW[target], **how})

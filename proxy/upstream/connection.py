@@ -275,6 +275,8 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         status, fields = self._parser.get_status_code(), self._fields
         if 100 <= status < 200 and status != 101:
+            if b"content-length" in fields or b"transfer-encoding" in fields:  # of a body, which it cannot have
+                raise _Refused(_BEFORE[Trouble.GARBLED][1])
             self._fields = {}  # an interim answer; its end leaves the state as it is
             return
         if (len(fields) > HEAD_FIELDS_MAX or (self._dry > HEAD_BYTES_MAX and _size(fields) > HEAD_BYTES_MAX)

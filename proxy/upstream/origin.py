@@ -39,10 +39,10 @@ class Origin:
 
 def parsed(url: str) -> tuple[Origin, str]:
     """Origin and path of a URL without query, credentials or fragment; ValueError for any other."""
-    parts = urlsplit(url)
+    parts = urlsplit(url)  # which drops line ends without a word
     host = (parts.hostname or "").encode("idna").decode() if not (parts.hostname or "").isascii() else parts.hostname
     if (parts.scheme not in PORTS or not host or not _HOST.fullmatch(host) or parts.username is not None
-            or parts.query or parts.fragment):
+            or parts.query or parts.fragment or not url.isprintable()):
         raise ValueError("not a plain origin")
     return Origin(parts.scheme, host, parts.port or PORTS[parts.scheme]), quote(parts.path, safe=_PREFIX_SAFE)
 

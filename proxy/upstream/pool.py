@@ -153,10 +153,9 @@ class Pool:
         """Closes what has been idle for too long."""
         self._sweep = None
         idle, now = self._idle, self.loop.time()
-        for _ in range(SWEPT_AT_ONCE):
-            if not idle:
-                return
+        for _ in range(min(SWEPT_AT_ONCE, len(idle))):
             if idle[0].idle_since + self._keepalive_s - now > 0.001:
                 break
             idle.popleft().close()
-        self._sweep = self.call_at(max(now, idle[0].idle_since + self._keepalive_s), self._on_sweep)
+        if idle:
+            self._sweep = self.call_at(max(now, idle[0].idle_since + self._keepalive_s), self._on_sweep)

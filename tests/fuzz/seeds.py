@@ -225,6 +225,7 @@ REPLIES = {
     "headless": given(ANSWERED + b"content-le", options=SILENCE), "nothing": given(b"", options=CLOSE),
     "interim": b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" + JSON + b"content-length: 2\r\n\r\n{}",
     "interim-for-long": given(b"HTTP/1.1 100 Go on\r\n\r\n" + ANSWERED, repeat=b"HTTP/1.1 100 Go on\r\n\r\n"),
+    "interim-with-a-body": b"HTTP/1.1 199 X\r\ntransfer-encoding: chu\r\n\r\n1\r\naencoding",
     "upgrade": b"HTTP/1.1 101 X\r\nupgrade: y\r\nconnection: upgrade\r\n\r\nabc",
     "redirect": b"HTTP/1.1 302 Found\r\nlocation: http://10.0.0.9/\r\ncontent-length: 3\r\n\r\nabc",
     "compressed": ANSWERED + b"content-encoding: gzip\r\ncontent-length: 2\r\n\r\n\x1f\x8b",

@@ -164,6 +164,13 @@ def test_redirects_and_upgrades_are_failures_that_name_the_status(status, more):
     assert (told.end, told.error) == ("UpstreamFailed", f"one: answered {status}; redirects are not followed")
 
 
+@pytest.mark.parametrize("field", [b"content-length: 3", b"transfer-encoding: chunked", b"transfer-encoding: x"])
+def test_an_interim_answer_that_says_it_has_a_body_is_none(field):
+    for cuts in ((), range(100)):
+        told = heard(b"HTTP/1.1 103 X\r\n" + field + b"\r\n\r\nabc" + OK, "chunk", cuts)
+        assert (told.end, told.error, told.status) == ("UpstreamFailed", GARBLED, 0)
+
+
 def test_interim_answers_are_passed_over_but_not_for_ever():
     assert heard(b"HTTP/1.1 102 Processing\r\n\r\n" * 20 + OK).body == b"{}"
     for cuts in ((), range(0, 60_000, 700)):

@@ -119,6 +119,54 @@ async def test_whole_and_streamed_answers_tell_the_same_text_and_usage(case):
     assert [row["completion_tokens"] for row in case.rows()] == [8, 8]
 
 
+async def test_a_sink_gets_what_a_reader_gets_and_may_stop_and_pause(case):
+    answer, seen = await case.upstream.begin(asked(True)), []
+
+    def sink(piece):
+        seen.append(piece)
+        if len(seen) == 1:
+            answer.stop()
+        else:
+            answer.pause()
+            asyncio.get_running_loop().call_later(0.01, answer.resume)
+
+    await answer.pipe(sink)
+    assert len(seen) == 1
+    await answer.pipe(sink)
+    assert await answer.chunk() == b"" and b"".join(seen).endswith(b"data: [DONE]\n\n")
+    answer.release()
+    whole = await case.upstream.begin(asked(False))
+    await whole.pipe(seen.append)
+    assert orjson.loads(seen[-1])["usage"]["completion_tokens"] == 8
+    whole.release()
+    assert [row["completion_tokens"] for row in case.rows()] == [8, 8]
+
+
+async def test_a_sink_of_a_stream_that_is_cut_hears_of_it_at_the_end(case):
+    answer, seen = await case.upstream.begin(case.faulty(asked(True), "cut:2")), []
+    with pytest.raises(UpstreamCut) as caught:
+        await answer.pipe(seen.append)
+    assert b"data: " in b"".join(seen) and b"[DONE]" not in b"".join(seen)
+    assert_tells_nothing(caught.value, case)
+
+
+async def test_what_a_sink_raises_comes_out_and_gives_the_answer_up(case):
+    answer = await case.upstream.begin(asked(True, tokens=5000))
+    with pytest.raises(ZeroDivisionError):
+        await answer.pipe(lambda piece: 1 / 0)
+    await asyncio.sleep(0.1)
+    assert [row["end"] for row in case.rows()] == ["abort"]
+
+
+async def test_an_opening_that_is_cancelled_raises_where_it_is_awaited_and_leaves_nothing(case):
+    opening = case.upstream.begin(case.faulty(asked(False), "timeout"))
+    asyncio.get_running_loop().call_later(0.2, opening.cancel)
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    await asyncio.sleep(0.1)
+    assert all(row["end"] == "abort" for row in case.rows())
+
+
 async def test_a_body_beyond_the_bound_is_refused(case):
     for stream in (False, True):
         answer = await case.upstream.open(asked(stream))

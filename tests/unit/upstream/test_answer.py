@@ -92,11 +92,12 @@ def test_a_sink_that_stops_at_the_last_piece_before_a_cut_hears_of_the_cut_later
         step(answer.chunk())
 
 
-def test_a_sink_that_gives_up_the_answer_ends_its_pipe_with_a_cut(wire):
+@pytest.mark.parametrize("behind", [END, b"", b"garbage\r\n"])
+def test_a_sink_that_gives_up_the_answer_ends_its_pipe_with_a_cut(wire, behind):
     answer = streaming(wire)
     piping = answer.pipe(lambda piece: answer.abort())
     assert waits(piping)
-    wire.say(chunk(b"a") + END)
+    wire.say(chunk(b"a") + behind)
     assert not wire.open
     with pytest.raises(UpstreamCut):
         step(piping)
@@ -149,6 +150,7 @@ def test_after_a_resume_silence_counts_again(wire):
     piping = answer.pipe(lambda piece: answer.pause())
     assert waits(piping) and not wire.reading
     wire.wait(100 * TARGET.idle_s)
+    assert wire.open
     answer.resume()
     wire.wait(TARGET.idle_s + 1)
     with pytest.raises(UpstreamTimeout, match="fell silent"):
@@ -193,7 +195,9 @@ def test_a_timer_is_set_once_for_many_pieces(wire):
 
 
 def test_while_nobody_waits_there_is_no_silence(wire):
-    answer = streaming(wire, b"a")
+    answer = streaming(wire)
+    wire.wait(1000.0)
+    wire.say(chunk(b"a"))
     wire.wait(1000.0)
     assert step(answer.chunk()) == b"a"
     reading = answer.chunk()
@@ -202,6 +206,8 @@ def test_while_nobody_waits_there_is_no_silence(wire):
     wire.say(chunk(b"b"))
     wire.wait(1000.0)
     assert step(reading) == b"b"
+    wire.say(chunk(b"c") + END)
+    assert step(answer.chunk()) == b"c" and step(answer.chunk()) == b""
 
 
 def test_a_loop_that_was_busy_looks_at_the_socket_before_it_calls_it_silence(wire):
@@ -263,6 +269,15 @@ def test_an_opening_that_is_cancelled_closes_and_tells_whoever_awaits_it(wire):
                 step(opening)
 
 
+def test_a_task_that_is_cancelled_while_it_opens_leaves_nothing_behind(wire):
+    answer = wire.ask()
+    opening = answer.__await__()
+    assert waits(opening)
+    with pytest.raises(asyncio.CancelledError):
+        opening.throw(asyncio.CancelledError())
+    assert not wire.open
+
+
 def test_an_opening_cannot_be_cancelled_once_its_head_has_come(wire):
     answer = wire.ask()
     wire.say(OK)
@@ -284,6 +299,25 @@ def test_abort_and_release_may_be_called_at_any_time_and_again(wire):
                 step(answer.chunk())
             with pytest.raises(UpstreamCut):
                 step(answer.pipe(lambda piece: None))
+
+
+def test_an_answer_that_was_read_to_its_end_stays_ended(wire):
+    answer = wire.ask()
+    wire.say(OK)
+    assert step(answer.read(2)) == b"{}"
+    for _ in range(2):
+        answer.release()
+        answer.abort()
+        assert step(answer.chunk()) == b"" and step(answer.read(2)) == b"" and step(answer.pipe(print)) is None
+
+
+def test_an_answer_that_is_released_unread_is_gone_though_it_had_come(wire):
+    answer = wire.ask()
+    wire.say(OK)
+    answer.release()
+    with pytest.raises(UpstreamCut):
+        step(answer.chunk())
+    assert wire.kept == 1
 
 
 def test_what_ended_before_it_was_given_up_leaves_its_connection_to_others(wire):

@@ -3,6 +3,7 @@ taken for one, and every step is in the table."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -166,8 +167,8 @@ def test_redirects_and_upgrades_are_failures_that_name_the_status(status, more):
 
 @pytest.mark.parametrize("field", [b"content-length: 3", b"transfer-encoding: chunked", b"transfer-encoding: x"])
 def test_an_interim_answer_that_says_it_has_a_body_is_none(field):
-    for cuts in ((), range(100)):
-        told = heard(b"HTTP/1.1 103 X\r\n" + field + b"\r\n\r\nabc" + OK, "chunk", cuts)
+    for status, cuts in itertools.product((103, 199), ((), range(100))):  # to the parser one has a body
+        told = heard(b"HTTP/1.1 %d X\r\n%b\r\n\r\n3\r\nabc\r\n0\r\n\r\n%b" % (status, field, OK), "chunk", cuts)
         assert (told.end, told.error, told.status) == ("UpstreamFailed", GARBLED, 0)
 
 

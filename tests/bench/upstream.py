@@ -1,9 +1,11 @@
-"""`python -m tests.bench.upstream`: microseconds of processor time that the upstream client takes, alone.
+"""Microseconds of processor time that the upstream client takes, alone.
 
 A server in a process of its own answers on the loopback: a whole answer in one write, or a stream of chunks, each in a
 write of its own. Against it run `HttpUpstream`, and a bare protocol that sends the same bytes and counts what comes:
 what sockets and event loop cost anyone. Processor time of this process over what came; the best of some rounds, because
 other jobs only ever add. Garbage collection stays on. One processor each, where the machine has two.
+
+    python -m tests.bench.upstream [--rounds 5]
 
 The last line is JSON: microseconds for a request and for a chunk, ours and bare.
 """
@@ -35,7 +37,7 @@ PAUSE_S = 0.004  # between two chunks of a stream
 
 
 class Server(asyncio.Protocol):
-    """Answers whatever comes by the first byte of its path's last part: `chat/...` whole, else so many chunks."""
+    """Answers `/whole` in one piece, and `/stream/N` with N chunks."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -50,6 +52,8 @@ class Server(asyncio.Protocol):
             self._next()
 
     def _next(self) -> None:
+        if self._transport.is_closing():
+            return
         if self._left == 0:
             self._transport.write(b"0\r\n\r\n")
             return

@@ -130,9 +130,12 @@ class Pool:
         try:
             async with asyncio.timeout_at(min(self.loop.time() + self._target.connect_s, answer.first_byte_at)):
                 await self._dial(connection)
-            fault = None
-            answer.connecting = None
-            connection.ask(answer, self.loop.time())
+            if connection.state is IDLE:
+                fault = None
+                answer.connecting = None
+                connection.ask(answer, self.loop.time())
+            else:  # before this task came to run
+                fault = UpstreamFailed, "connection closed before an answer"
         except TimeoutError:
             fault = UpstreamTimeout, "no connection in time"
         except (OSError, ValueError, RuntimeError) as exc:

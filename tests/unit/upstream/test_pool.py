@@ -109,6 +109,25 @@ async def test_a_crowd_that_expires_at_once_is_closed_in_turns(pool):
         assert sum(not wire.open for wire in wires) == turn * SWEPT_AT_ONCE
 
 
+@pytest.mark.parametrize("early", ["fin", "rst", "words"])
+async def test_a_connection_that_ends_before_it_could_be_asked_is_a_failure_at_once(early, monkeypatch):
+    """Something in between took it, and found nobody behind."""
+    async def dial(self, connection):
+        wire = Wire()
+        connection.connection_made(wire)
+        if early == "words":
+            connection.data_received(b"220 ready\r\n")
+            assert not wire.open
+        else:
+            connection.connection_lost(None if early == "fin" else ConnectionResetError(104, "10.0.0.1"))
+
+    monkeypatch.setattr(Pool, "_dial", dial)
+    pool = Pool(TARGET, ORIGIN)
+    with pytest.raises(UpstreamFailed, match="one: connection closed before an answer"):
+        await asyncio.wait_for(_awaited(pool.send(REQUEST, 60.0)), 1)
+    pool.close()
+
+
 async def test_a_pool_that_is_closed_before_its_task_ran_tells_who_waits():
     pool = Pool(TARGET, ORIGIN)
     answer = pool.send(REQUEST, 60.0)

@@ -11,14 +11,14 @@ from collections.abc import Callable, Mapping
 from proxy.core.entries import RequestEntry
 from proxy.core.ratelimit import Bucket
 from proxy.ledger.keys import Principal
-from proxy.server.rates import Headers, Kind, Rates
+from proxy.server.rates import Kind, Rates
 from proxy.server.repeats import KEEP_S, Repeats, Ticket
 from proxy.signals.crew import Crew
 from proxy.signals.memory import Lock, Table, key_of
 
 BUCKETS_MAX = 131_072  # beyond it, the key that has asked for nothing for longest begins with a full minute
 TICKETS_MAX = 262_144
-KINDS: tuple[Kind, ...] = ("requests", "tokens")
+TERM = 4  # in the row of a ticket
 
 
 class Limits:
@@ -32,12 +32,12 @@ class Limits:
 
 
 class SharedRates(Rates):
-    """Buckets that all workers draw from."""
+    """Buckets that all workers draw from. What a caller is told of them is as of his own request."""
 
     def __init__(self, clock: Callable[[], float], limits: Limits) -> None:
         super().__init__(clock)
         self._lock, self._table = limits.lock, limits.buckets
-        self._judging = False  # what is fetched is newer than what lies in the table
+        self._places: dict[tuple[str, Kind], tuple[bytes, int]] = {}  # where each was when we last looked, and its key
 
     def settle(self, key_id: str, expected: float, used: float) -> None:
         if (key_id, "tokens") not in self._buckets:
@@ -47,40 +47,44 @@ class SharedRates(Rates):
             super().settle(key_id, expected, used)
             self._put(key_id, "tokens")
 
-    def headers(self, principal: Principal) -> Headers:
-        """Numbers for the caller to read: no lock."""
-        for kind in () if self._judging else KINDS:
-            if (principal.id, kind) in self._buckets:
-                self._fetch(principal.id, kind)
-        return super().headers(principal)
-
     def _take(self, principal: Principal, kind: Kind, limit: int | None, amount: float) -> None:
         if limit is None:
             super()._take(principal, kind, limit, amount)
             return
         with self._lock:
             self._fetch(principal.id, kind)
-            self._judging = True
             try:
                 super()._take(principal, kind, limit, amount)
             finally:
-                self._judging = False
                 self._put(principal.id, kind)
 
     def _fetch(self, key_id: str, kind: Kind) -> None:
         """The bucket as all know it; ours, if it was pushed out of the table."""
-        place = self._table.find(key_of(key_id, kind))
-        if place is not None:
-            per_minute, level = self._table.read(place)
-            self._buckets[key_id, kind] = Bucket(per_minute, level, self._table.touched(place))
+        known = self._places.get((key_id, kind))
+        if known is None:
+            key, place = key_of(key_id, kind), None
+        else:
+            key, place = known
+            if (row := self._table.row(place))[0] != key:
+                place = None
+        if place is None:
+            if (place := self._table.find(key)) is None:
+                return
+            self._places[key_id, kind], row = (key, place), self._table.row(place)
+        bucket = self._buckets.get((key_id, kind))
+        if bucket is None:
+            bucket = self._buckets[key_id, kind] = Bucket(0.0, 0.0, 0.0)
+        _, bucket.at, bucket.per_minute, bucket.level = row
 
     def _put(self, key_id: str, kind: Kind) -> None:
-        bucket, key = self._buckets.get((key_id, kind)), key_of(key_id, kind)
-        if bucket is not None:
-            place = self._table.find(key)
-            if place is None:
-                place = self._table.make(key, bucket.at)
-            self._table.write(place, bucket.at, bucket.per_minute, bucket.level)
+        bucket, known = self._buckets.get((key_id, kind)), self._places.get((key_id, kind))
+        if bucket is None:
+            return
+        if known is None or self._table.row(known[1])[0] != known[0]:
+            key = key_of(key_id, kind)
+            known = self._places[key_id, kind] = key, self._table.make(key)
+        key, place = known
+        self._table.write(place, key, bucket.at, bucket.per_minute, bucket.level)
 
 
 class SharedRepeats(Repeats):
@@ -114,8 +118,7 @@ class SharedRepeats(Repeats):
         place, ours = self._table.find(key_of(*key)), self._tickets.pop(key, None)
         if place is None:
             return
-        at = self._table.touched(place)
-        digest, request_id, term, answered, attempts, repeated = self._table.read(place)
+        _, at, digest, request_id, term, answered, attempts, repeated = self._table.row(place)
         in_flight = self._crew.lives(term)
         died = term and not in_flight  # how many attempts it had made, only the ledger knows: who asks again is new
         if died or (self._clock() - at > KEEP_S and not in_flight):
@@ -138,7 +141,7 @@ class SharedRepeats(Repeats):
             del self._tickets[key]
             return
         if place is None:
-            busy = [one for one in self._table.places(name) if self._crew.lives(self._table.read(one)[2])]
-            place = self._table.make(name, ticket.at, busy)
-        self._table.write(place, ticket.at, ticket.digest, ticket.request_id.encode(),
+            busy = [one for one in self._table.places(name) if self._crew.lives(self._table.row(one)[TERM])]
+            place = self._table.make(name, busy)
+        self._table.write(place, name, ticket.at, ticket.digest, ticket.request_id.encode(),
                           self._term if ticket.in_flight else 0, ticket.answered, ticket.attempts, ticket.repeated)

@@ -173,16 +173,17 @@ class SharedMarket(Market):
         if job.tenant:
             key = key_of(job.tenant)
             with self._lock:
-                place = self._tenants.find(key)
-                served = 0.0 if place is None else self._faded(place, now)
-                place = self._tenants.make(key, now) if place is None else place
-                self._tenants.write(place, now, served + job.work)
+                place, served = self._served_to(key, now)
+                self._tenants.write(self._tenants.make(key) if place is None else place, key, now, served + job.work)
 
     def _of(self, tenant: str, now: float) -> float:
         with self._lock:
-            place = self._tenants.find(key_of(tenant))
-            return 0.0 if place is None else self._faded(place, now)
+            return self._served_to(key_of(tenant), now)[1]
 
-    def _faded(self, place: int, now: float) -> float:
-        (work,) = self._tenants.read(place)
-        return work * exp(min(0.0, self._tenants.touched(place) - now) / SHARE_MEMORY_S)
+    def _served_to(self, key: bytes, now: float) -> tuple[int | None, float]:
+        """(where that is written, work served to a tenant lately)."""
+        place = self._tenants.find(key)
+        if place is None:
+            return None, 0.0
+        _, touched, work = self._tenants.row(place)
+        return place, work * exp(min(0.0, touched - now) / SHARE_MEMORY_S)

@@ -12,7 +12,7 @@ import logging
 import mmap
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Collection
 from multiprocessing import get_context
 from struct import Struct
 
@@ -144,49 +144,38 @@ def key_of(*parts: str | bytes) -> bytes:
 class Table:
     """Records by key, in a fixed room: where that is full, the one touched longest ago makes place.
 
-    Whoever calls holds the lock. A record is `form`; `touched` (monotonic seconds) is kept beside it.
+    Whoever calls holds the lock. A record is what `form` says; beside it is when it was touched, monotonic seconds.
     """
 
-    __slots__ = ("_entry", "_map", "_sets", "_size", "form")
+    __slots__ = ("_map", "_sets", "_size", "_whole")
 
     def __init__(self, form: str, capacity: int) -> None:
-        self.form = Struct("@" + form)
-        self._entry = Struct("@16sd")
-        self._size = -(-(self._entry.size + self.form.size) // 8) * 8
+        self._whole = Struct("@16sd" + form)
+        self._size = -(-self._whole.size // 8) * 8
         self._sets = max(1, -(-capacity // WAYS))
         self._map = mmap.mmap(-1, self._sets * WAYS * self._size)
 
-    def find(self, key: bytes) -> int | None:
-        """Where its record is; None: nowhere. Holds until the lock is given back."""
-        at = int.from_bytes(key[:8], "little") % self._sets * WAYS * self._size
-        for place in range(at, at + WAYS * self._size, self._size):
-            if self._map[place:place + 16] == key:
-                return place
-        return None
-
-    def make(self, key: bytes, now: float, keep: Iterable[int] = ()) -> int:
-        """A place for its record, whose content is somebody else's; never one in `keep`."""
-        at = int.from_bytes(key[:8], "little") % self._sets * WAYS * self._size
-        places = [place for place in range(at, at + WAYS * self._size, self._size) if place not in keep]
-        place = min(places, key=lambda one: self._entry.unpack_from(self._map, one)[1])
-        self._entry.pack_into(self._map, place, key, now)
-        return place
-
     def places(self, key: bytes) -> range:
-        """All that the key might take."""
+        """All that the key may take."""
         at = int.from_bytes(key[:8], "little") % self._sets * WAYS * self._size
         return range(at, at + WAYS * self._size, self._size)
 
-    def touched(self, place: int) -> float:
-        """When; 0: nobody ever had it."""
-        return self._entry.unpack_from(self._map, place)[1]
+    def find(self, key: bytes) -> int | None:
+        """Where its record is; None: nowhere. Holds until the lock is given back."""
+        return next((place for place in self.places(key) if self._map[place:place + 16] == key), None)
 
-    def read(self, place: int) -> tuple:
-        return self.form.unpack_from(self._map, place + self._entry.size)
+    def make(self, key: bytes, keep: Collection[int] = ()) -> int:
+        """A place for its record, which `write` puts there; never one in `keep`, unless all are."""
+        places = self.places(key)
+        free = [place for place in places if place not in keep]
+        return min(free or places, key=lambda place: self._whole.unpack_from(self._map, place)[1])
 
-    def write(self, place: int, now: float, *values: object) -> None:
-        self._entry.pack_into(self._map, place, self._map[place:place + 16], now)
-        self.form.pack_into(self._map, place + self._entry.size, *values)
+    def row(self, place: int) -> tuple:
+        """(key, when it was touched, the record's values...)."""
+        return self._whole.unpack_from(self._map, place)
+
+    def write(self, place: int, key: bytes, now: float, *values: object) -> None:
+        self._whole.pack_into(self._map, place, key, now, *values)
 
     def forget(self, place: int) -> None:
-        self._entry.pack_into(self._map, place, bytes(16), 0.0)
+        self._map[place:place + self._size] = bytes(self._size)

@@ -90,15 +90,16 @@ def test_a_full_table_forgets_what_was_touched_longest_ago():
     table = Table("2d", WAYS)
     keys = [key_of("key", str(number)) for number in range(WAYS + 1)]
     for at, key in enumerate(keys[:WAYS], 1):
-        table.write(table.make(key, at), at, at * 10.0, 1.0)
-    assert [table.read(table.find(key))[0] for key in keys[:WAYS]] == [10.0 * at for at in range(1, WAYS + 1)]
-    table.write(table.find(keys[0]), 99.0, 5.0, 5.0)
-    place = table.make(keys[WAYS], 100.0, keep=[table.find(keys[1])])
-    table.write(place, 100.0, 7.0, 7.0)
+        table.write(table.make(key), key, at, at * 10.0, 1.0)
+    assert [table.row(table.find(key)) for key in keys[:2]] == [(keys[0], 1.0, 10.0, 1.0), (keys[1], 2.0, 20.0, 1.0)]
+    table.write(table.find(keys[0]), keys[0], 99.0, 5.0, 5.0)
+    place = table.make(keys[WAYS], keep=[table.find(keys[1])])
+    table.write(place, keys[WAYS], 100.0, 7.0, 7.0)
     assert table.find(keys[2]) is None, "the oldest that may go"
-    assert table.find(keys[0]) is not None and table.find(keys[1]) is not None
+    assert all(table.find(key) is not None for key in (*keys[:2], *keys[3:]))
     table.forget(place)
-    assert table.find(keys[WAYS]) is None and table.make(keys[2], 101.0) == place
+    assert table.find(keys[WAYS]) is None and table.make(keys[2]) == place
+    assert table.make(keys[2], keep=table.places(keys[2])) == place, "somebody has to go"
 
 
 def test_numbers_are_shared_and_begin_at_nothing():

@@ -120,7 +120,8 @@ class Worker(Gateway):
         return planner
 
     def _rates(self) -> Rates:
-        return SharedRates(time.monotonic, self._commons.limits)
+        self._limits = SharedRates(time.monotonic, self._commons.limits)
+        return self._limits
 
     def _repeats(self) -> Repeats:
         return SharedRepeats(time.monotonic, self._commons.limits, self._crew, self.number)
@@ -165,8 +166,9 @@ class Worker(Gateway):
         now, crew = time.monotonic(), self._crew
         crew.beat(self.number)
         self._shares.sync(now)
-        self._shares.exchange()
+        self._shares.exchange(now)
         self._prefixes.hear(now)
+        self._limits.tell()
         if isinstance(self._scraper, Watcher):
             self._scraper.look(now)
         if now - self._left_at > LEAVE_S:

@@ -32,31 +32,67 @@ class Limits:
 
 
 class SharedRates(Rates):
-    """Buckets that all workers draw from. What a caller is told of them is as of his own request."""
+    """Buckets that all workers draw from. What a caller is told of them is as of his own request; what a request turned
+    out to use is settled with the next one, or when `tell` is called."""
 
     def __init__(self, clock: Callable[[], float], limits: Limits) -> None:
         super().__init__(clock)
         self._lock, self._table = limits.lock, limits.buckets
         self._places: dict[tuple[str, Kind], tuple[bytes, int]] = {}  # where each was when we last looked, and its key
+        self._owed: dict[str, float] = {}  # tokens used beyond those expected, by key; mostly less than none
 
     def settle(self, key_id: str, expected: float, used: float) -> None:
-        if (key_id, "tokens") not in self._buckets:
-            return
-        with self._lock:
-            self._fetch(key_id, "tokens")
-            super().settle(key_id, expected, used)
-            self._put(key_id, "tokens")
+        if (key_id, "tokens") in self._buckets:
+            self._owed[key_id] = self._owed.get(key_id, 0.0) + used - expected
+
+    def tell(self) -> None:
+        """Settle what is owed. Some times a second."""
+        for key_id in list(self._owed):
+            with self._lock:
+                self._fetch(key_id, "tokens")
+                self._pay(key_id)
+                self._put(key_id, "tokens")
+
+    def _pay(self, key_id: str) -> None:
+        if (owed := self._owed.pop(key_id, 0.0)) and (bucket := self._buckets.get((key_id, "tokens"))) is not None:
+            bucket.take(owed, self._clock())
 
     def _take(self, principal: Principal, kind: Kind, limit: int | None, amount: float) -> None:
         if limit is None:
             super()._take(principal, kind, limit, amount)
-            return
-        with self._lock:
-            self._fetch(principal.id, kind)
-            try:
-                super()._take(principal, kind, limit, amount)
-            finally:
-                self._put(principal.id, kind)
+        elif not self._taken(principal.id, kind, limit, amount):
+            with self._lock:
+                self._fetch(principal.id, kind)
+                if kind == "tokens":
+                    self._pay(principal.id)
+                try:
+                    super()._take(principal, kind, limit, amount)
+                finally:
+                    self._put(principal.id, kind)
+
+    def _taken(self, key_id: str, kind: Kind, limit: int, amount: float) -> bool:
+        """The same for most requests: the bucket is where it was, and there is enough in it."""
+        known, bucket = self._places.get((key_id, kind)), self._buckets.get((key_id, kind))
+        if known is None or bucket is None:
+            return False
+        key, place = known
+        owed = self._owed.get(key_id, 0.0) if kind == "tokens" else 0.0
+        lock, table = self._lock, self._table
+        lock.take()
+        try:
+            there, at, per_minute, level = table.row(place)
+            now = max(at, self._clock())
+            level = min(per_minute, level + (now - at) * per_minute / 60)
+            level = min(per_minute, level - owed) - amount
+            if there != key or per_minute != limit or level < 0:
+                return False
+            table.write(place, key, now, per_minute, level)
+        finally:
+            lock.give()
+        if owed:
+            del self._owed[key_id]
+        bucket.at, bucket.per_minute, bucket.level = now, per_minute, level
+        return True
 
     def _fetch(self, key_id: str, kind: Kind) -> None:
         """The bucket as all know it; ours, if it was pushed out of the table."""

@@ -98,6 +98,7 @@ class Parts:
     replica: Callable[..., Replica] = Replica
     api: Callable[..., Api] = Api
     pool: Callable[[list[Replica]], Pool] = Pool
+    outliers: Callable[[list[Breaker], bool], Outliers] = Outliers
 
 
 class Board:
@@ -125,8 +126,8 @@ class Board:
         """How many of its replicas may be ejected: all of one only where each of its routes has another backend."""
         breakers = [one.breaker for one in self.replicas.get(backend.name, ())]
         routes = [route for route in settings.routes.values() if backend.name in route.backends]
-        return Outliers(breakers or [self.apis[backend.name].breaker],
-                        all(self._another(backend.name, route, settings) for route in routes))
+        return self._parts.outliers(breakers or [self.apis[backend.name].breaker],
+                                    all(self._another(backend.name, route, settings) for route in routes))
 
     def _another(self, name: str, route: Route, settings: Settings) -> bool:
         """Whether the route's policy lets another backend serve instead of `name`."""
@@ -143,7 +144,7 @@ class Board:
         make = self._parts.pool
         pools = [(group, make([one for name, ours in self.replicas.items() if name in group for one in ours]))
                  for group in groups]
-        nobody = Pool([])  # of routes without replicas of their own
+        nobody = make([])  # of routes without replicas of their own
         return {name: next((pool for group, pool in pools if group & set(route.backends)), nobody)
                 for name, route in settings.routes.items()}
 

@@ -83,12 +83,13 @@ class SharedDemand(DemandHistogram):
 class SharedMarket(Market):
     """One worker's side of a market."""
 
-    __slots__ = ("_left_alone", "_lines", "_lock", "_me", "_others", "_tenants", "bell")
+    __slots__ = ("_left_alone", "_lines", "_lock", "_me", "_others", "_tenants", "_told", "bell")
 
     def __init__(self, rooms: Sequence[Room], memory: MarketMemory, me: int, lock: Lock) -> None:
         super().__init__(rooms)
         self._lines, self._me, self._lock, self._tenants = memory.lines, me, lock, memory.tenants
         self._others = [worker for worker in range(1, memory.workers + 1) if worker != me]
+        self._told = 0  # how many the others think wait here
         self._left_alone: dict[str, float] = {}  # rooms that are left to others, and until when
         self.demand = SharedDemand(memory, me)
         self.bell: Callable[[int], None] = lambda worker: None  # wakes another worker
@@ -97,11 +98,13 @@ class SharedMarket(Market):
 
     def tell(self) -> None:
         """Let the others know who waits here."""
-        lines, at, waiting = self._lines, self._me * LINE, len(self.line)
+        waiting = len(self.line)
         if waiting:
-            lines[at + TOP], lines[at + SOONEST] = self._first()
-        if lines[at] != waiting:
-            lines[at] = waiting
+            at = self._me * LINE
+            self._lines[at + TOP], self._lines[at + SOONEST] = self._first()
+        if waiting != self._told:
+            self._told = waiting
+            self._lines[self._me * LINE] = waiting
 
     def offer(self) -> None:
         """Room has opened, and nobody waits for it here."""

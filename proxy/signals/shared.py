@@ -22,13 +22,14 @@ from proxy.signals.inflight import Claim, Load, Taken
 from proxy.signals.market import MarketMemory, SharedMarket
 from proxy.signals.memory import Lock, words
 from proxy.signals.replica import Replica
-from proxy.signals.shared_health import DRAINING, Cell, Cells, SharedBreaker, SharedReplica
+from proxy.signals.shared_health import DRAINING, Cell, Cells, SharedBreaker, SharedOutliers, SharedReplica
 
 # Of one worker at one upstream. Held: requests, sequences, prompt tokens not computed, cache promised (only claims make
 # these four grow), cache in use. Counted since the first worker started: prompt tokens sent and computed. Then what no
 # decision waits for: output tokens seen, in flight and settled, and when something last came.
 ROW, CLAIMED, FIRST, REST = Struct("@11d"), Struct("@4d"), Struct("@7d"), Struct("@4d")
 HELD, PENDING = 5, 8  # in a row: how many are held; output tokens in flight
+NEVER_YET = float("-inf")
 BLOCK = 512  # bytes of versions that are compared at once
 
 class Fleet:
@@ -47,7 +48,7 @@ class Fleet:
         self.stamps = words(workers + 1)  # of all rows of a worker
         self.lock = Lock(workers)
         self.cells = Cells(count, self.lock)
-        self.markets = [MarketMemory(workers) for _ in settings.routes]  # a pool has at least one route
+        self.markets = [MarketMemory(workers) for _ in range(len(settings.routes) + 1)]  # a pool has a route, or nobody
 
     def row_at(self, worker: int, number: int) -> int:
         return (worker * len(self.upstreams) + number) * ROW.size
@@ -69,7 +70,7 @@ class Fleet:
 class SharedLoad(Load):
     """What all workers have sent to one upstream. Its sums are everybody's, its claims our own."""
 
-    __slots__ = ("_at", "_base", "_first", "_fleet", "_others_at", "_rest", "_sent", "_shares", "_theirs", "_untold",
+    __slots__ = ("_at", "_first", "_fleet", "_others_at", "_rest", "_sent", "_shares", "_theirs", "_told", "_untold",
                  "_version", "_version_at", "in_flight_max", "market", "room")
 
     def __init__(self, shares: Shares, number: int) -> None:
@@ -83,14 +84,15 @@ class SharedLoad(Load):
         self._version_at = shares.me * len(fleet.upstreams) + number
         self._version = fleet.versions[self._version_at]
         self._others_at = [fleet.row_at(other, number) for other in shares.others]
-        self._base = ROW.unpack_from(fleet.rows, self._at)  # of whoever had our place before: what is counted goes on
-        self._sent = 0.0
-        self._untold = False
+        self._untold, self._told = False, ()
         # What others counted before we came is history; what they hold now we have not heard of yet.
         rows = [ROW.unpack_from(fleet.rows, at) for at in self._others_at]
         self._first = [(0.0,) * HELD + row[HELD:FIRST.size // 8] for row in rows]
         self._rest = [row[FIRST.size // 8:] for row in rows]
-        self._theirs = [0.0] * 10  # of each sum, how much is others'
+        # Of each sum, how much is others'. Whoever had our place before counted too: that goes on where it was.
+        mine = ROW.unpack_from(fleet.rows, self._at)
+        self._sent = mine[5]
+        self._theirs = [0.0] * 6 + [-mine[6], -mine[7], 0.0, -mine[9]]
 
     @property
     def in_flight(self) -> int:
@@ -119,7 +121,7 @@ class SharedLoad(Load):
         self.prompt_done += more
         self.touch()
 
-    def hear_rest(self) -> None:
+    def _hear_rest(self) -> None:
         """What no decision waits for."""
         theirs = self._theirs
         for which, at in enumerate(self._others_at):
@@ -188,19 +190,29 @@ class SharedLoad(Load):
             self._shares.untold(self)
         super().opened()
 
-    def tell(self) -> None:
-        """Let the others know how far our requests are; of one that is idle they know."""
-        if self.claims or self._untold:
+    def say(self) -> None:
+        """Let the others know of what has opened, unless a claim has told them since."""
+        if self._untold:
             self._tell()
 
+    def exchange(self) -> None:
+        """Let the others know how far our requests are, and hear what no decision waits for."""
+        if self.claims or self._untold:
+            self._tell()
+        theirs = self._theirs
+        rest = (self.output_done - theirs[7], self.output_pending - theirs[8], self.output_settled - theirs[9],
+                self.progress_at)
+        if rest != self._told:
+            self._told = rest
+            REST.pack_into(self._fleet.rows, self._at + FIRST.size, *rest)
+        self._hear_rest()
+
     def _tell(self, requests: int = 0, sequences: int = 0, backlog: float = 0.0, reserved: float = 0.0) -> None:
-        fleet, shares, theirs, base = self._fleet, self._shares, self._theirs, self._base
-        ROW.pack_into(
+        fleet, shares, theirs = self._fleet, self._shares, self._theirs
+        FIRST.pack_into(
             fleet.rows, self._at, len(self.claims) + requests, self.sequences - theirs[1] + sequences,
             self.backlog_tokens - theirs[2] + backlog, self.kv_reserved - theirs[3] + reserved,
-            self.kv_tokens - theirs[4], base[5] + self._sent, base[6] + self.prompt_done - theirs[6],
-            base[7] + self.output_done - theirs[7], self.output_pending - theirs[8],
-            base[9] + self.output_settled - theirs[9], self.progress_at)
+            self.kv_tokens - theirs[4], self._sent, self.prompt_done - theirs[6])
         self._untold = False
         self._version += 1
         fleet.versions[self._version_at] = self._version
@@ -232,14 +244,14 @@ class Shares:
         self.stamp = fleet.stamps[me]
         self.loads: list[SharedLoad] = [SharedLoad(self, number) for number in range(count)]
         self.replicas: dict[int, SharedReplica] = {}
-        self._breakers: dict[int, SharedBreaker] = {}
+        self._apis: list[SharedBreaker] = []  # their breakers
         self._stamps = [-1] * len(self.others)
         self._versions = [bytes(8 * count)] * len(self.others)
         self._cells_stamp = -1
-        self._pools = 0
+        self._pools, self._exchanged_at = 0, NEVER_YET
         self._untold: list[SharedLoad] = []
         self.soon: Callable[[Callable[[], None]], object] = lambda tell: tell()  # once this turn of the loop is over
-        self.parts = Parts(self._replica, self._api, self._pool)
+        self.parts = Parts(self._replica, self._api, self._pool, SharedOutliers)
 
     def sync(self, now: float) -> None:
         """Take what the others have done since we last looked."""
@@ -250,11 +262,13 @@ class Shares:
                 self._stamps[which] = stamp
                 for number in self._changed(which, other):
                     self.loads[number].heard(which, now)
-        if self.fleet.cells.stamp != self._cells_stamp:
-            self._cells_stamp = self.fleet.cells.stamp
+        if (stamp := self.fleet.cells.stamp[0]) != self._cells_stamp:
+            self._cells_stamp = stamp
             for replica in self.replicas.values():
                 if replica.cell.changed:
                     replica.look()
+            for breaker in self._apis:
+                breaker.look()
 
     def _changed(self, which: int, other: int) -> Iterator[int]:
         """Upstreams whose row of that worker is not the one we know; a thousand that have not changed cost little."""
@@ -276,15 +290,21 @@ class Shares:
     def _tell_soon(self) -> None:
         loads, self._untold = self._untold, []
         for load in loads:
-            load.tell()
+            load.say()
             if load.market is not None:
                 load.market.offer()
 
-    def exchange(self) -> None:
-        """What no decision waits for: how far our requests are, and everybody's totals. Some times a second."""
+    def exchange(self, now: float) -> None:
+        """What no decision waits for: how far our requests are, and everybody's totals. Some times a second; of those
+        upstreams that we send nothing to, once."""
+        everything = now - self._exchanged_at >= 1.0
+        if everything:
+            self._exchanged_at = now
         for load in self.loads:
-            load.tell()
-            load.hear_rest()
+            if everything or load.claims:
+                load.exchange()
+        for replica in self.replicas.values():
+            replica.tell()
 
     def drain(self, backend: str, on: bool) -> None:
         """No worker sends anything new there."""
@@ -300,7 +320,7 @@ class Shares:
         cells, load = self.fleet.cells, self.loads[number]
         breaker = SharedBreaker(Cell(cells, number))
         replica = SharedReplica(backend, index, *more, load=load, breaker=breaker, **named)  # type: ignore[arg-type]
-        replica.cell = Cell(cells, number)
+        replica.cell, replica._told_wedged = Cell(cells, number), False
         load.room, load.in_flight_max = replica.room, replica.in_flight_max
         self.replicas[number] = replica
         return replica
@@ -309,7 +329,8 @@ class Shares:
         number = self.fleet.place[backend, None]
         load = self.loads[number]
         load.in_flight_max = in_flight_max
-        return Api(backend, SharedBreaker(Cell(self.fleet.cells, number)), load=load, in_flight_max=in_flight_max)
+        self._apis.append(SharedBreaker(Cell(self.fleet.cells, number)))
+        return Api(backend, self._apis[-1], load=load, in_flight_max=in_flight_max)
 
     def _pool(self, replicas: list[Replica]) -> Pool:
         market = SharedMarket([replica.room for replica in replicas], self.fleet.markets[self._pools], self.me,

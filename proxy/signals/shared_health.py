@@ -1,15 +1,15 @@
 """The health of upstreams as all workers know it: whoever finds something out, finds it out for all.
 
 Each upstream has a cell in shared memory. A change is made under the lock, from what is there by then, so that failures
-in a row are counted whoever saw them; a look costs one comparison where nothing has changed.
+in a row are counted whoever saw them; all cells are looked at before each decision, which costs one comparison where
+nothing has changed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from proxy.core.fleet import Health
-from proxy.core.health import Breaker
+from proxy.core.health import Breaker, Outliers
 from proxy.signals.memory import Lock, doubles, words
 from proxy.signals.replica import Replica
 
@@ -23,25 +23,21 @@ NEVER = float("-inf")
 class Cells:
     """The shared memory, made before the workers are forked."""
 
-    __slots__ = ("_stamp", "lock", "values", "versions")
+    __slots__ = ("lock", "stamp", "values", "versions")
 
     def __init__(self, count: int, lock: Lock) -> None:
         self.lock = lock
-        self.values, self.versions, self._stamp = doubles(count * SIZE), words(count), words(1)
+        self.values, self.versions = doubles(count * SIZE), words(count)
+        self.stamp = words(1)  # grows whenever one of them changes
         for number in range(count):
             self.values[number * SIZE + BREAKER.index("returned_at")] = NEVER
-
-    @property
-    def stamp(self) -> int:
-        """Grows whenever one of them changes."""
-        return self._stamp[0]
 
     def put(self, number: int, index: int, *values: float) -> None:
         """Under the lock."""
         for at, value in enumerate(values, number * SIZE + index):
             self.values[at] = value
         self.versions[number] += 1
-        self._stamp[0] += 1
+        self.stamp[0] += 1
 
 
 class Cell:
@@ -85,7 +81,8 @@ class SharedBreaker(Breaker):
         self.trial, self.kept = bool(found[4]), bool(found[5])
         self.probation_until, self.returned_at = found[6], found[7]
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Take what others have found, if they have."""
         if self._cell.changed:
             self.take(self._cell.read())
 
@@ -100,16 +97,8 @@ class SharedBreaker(Breaker):
             self.take(self._cell.read())
         return bool(outcome)
 
-    def is_open(self, now: float) -> bool:
-        self._look()
-        return now < self.ejected_until
-
-    def held_off(self, now: float) -> float:
-        self._look()
-        return super().held_off(now)
-
     def success(self, now: float) -> None:
-        self._look()
+        self.look()
         if self.failures or self.ejections or self.trial or self.kept:
             self._changed(Breaker.success, now)
 
@@ -123,10 +112,19 @@ class SharedBreaker(Breaker):
         self._changed(Breaker.overload, now, retry_after_s)
 
 
+class SharedOutliers(Outliers):
+    """Counts who is ejected as of now, or two workers could each eject one too many."""
+
+    def failure(self, breaker: Breaker, now: float, fatal: bool = False) -> bool:
+        for one in self._breakers:
+            one.look()  # type: ignore[attr-defined]
+        return super().failure(breaker, now, fatal)
+
+
 class SharedReplica(Replica):
     """A replica of which others find things out too."""
 
-    __slots__ = ("cell",)
+    __slots__ = ("_told_wedged", "cell")
     breaker: SharedBreaker
 
     def look(self) -> None:
@@ -137,6 +135,7 @@ class SharedReplica(Replica):
         if found[REVIVED_AT] > self.load.progress_at:
             super().revive(found[REVIVED_AT])
         self.draining, self.wedged = bool(found[DRAINING]), bool(found[WEDGED])
+        self._told_wedged = self.wedged
         self.load.touch()
 
     def put(self, index: int, *values: float) -> None:
@@ -147,6 +146,12 @@ class SharedReplica(Replica):
         super().overloaded(now, retry_after_s)
         self.put(CONGESTED_UNTIL, self.congested_until)
 
+    def tell(self) -> None:
+        """Let the others know what its silence has told us."""
+        if self.wedged and not self._told_wedged:
+            self.put(WEDGED, 1.0)
+        self._told_wedged = self.wedged
+
     def revive(self, now: float) -> None:
         was = self.wedged
         super().revive(now)
@@ -154,9 +159,3 @@ class SharedReplica(Replica):
             with self.cell.lock:
                 self.cell.put(WEDGED, 0.0)
                 self.cell.put(REVIVED_AT, now)
-
-    def _health(self, now: float) -> Health:
-        was, health = self.wedged, super()._health(now)
-        if self.wedged and not was:
-            self.put(WEDGED, 1.0)
-        return health

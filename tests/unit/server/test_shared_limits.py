@@ -54,10 +54,25 @@ def test_two_workers_let_through_what_one_would_and_say_the_same_of_it():
         with pytest.raises(RateLimited):
             others.charge(KEY, 200.0)
         rates.settle("key_1", 900.0, 100.0)
+        if rates is first:
+            first.tell()
         others.charge(KEY, 800.0)
         with pytest.raises(RateLimited, match="too large"):
             others.charge(KEY, 1001.0)
     assert second.headers(KEY) == alone.headers(KEY)
+
+
+def test_what_is_settled_counts_with_the_next_request_of_its_worker():
+    clock, limits = Clock(), Limits(2)
+    first, second = (SharedRates(clock, limits) for _ in range(2))
+    for rates, used in ((first, 100.0), (second, 300.0)):
+        rates.charge(KEY, 400.0)
+        rates.settle("key_1", 400.0, used)
+    first.charge(KEY, 500.0)
+    assert dict(first.headers(KEY))[b"x-ratelimit-remaining-tokens"] == b"0"
+    second.charge(KEY, 100.0)
+    with pytest.raises(RateLimited):
+        first.charge(KEY, 1.0)
 
 
 def test_a_limit_that_is_changed_is_changed_for_all():

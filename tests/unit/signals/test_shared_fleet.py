@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import time
@@ -17,6 +18,7 @@ from proxy.signals.inflight import Taken
 from proxy.signals.memory import Lock, words
 from proxy.signals.shared import ROW, Fleet, Shares
 
+SECONDS = itertools.count(10_000)  # a second each: then everything is exchanged
 CONFIG = """\
 server: {workers: 3}
 backends:
@@ -89,10 +91,10 @@ def test_every_worker_comes_to_know_the_sums_of_all(told, steps):
                 one.release(1.0)
     everything = [claim for mine in claims.values() for claim in mine]
     for worker in workers:
-        worker.shares.exchange()
+        worker.shares.exchange(next(SECONDS))
     for worker in workers:
         worker.shares.sync(2.0)
-        worker.shares.exchange()
+        worker.shares.exchange(next(SECONDS))
         found = worker.replica.load
         assert found.in_flight == len(everything)
         assert found.sequences == sum(one.sequences for one in everything)
@@ -197,20 +199,20 @@ def test_what_a_dead_worker_counted_stays_and_what_it_held_goes(told):
     claim = first.replica.load.claim(100.0, 60.0, 30.0, 1, 0.0)
     claim.tokens(3, 0.0)
     first.replica.load.output_settled += 7
-    first.shares.exchange()
+    first.shares.exchange(next(SECONDS))
     second.shares.sync(0.0)
-    second.shares.exchange()
+    second.shares.exchange(next(SECONDS))
     load = second.replica.load
     assert (load.in_flight, load.output_pending, load.output_settled, load.prompt_done) == (1, 3.0, 7.0, 60.0)
     first.fleet.died(1)
     second.shares.sync(0.0)
-    second.shares.exchange()
+    second.shares.exchange(next(SECONDS))
     assert (load.in_flight, load.kv_tokens, load.output_pending) == (0, 0.0, 0.0)
     again = Worker(told, first.fleet, 1)
     again.replica.load.claim(100.0, 60.0, 30.0, 1, 0.0).first_token(0.0)
-    again.shares.exchange()
+    again.shares.exchange(next(SECONDS))
     second.shares.sync(0.0)
-    second.shares.exchange()
+    second.shares.exchange(next(SECONDS))
     assert (load.in_flight, load.output_settled, load.prompt_done) == (1, 7.0, 120.0), "counting goes on"
     assert ROW.unpack_from(first.fleet.rows, first.fleet.row_at(1, 0))[6] == 120.0
 
@@ -230,8 +232,10 @@ def test_failures_in_a_row_are_counted_whoever_saw_them(told):
         assert worker.replica.health(1.0) == "ejected" and worker.replica.health(EJECT_S + 1) == "ok"
         assert worker.replica.breaker.trial
     second.replica.breaker.success(EJECT_S + 1)
+    first.shares.sync(0.0)
     assert not first.replica.breaker.is_open(EJECT_S + 1) and not first.replica.breaker.trial
     first.api.breaker.overload(0.0, 5.0)
+    third.shares.sync(0.0)
     assert third.api.state(1.0, None).health == "suspect"
 
 
@@ -256,6 +260,7 @@ def test_what_one_finds_out_of_a_replica_all_know(told):
     assert second.replica.state(1.0).congested and second.replica.health(1.0) == "ok"
     first.replica.load.claim(100.0, 100.0, 100.0, 1, 0.0, 1.0)
     assert first.replica.health(900.0) == "wedged"
+    first.shares.exchange(900.0)
     second.shares.sync(900.0)
     assert second.replica.health(900.0) == "wedged"
     second.replica.revive(901.0)

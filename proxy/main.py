@@ -159,7 +159,7 @@ class Gateway:
 
     def _observe(self, entry: RequestEntry, relayed: Relayed | None) -> None:
         self.totals.add(entry)
-        self._metrics.observe(entry, relayed)
+        self._metrics.tally.add(entry)
 
     # ---- operations (server.app.Operations)
 

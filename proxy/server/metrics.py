@@ -10,21 +10,18 @@ import asyncio
 import time
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from proxy.core.entries import RequestEntry
 from proxy.ledger.journal import Journal
 from proxy.server.dispatch import Dispatcher
 from proxy.server.loop_lag import LoopLag
 from proxy.server.planning import Planner
 from proxy.server.purse import Purse
-from proxy.server.relay import Relayed
+from proxy.server.tally import Tally
 from proxy.signals.board import Board
 
-TTFT_BUCKETS = (0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
-NANO = 1e-9
 CODES_MAX = 64
 
 
@@ -41,46 +38,10 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         self.loop_lag = LoopLag(time.monotonic)
         self.registry.register(self.loop_lag)
-        where = ("route", "backend")
-        self.requests = Counter("breakeven_requests", "Attempts settled", (*where, "end_reason"),
-                                registry=self.registry)
+        self.tally = Tally()
+        self.registry.register(self.tally)
         self.refusals = Counter("breakeven_refusals", "Requests refused by the gateway itself", ("code",),
                                 registry=self.registry)
-        self.tokens = Counter("breakeven_tokens", "Tokens metered", (*where, "kind"), registry=self.registry)
-        self.api_usd = Counter("breakeven_api_usd", "API spend metered (the ledger is the truth)", where,
-                               registry=self.registry)
-        self.baseline_usd = Counter("breakeven_baseline_usd", "What pure-API billing would have charged", where,
-                                    registry=self.registry)
-        self.unpriced = Counter("breakeven_unpriced_requests", "Attempts whose API price is unknown", where,
-                                registry=self.registry)
-        self.late = Counter("breakeven_late_requests", "Answers outside their latency target", where,
-                            registry=self.registry)
-        self.ttft = Histogram("breakeven_time_to_first_token_seconds", "From arrival to the first token", where,
-                              buckets=TTFT_BUCKETS, registry=self.registry)
-        self.hold_short = Counter("breakeven_hold_short", "Attempts that cost more than their budgets had held", where,
-                                  registry=self.registry)
-        self.work = Counter("breakeven_work_gpu_seconds", "GPU-seconds of work served", where, registry=self.registry)
-
-    def observe(self, entry: RequestEntry, relayed: Relayed | None) -> None:
-        """Count one settled attempt."""
-        where = (entry.route, entry.backend)
-        self.requests.labels(*where, entry.end_reason).inc()
-        self.tokens.labels(*where, "input").inc(entry.usage.input_total)
-        self.tokens.labels(*where, "output").inc(entry.usage.output_total)
-        if entry.api_nano is None:
-            self.unpriced.labels(*where).inc()
-        elif entry.api_nano:
-            self.api_usd.labels(*where).inc(entry.api_nano * NANO)
-        if entry.baseline_nano:
-            self.baseline_usd.labels(*where).inc(entry.baseline_nano * NANO)
-        if entry.work_ns:
-            self.work.labels(*where).inc(entry.work_ns * NANO)
-        if entry.hold_nano is not None and entry.posted_nano > entry.hold_nano:
-            self.hold_short.labels(*where).inc()
-        if entry.slo_met is False:
-            self.late.labels(*where).inc()
-        if entry.first_token_ns is not None:
-            self.ttft.labels(*where).observe(max(0, entry.first_token_ns - entry.started_ns) * NANO)
 
     def refused(self, code: str) -> None:
         """Count a request that the gateway itself refused. Codes are ours or a known upstream's, never a caller's."""

@@ -27,13 +27,12 @@ REASONS_MAX = 64
 
 @dataclass(slots=True)
 class Totals:
-    """Sums of what was settled. Nano-dollars, tokens."""
+    """Sums of what was settled. Nano-dollars."""
 
     requests: int = 0
     by_backend: Counter[str] = field(default_factory=Counter)
     by_reason: Counter[tuple[str, str]] = field(default_factory=Counter)
     ended: Counter[str] = field(default_factory=Counter)
-    tokens: Counter[str] = field(default_factory=Counter)
     api_nano: int = 0
     baseline_nano: int = 0
     late: int = 0
@@ -41,13 +40,13 @@ class Totals:
 
     def add(self, entry: RequestEntry) -> None:
         self.api_nano += entry.api_nano or 0
-        self.tokens[entry.backend] += entry.usage.total
         if not entry.final:
             return
+        backend = entry.backend or "none"
         self.requests += 1
-        self.by_backend[entry.backend or "none"] += 1
+        self.by_backend[backend] += 1
         self.ended[entry.end_reason] += 1
-        reason = (entry.backend or "none", entry.reason)
+        reason = (backend, entry.reason)
         if reason in self.by_reason or len(self.by_reason) < REASONS_MAX:
             self.by_reason[reason] += 1
         self.baseline_nano += entry.baseline_nano or 0

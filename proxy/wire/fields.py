@@ -85,11 +85,21 @@ DANGEROUS_ENGINE_FIELDS: dict[str, str] = {
 }
 
 
+# What most requests are made of: none of these is refused, however it is looked at.
+ORDINARY_FIELDS: frozenset[str] = READ_FIELDS | {
+    "audio", "dimensions", "echo", "encoding_format", "frequency_penalty", "function_call", "logit_bias", "logprobs",
+    "metadata", "min_p", "parallel_tool_calls", "presence_penalty", "reasoning_effort", "repetition_penalty", "seed",
+    "stop", "store", "temperature", "tool_choice", "top_k", "top_logprobs", "top_p", "user", "verbosity",
+}
+
+
 def refuse_fields(document: dict[str, Any], allowed: frozenset[str] = frozenset()) -> None:
     """Raises ForbiddenField naming the first field that may not be sent. `allowed` are the
     dangerous ones the operator has opted into; the forbidden ones stay forbidden.
 
     A null is refused like any value: what an engine makes of null is its own affair."""
+    if document.keys() <= ORDINARY_FIELDS:
+        return
     for field in document:
         name = field.lower().replace("-", "_")
         if name in FORBIDDEN_FIELDS or name.startswith(FORBIDDEN_PREFIXES):

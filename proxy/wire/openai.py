@@ -44,7 +44,13 @@ BATCH_MAX = 2048  # OpenAI's own limit of inputs
 TOKENS_MAX = 1 << 31
 
 _PROMPT_FIELDS = {Endpoint.COMPLETIONS: "prompt", Endpoint.EMBEDDINGS: "input"}
+_DEFINITIONS = ("tools", "functions", "response_format", "documents", "guided_json", "structured_outputs")
 _REASONING_FIELDS = ("reasoning_effort", "reasoning", "thinking", "thinking_token_budget")
+_FEATURE_FIELDS = frozenset((  # without any of them, a request asks for nothing in particular
+    *_DEFINITIONS, *_REASONING_FIELDS, "guided_regex", "guided_choice", "guided_grammar", "logprobs", "prompt_logprobs",
+    "top_logprobs", "modalities", "prediction"))
+_NOTHING: frozenset[str] = frozenset()
+_STREAM = frozenset({"stream"})
 
 
 class UsageInjection(Enum):
@@ -124,14 +130,14 @@ def parse_request(endpoint: Endpoint, body: bytes, content_type: str | None = No
               if (limit := _int(document, name, floor, TOKENS_MAX)) is not None]
     tier = document.get("service_tier")
     prompt, prompt_count = _read_prompt(endpoint, document)
+    features = _STREAM if stream else _NOTHING
+    if n > 1 or prompt.features or not document.keys().isdisjoint(_FEATURE_FIELDS):
+        features = frozenset(prompt.features | _features(document, stream, n))
     return WireRequest(
-        endpoint=endpoint, model=model, stream=stream, n=n,
-        max_tokens=max(limits, default=None),  # both given: which of them counts differs by upstream
-        wants_usage=wants_usage, wants_continuous_usage=wants_continuous,
-        features=frozenset(prompt.features | _features(document, stream, n)),
-        remote_media=prompt.remote_media, prompt_chars=prompt.chars, prompt_token_ids=prompt.token_ids,
-        media_count=prompt.media_count, media_bytes=prompt.media_bytes, prompt_count=prompt_count,
-        service_tier=tier[:32] if isinstance(tier, str) else None, document=document, body=body)
+        endpoint, model, stream, n, max(limits) if limits else None,  # both: which counts differs by upstream
+        wants_usage, wants_continuous, features, prompt.remote_media, prompt.chars, prompt.token_ids,
+        prompt.media_count, prompt.media_bytes, prompt_count, tier[:32] if isinstance(tier, str) else None, document,
+        body)
 
 
 def upstream_body(request: WireRequest, *, model: str | None, usage: UsageInjection,
@@ -164,7 +170,7 @@ def _limit_fields(endpoint: Endpoint) -> tuple[str, ...]:
 
 
 def check_content_type(content_type: str | None) -> None:
-    if content_type is None:
+    if content_type is None or content_type == "application/json":
         return
     kind, _, rest = content_type.partition(";")
     kind = kind.strip().lower()
@@ -221,9 +227,9 @@ def _read_prompt(endpoint: Endpoint, document: dict[str, Any]) -> tuple[Prompt, 
         if not isinstance(messages, list) or not messages:
             what = "Missing required parameter" if messages is None else "Expected a non-empty array"
             raise InvalidRequest(f"{what}: 'messages'.", param="messages")
-        for at, message in enumerate(messages):
-            if not isinstance(message, dict):
-                raise InvalidRequest(f"'messages[{at}]' must be an object.", param=f"messages[{at}]")
+        if set(map(type, messages)) != {dict}:
+            at = next(at for at, message in enumerate(messages) if not isinstance(message, dict))
+            raise InvalidRequest(f"'messages[{at}]' must be an object.", param=f"messages[{at}]")
         prompt.messages(messages)
     else:
         field = _PROMPT_FIELDS[endpoint]
@@ -232,8 +238,9 @@ def _read_prompt(endpoint: Endpoint, document: dict[str, Any]) -> tuple[Prompt, 
         messages = document.get("messages")  # vLLM embeds chats, pictures included, if they are given beside `input`
         if isinstance(messages, list):
             prompt.messages([message for message in messages if isinstance(message, dict)])
-    for name in ("tools", "functions", "response_format", "documents", "guided_json", "structured_outputs"):
-        prompt.definitions(document.get(name))
+    if not document.keys().isdisjoint(_DEFINITIONS):
+        for name in _DEFINITIONS:
+            prompt.definitions(document.get(name))
     if isinstance(suffix := document.get("suffix"), str):
         prompt.texts(suffix)
     return prompt, count
@@ -295,8 +302,10 @@ def _stream_options(document: dict[str, Any], stream: bool) -> tuple[bool, bool]
 
 def _bool(document: dict[str, Any], name: str, prefix: str = "") -> bool:
     value = document.get(name)
-    if value is None or isinstance(value, bool):
-        return bool(value)
+    if value is None or value is False:
+        return False
+    if value is True:
+        return True
     raise InvalidRequest(f"Invalid type for '{prefix}{name}': expected a boolean.", param=prefix + name)
 
 

@@ -42,12 +42,12 @@ class Prompt:
         """Chat messages: content as text or parts, tool calls, anything else that is text."""
         for message in messages:
             for key, value in message.items():
-                if key == "content":
+                if type(value) is str and key not in _MEDIA_KEYS:  # as a rule
+                    self.chars += len(value) if value.isascii() else len(value.encode("utf-8", "replace"))
+                elif key == "content":
                     self._content(value)
                 elif key in _MEDIA_KEYS:
                     self._part({key: value})
-                elif isinstance(value, str):
-                    self._text(value)
                 elif isinstance(value, (dict, list)):  # calls of tools, thinking given back, what a template may print
                     self.definitions(value)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from proxy.core.errors import ForbiddenField
-from proxy.wire.fields import DANGEROUS_ENGINE_FIELDS, FORBIDDEN_FIELDS, refuse_fields
+from proxy.wire.fields import DANGEROUS_ENGINE_FIELDS, FORBIDDEN_FIELDS, ORDINARY_FIELDS, refuse_fields
 
 
 @pytest.mark.parametrize("field", [
@@ -33,6 +33,16 @@ def test_ordinary_and_unknown_fields_pass():
         "cache_salt", "metadata", "user", "seed", "store", "prompt_cache_key", "safety_identifier", "service_tier",
         "web_search_options", "verbosity", "parallel_tool_calls", "include_reasoning", "something_new", "ignore_eos",
         "repetition_penalty", "logit_bias", "encoding_format", "dimensions", "input", "prompt", "suffix", "echo"]))
+
+
+@pytest.mark.parametrize("field", sorted(ORDINARY_FIELDS))
+def test_what_is_not_looked_at_closely_would_pass(field):
+    refuse_fields({field: None, "something_new": None})
+
+
+def test_one_field_that_may_not_be_sent_among_ordinary_ones_is_refused():
+    with pytest.raises(ForbiddenField, match="'api_base'"):
+        refuse_fields({"model": "m", "messages": [], "api_base": "x"})
 
 
 def test_a_hostile_field_name_is_not_echoed_raw():

@@ -6,6 +6,7 @@ gateway is always exact for its own traffic; engines' metrics add what is foreig
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from proxy.core.capacity import Capacity
@@ -14,6 +15,24 @@ from proxy.core.records import record
 Freshness = Literal["fresh", "stale", "unknown"]
 Health = Literal["ok", "suspect", "wedged", "asleep", "paused", "unreachable", "ejected", "probation",
                  "draining"]
+
+
+class Moved(NamedTuple):
+    """What changes of a replica's state with every request that comes and goes, as the fields of `ReplicaState`."""
+
+    age_s: float | None
+    capacity: Capacity
+    in_flight: int
+    running: float
+    backlog_tokens: float
+    kv_tokens: float
+    kv_reserved: float
+    margin: float
+    prefix_trust: float
+    trial: bool
+    overdue: bool
+    iteration_ends_at: float | None
+    queued_tokens: float
 
 
 @record
@@ -46,6 +65,10 @@ class ReplicaState:
     iteration_ends_at: float | None = None  # the running one, monotonic seconds; None: nobody knows
     queued_tokens: float = 0.0  # of the backlog, what comes after it, where that is known
     share: float = 1.0  # of its places, what it is given: less in slow start (health.py)
+
+    def after(self, moved: Moved) -> ReplicaState:
+        """The same, but for what has moved."""
+        return replace(self, **moved._asdict())
 
 
 @record

@@ -78,7 +78,9 @@ class Breaker:
         if self.trial:
             return SHARE_MIN
         grown = (now - self.returned_at) / SLOW_START_S
-        return 1.0 if grown >= 1 else SHARE_MIN + (1 - SHARE_MIN) * max(0.0, grown)
+        if grown >= 1:
+            return 1.0
+        return SHARE_MIN + (1 - SHARE_MIN) * max(0.0, grown)
 
     def success(self, now: float) -> None:
         """An answer ended well."""

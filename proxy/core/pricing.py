@@ -251,17 +251,18 @@ class PriceBook:
 
     def find(self, provider: str, model: str, at_ns: int, service_tier: str = "default") -> Price | None:
         """The price in force at `at_ns`, or None where it is not known."""
-        dated = self._of(provider, model)
+        dated = self.dated(provider, model)
         return None if dated is None else dated.find(at_ns, service_tier)
 
     def dearest_nano(self, provider: str, model: str, at_ns: int, input_tokens: int, output_tokens: int) -> int | None:
         """The most that so many tokens may cost in any service tier that the provider bills at `at_ns`; None where no
         price is known."""
-        dated = self._of(provider, model)
+        dated = self.dated(provider, model)
         ceiling = None if dated is None else dated.ceiling(at_ns)
         return None if ceiling is None else ceiling.nano(input_tokens, output_tokens)
 
-    def _of(self, provider: str, model: str) -> Dated | None:
+    def dated(self, provider: str, model: str) -> Dated | None:
+        """All that is known of a model's prices; None where nothing is."""
         key = (provider, model)
         dated = self._dated.get(key)
         if dated is None and (prices := self.entries.get(key)):  # of what has a price: callers' names are no keys
@@ -287,6 +288,8 @@ class Dated:
         if dated is None:
             return None
         starts, prices = dated
+        if at_ns >= starts[-1]:  # as a rule
+            return prices[-1]
         at = bisect_right(starts, at_ns)
         return prices[at - 1] if at else None
 

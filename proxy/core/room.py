@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from proxy.core.capacity import Capacity
-from proxy.core.fleet import ReplicaState
+from proxy.core.fleet import Moved, ReplicaState
 
 NEVER = float("inf")
 KV_SURE = 4.0  # standard deviations of what all residents may need together, kept free of the cache
@@ -29,13 +29,15 @@ class Room:
     """One replica's offer. Seconds, tokens, GPU-seconds, USD."""
 
     __slots__ = ("ahead_s", "alive", "backlog", "begins_at", "budget", "decode_s", "deviation", "free_share", "full_s",
-                 "kappa_s", "key", "kin", "kv_left", "kv_tokens", "lag_s", "occupancy", "open", "pace_s", "paid_until",
-                 "prefill_s", "queued", "risk_per_s", "running", "slack", "slots_left", "speed", "state", "step_s",
-                 "token_s", "tpot_s", "usd_per_s")
+                 "kappa_s", "key", "kin", "kv_left", "kv_tokens", "lag_s", "moved", "occupancy", "open", "pace_s",
+                 "paid_until", "prefill_s", "queued", "reading", "risk_per_s", "running", "slack", "slots_left",
+                 "speed", "step_s", "suited", "token_s", "tpot_s", "usd_per_s")
 
     def __init__(self, key: str) -> None:
         self.key = key
-        self.state: ReplicaState | None = None  # what it was filled from
+        self.reading: ReplicaState | None = None  # what it was filled from,
+        self.moved: Moved | None = None  # and what has moved since that was read
+        self.suited: Capacity | None = None  # the engine whose work model it has
         self.alive = True  # healthy
         self.open = True  # and not held closed by the engine's own word
         self.running = 0.0  # sequences
@@ -62,8 +64,14 @@ class Room:
         self.kin = True  # of the reference's speed and cost: a job's own density holds here
         self.prefill_s = self.decode_s = self.kappa_s = 0.0  # work per token, see `work_s`
 
+    @property
+    def state(self) -> ReplicaState | None:
+        """What it was filled from, whole."""
+        return self.reading if self.reading is None or self.moved is None else self.reading.after(self.moved)
+
     def suits(self, capacity: Capacity, tpot_s: float) -> None:
         """Take the work model of an engine, in the batch that its latency target allows."""
+        self.suited = capacity
         self.pace_s, self.ahead_s = tpot_s, PREFILL_AHEAD * tpot_s
         self.prefill_s = 1 / capacity.prefill_tokens_per_s
         self.decode_s = capacity.alpha_s / capacity.batch_at(tpot_s) + capacity.beta_s
@@ -104,35 +112,45 @@ class Room:
 
     def fill(self, state: ReplicaState, tpot_s: float) -> None:
         """Take a whole reading; `tpot_s` the tightest target of the routes that use it."""
-        known = self.state is not None and self.state.capacity is state.capacity and self.pace_s == tpot_s
-        self.state, capacity = state, state.capacity
-        if not known:
+        self.reading, self.moved = state, None
+        self.usd_per_s, self.risk_per_s = state.energy_usd_per_s, state.risk_per_s
+        self.alive = state.health == "ok"
+        self._take(state, state, tpot_s)
+
+    def move(self, moved: Moved, tpot_s: float) -> None:
+        """Take what has moved since the reading."""
+        if self.reading is None:
+            raise ValueError("a room without a reading")
+        self.moved = moved
+        self._take(self.reading, moved, tpot_s)
+
+    def _take(self, reading: ReplicaState, state: ReplicaState | Moved, tpot_s: float) -> None:
+        capacity, running = state.capacity, state.running
+        if capacity is not self.suited or tpot_s != self.pace_s:
             self.suits(capacity, tpot_s)
         slots = float(capacity.max_running)
-        if state.freshness == "unknown":
+        if reading.freshness == "unknown":
             slots = min(slots, BATCH_UNKNOWN_MAX)
-        self.load(capacity, state.running, state.kv_tokens, state.backlog_tokens, state.kv_reserved, slots)
+        self.load(capacity, running, state.kv_tokens, state.backlog_tokens, state.kv_reserved, slots)
         if state.iteration_ends_at is None:  # it may have begun a moment ago
-            self.begins_at, self.lag_s = 0.0, self.step_s / 2 if state.running else 0.0
+            self.begins_at, self.lag_s = 0.0, self.step_s / 2 if running else 0.0
         else:
             self.begins_at, self.lag_s, self.queued = state.iteration_ends_at, 0.0, state.queued_tokens
-        self.slack = 1.0 + state.margin + (STALE_MARGIN if state.freshness != "fresh" else 0.0)
+        self.slack = 1.0 + state.margin + (0.0 if reading.freshness == "fresh" else STALE_MARGIN)
         if state.trial:
             self.slack /= TRIAL
-        self.usd_per_s, self.risk_per_s = state.energy_usd_per_s, state.risk_per_s
-        if state.share < 1:  # slow start; of an empty one anything is within its share
-            most = max(1.0, state.share * min(slots, float(capacity.batch_at(tpot_s))))
-            self.slots_left = min(self.slots_left, most - state.running)
-            self.kv_left -= (1 - state.share) * capacity.kv_tokens
-        if state.in_flight_max is not None:
-            self.slots_left = min(self.slots_left, state.in_flight_max - state.in_flight)
-        self.alive = state.health == "ok"
-        self.open = state.health == "ok" and not state.congested and not state.overdue
+        if reading.share < 1:  # slow start; of an empty one anything is within its share
+            most = max(1.0, reading.share * min(slots, float(capacity.batch_at(tpot_s))))
+            self.slots_left = min(self.slots_left, most - running)
+            self.kv_left -= (1 - reading.share) * capacity.kv_tokens
+        if reading.in_flight_max is not None:
+            self.slots_left = min(self.slots_left, reading.in_flight_max - state.in_flight)
+        self.open = self.alive and not reading.congested and not state.overdue
 
     def work_s(self, prompt: float, output: float, sequences: float = 1.0) -> float:
         """GPU-seconds of a request: `prompt` uncached and `output` tokens of all its sequences (capacity.py)."""
         return (prompt * self.prefill_s + output * self.decode_s
-                + self.kappa_s * (prompt + output * 0.5) * output / max(1.0, sequences))
+                + self.kappa_s * (prompt + output * 0.5) * output / (sequences if sequences > 1.0 else 1.0))
 
     def first_token_s(self, prompt: float, crowded: bool, now: float) -> float:
         """Expected seconds until the first token of a prompt that is sent now, behind what runs and what is queued.
@@ -183,4 +201,5 @@ class Room:
         self.running += sequences
         self.kv_left -= need
         self.slots_left -= sequences
-        self.occupancy = min(1.0, self.occupancy + need / self.kv_tokens)
+        occupancy = self.occupancy + need / self.kv_tokens
+        self.occupancy = occupancy if occupancy < 1.0 else 1.0

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from proxy.core.fleet import ApiState, Attempt, Demand, Refusal, ReplicaState
+from proxy.core.fleet import ApiState, Attempt, Demand, Moved, Refusal, ReplicaState
 from proxy.core.line import Job, Left, best_room
 from proxy.core.reasons import age, overflow, refusals
 from proxy.core.room import Room
@@ -52,11 +52,17 @@ class Limits:
     dwell_s: float = 5.0  # how long a replica that a threshold closed stays closed at least
     unserved_usd_per_mtok: float | None = None
 
+    @property
+    def only_cache(self) -> bool:
+        """No threshold is set but that of the cache."""
+        return (self.utilization_max is None and self.gpu_util_max is None and self.queue_max is None
+                and self.waiting_max is None)
+
 
 class Plan:
     """Ranked attempts, or the wish to wait until `wait_s` from now, or neither: unavailable."""
 
-    __slots__ = ("attempts", "bid_price", "fallback", "job", "reason", "refusals", "room", "seen", "value_usd",
+    __slots__ = ("attempts", "bid_price", "fallback", "job", "readings", "reason", "refusals", "room", "value_usd",
                  "wait_s")
 
     def __init__(self, attempts: tuple[Attempt, ...], reason: str, refusals: Sequence[Refusal] = (),
@@ -65,7 +71,12 @@ class Plan:
         self.attempts, self.reason, self.refusals, self.wait_s = attempts, reason, tuple(refusals), wait_s
         self.value_usd, self.job, self.bid_price, self.room = value_usd, job, bid_price, room
         self.fallback = fallback  # of one that waits: the API it may go to
-        self.seen: tuple[ReplicaState, ...] = ()  # the readings it was decided on
+        self.readings: tuple[tuple[ReplicaState, Moved | None], ...] = ()  # that it was decided on, and what had moved
+
+    @property
+    def seen(self) -> tuple[ReplicaState, ...]:
+        """The states that it was decided on."""
+        return tuple(reading if moved is None else reading.after(moved) for reading, moved in self.readings)
 
     @property
     def density(self) -> float | None:
@@ -163,11 +174,11 @@ def latest_start_s(ttft_s: float, api_ttft_s: float | None, prefill_s: float) ->
 
 def attempt_on(room: Room, job: Job, reason: str, now: float, crowded: bool = False, taken: bool = False) -> Attempt:
     """What sending `job` there means. The room must be filled from a state; `taken`: it counts the job already."""
-    state, prompt = room.state, job.uncached(room)
-    if state is None:
+    reading, prompt = room.reading, job.uncached(room)
+    if reading is None:
         raise ValueError("a room without a state")
     work = room.work_s(prompt, job.output, job.slots)
-    return Attempt(state.backend, state.replica, "gpu", reason, work * room.usd_per_s, work,
+    return Attempt(reading.backend, reading.replica, "gpu", reason, work * room.usd_per_s, work,
                    room.first_token_s(0.0 if taken else prompt, crowded, now), room.tpot_s)
 
 
@@ -247,6 +258,11 @@ class Thresholds:
     def __init__(self) -> None:
         self._closed: dict[tuple[str, str, int], float] = {}  # since when, by route and replica
         self.changes = 0
+
+    def quiet(self, reading: ReplicaState, limits: Limits) -> bool:
+        """Whether `closed` would find nothing, whatever has moved since the reading: the usual case, told soon."""
+        kv_max, kv = limits.kv_cache_max, reading.kv_fraction
+        return not self._closed and limits.only_cache and (kv is None or kv_max is None or kv <= kv_max)
 
     def closed(self, state: ReplicaState, limits: Limits, waiting: int, now: float) -> Refusal | None:
         """Why a threshold keeps this replica closed now, or None. `waiting`: requests in the gateway's line.

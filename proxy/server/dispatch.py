@@ -181,7 +181,7 @@ class Dispatcher:
             return
         try:
             plan = pulled(waiting.plan, replica.room, job, price, crowded, waiting.call.limits, now)
-            plan.seen = self._planner.seen(waiting.call)
+            plan.readings = self._planner.readings(waiting.call)
             _resolve(job, self._bind(waiting.call, plan))
         except Taken:
             raise

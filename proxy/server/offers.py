@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from proxy.config.model import Backend, Settings
 from proxy.core.charges import Internal, Varying
-from proxy.core.pricing import Price, PriceBook
+from proxy.core.pricing import Dated, Price, PriceBook
 from proxy.signals.board import Api, Board
 from proxy.signals.replica import Replica
 
@@ -27,6 +27,7 @@ class Offer:
     model: str | None  # None: the client's
     provider: str
     prices: PriceBook
+    dated: Dated | None  # of its own model, where it has one and that has a price
     replicas: list[Replica]
     keys: frozenset[str]
     api: Api | None
@@ -39,13 +40,14 @@ class Offer:
 
     def price(self, client_model: str, at_ns: int, tier: str | None = None) -> Price | None:
         """The API price in force in that service tier; None where it is not known."""
-        model = client_model if self.model is None else self.model
-        return self.prices.find(self.provider, model, at_ns, TIERS.get(tier) or tier or "default")
+        dated = self.dated or (None if self.model is not None else self.prices.dated(self.provider, client_model))
+        return None if dated is None else dated.find(at_ns, TIERS.get(tier) or tier or "default")
 
     def dearest_nano(self, client_model: str, at_ns: int, input_tokens: int, output_tokens: int) -> int | None:
         """The most that so many tokens may cost at an API, in any tier; None where no price is known."""
-        model = client_model if self.model is None else self.model
-        return self.prices.dearest_nano(self.provider, model, at_ns, input_tokens, output_tokens)
+        dated = self.dated or (None if self.model is not None else self.prices.dated(self.provider, client_model))
+        ceiling = None if dated is None else dated.ceiling(at_ns)
+        return None if ceiling is None else ceiling.nano(input_tokens, output_tokens)
 
 
 def offers(settings: Settings, board: Board, prices: PriceBook) -> dict[str, Offer]:
@@ -57,7 +59,8 @@ def _offer(backend: Backend, board: Board, prices: PriceBook) -> Offer:
     replicas, rate = board.replicas.get(backend.name, []), backend.internal_rate
     return Offer(
         backend.name, backend, backend.gpu is not None, frozenset(backend.capabilities), backend.region,
-        None if backend.model == ANY_MODEL else backend.model, backend.provider or "", prices, replicas,
+        None if backend.model == ANY_MODEL else backend.model, backend.provider or "", prices,
+        prices.dated(backend.provider or "", backend.model), replicas,
         frozenset(replica.room.key for replica in replicas), board.apis.get(backend.name),
         board.varying[backend.name],
         Internal() if rate is None else Internal(rate.input_usd_per_mtok, rate.output_usd_per_mtok))

@@ -15,7 +15,7 @@ import orjson
 from proxy.config.model import Route, Settings
 from proxy.core.budgets import Budget
 from proxy.core.errors import ContextLengthExceeded, InvalidRequest, QuotaExceeded
-from proxy.core.fleet import ApiState, Demand, Refusal, ReplicaState
+from proxy.core.fleet import ApiState, Demand, Moved, Refusal, ReplicaState
 from proxy.core.learning import Ratio
 from proxy.core.lengths import OutputLength
 from proxy.core.line import Left
@@ -38,6 +38,7 @@ PRIOR_TOKENS, MEMORY_TOKENS = 5_000.0, 500_000.0  # what the prior counts for, a
 LEARN_BYTES_MIN = 1024  # of a shorter prompt the chat template is the larger part
 BYTES_PER_TOKEN_MOST = 8  # no text has more, so a prompt of n bytes has at least n/8 tokens
 SEEN_MAX = 16  # readings kept with a decision
+Readings = tuple[tuple[ReplicaState, Moved | None], ...]
 
 
 class Governor(Protocol):
@@ -104,14 +105,25 @@ class Call:
 class Lane:
     """One route, with what its requests are decided on."""
 
-    __slots__ = ("_reach", "bytes_per_token", "limits", "offers", "output", "pool", "route")
+    __slots__ = ("_alike", "_reach", "bytes_per_token", "limits", "offers", "output", "pool", "route")
 
     def __init__(self, route: Route, pool: Pool, found: Mapping[str, Offer]) -> None:
         self.route, self.pool, self.limits = route, pool, _limits(route)
         self.offers = tuple(found[name] for name in route.backends)
         self.output = OutputLength(route.output_tokens_default)
         self.bytes_per_token = Ratio(BYTES_PER_TOKEN_PRIOR, PRIOR_TOKENS, MEMORY_TOKENS)
+        self._alike: dict[tuple[str, frozenset[str]], bool] = {}
         self._reach: dict[tuple[str, ...], tuple[frozenset[str], frozenset[str]]] = {}
+
+    def alike(self, demand: Demand) -> bool:
+        """Whether all backends offer what such a request needs, however long it is."""
+        kind = (demand.endpoint, demand.features)
+        known = self._alike.get(kind)
+        if known is None:  # as many as there are sets of ROUTED_FEATURES
+            known = self._alike[kind] = all(
+                unable(demand, offer.capabilities, None, offer.region, self.route.residency) is None
+                for offer in self.offers)
+        return known
 
     def reach(self, able: Sequence[Offer]) -> tuple[frozenset[str], frozenset[str]]:
         """(keys of these backends' rooms, of the pool's others)."""
@@ -205,25 +217,25 @@ class Planner:
         plan = decide(demand, rooms, apis, limits, market.reprice(now), now, reference=market.reference,
                       barred=barred, refused=refused, others_wait=waiting > 0, left=left, stay=market.stay.value,
                       cached=self._cached(rooms, demand, seen))
-        plan.seen = _states(rooms)
+        plan.readings = _readings(rooms)
         return plan
 
-    def seen(self, call: Call) -> tuple[ReplicaState, ...]:
-        """The readings that a decision for this call is made on now."""
-        return _states(self.pool(call).market.emptiest())
+    def readings(self, call: Call) -> Readings:
+        """What a decision for this call is made on now."""
+        return _readings(self.pool(call).market.emptiest())
 
     def _candidates(self, lane: Lane, model: str, demand: Demand, now: float, policy: Policy, tier: str | None,
                     seen: Seen, most_nano: Mapping[str, int | None] | None, arrived_ns: int,
                     ) -> tuple[list[Offer], list[ApiState], list[Refusal]]:
         """(self-hosted backends, APIs) that can serve it at all, and why the others cannot."""
-        route, at_ns = lane.route, time.time_ns()
+        route, at_ns, alike, contexts = lane.route, time.time_ns(), lane.alike(demand), self.context_tokens
         able: list[Offer] = []
         apis: list[ApiState] = []
         refused: list[Refusal] = []
         for offer in lane.offers:
-            name, api = offer.name, offer.api
-            wrong = unable(demand, offer.capabilities, self.context_tokens.get(name), offer.region, route.residency)
-            if wrong is not None:
+            name, api, context = offer.name, offer.api, contexts.get(offer.name)
+            if not (alike and (context is None or demand.longest_prompt_least <= context)) and (
+                    wrong := unable(demand, offer.capabilities, context, offer.region, route.residency)) is not None:
                 refused.append(Refusal(name, None, *wrong))
             elif api is None:
                 able.append(offer)
@@ -257,14 +269,15 @@ class Planner:
         """Replicas that were tried, or that the operator's thresholds keep closed; why goes to `refused`."""
         barred = []
         for room in rooms:
-            state = room.state
-            if state is None or state.health != "ok":
+            reading = room.reading
+            if reading is None or reading.health != "ok" or (
+                    not demand.tried and self.thresholds.quiet(reading, limits)):
                 continue
             if room.key in demand.tried:
-                closed = Refusal(state.backend, state.replica, "tried", "already tried for this request")
-            elif demand.tried and self.replica(state.backend, state.replica).breaker.kept:  # it has failed enough
-                closed = Refusal(state.backend, state.replica, "probation", "it fails too, and is kept")
-            elif (found := self.thresholds.closed(state, limits, waiting, now)) is not None:
+                closed = Refusal(reading.backend, reading.replica, "tried", "already tried for this request")
+            elif demand.tried and self.replica(reading.backend, reading.replica).breaker.kept:  # it has failed enough
+                closed = Refusal(reading.backend, reading.replica, "probation", "it fails too, and is kept")
+            elif (found := self.thresholds.closed(room.state, limits, waiting, now)) is not None:
                 closed = found
             else:
                 continue
@@ -275,14 +288,15 @@ class Planner:
     def closed(self, call: Call, room: Room, now: float) -> bool:
         """Whether a threshold of its route keeps this replica closed now."""
         waiting = len(self.pool(call).market.line)
-        return room.state is not None and self.thresholds.closed(room.state, call.limits, waiting, now) is not None
+        state = room.state
+        return state is not None and self.thresholds.closed(state, call.limits, waiting, now) is not None
 
     def _cached(self, rooms: Sequence[Room], demand: Demand, seen: Seen) -> dict[str, float] | None:
         """Prompt tokens expected in the prefix cache of each replica; None where nothing is."""
         if not seen.at:
             return None
-        return {room.key: demand.prompt_tokens * seen.at[room.key] * room.state.prefix_trust
-                for room in rooms if room.key in seen.at and room.state is not None} or None
+        return {room.key: demand.prompt_tokens * seen.at[room.key] * (room.moved or room.reading).prefix_trust
+                for room in rooms if room.key in seen.at and room.reading is not None} or None
 
     def _counts(self, refusal: Refusal, policy: Policy) -> bool:
         """Whether this backend could have been taken under the policy at all."""
@@ -303,7 +317,7 @@ class Planner:
         pool = self._board.pools[route.name]
         return [] if plan.job is None else [
             candidate(room, plan.job, now, plan.bid_price, len(pool.market.line) > 0) for room in pool.market.rooms
-            if room.state is not None and room.state.backend in route.backends]
+            if room.reading is not None and room.reading.backend in route.backends]
 
     def want(self, call: Call, plan: Plan, now: float) -> None:
         """Count the request in the demand that names the bid price; once per request."""
@@ -399,8 +413,8 @@ def _limits(route: Route) -> Limits:
         unserved_usd_per_mtok=None if route.unserved_usd_per_mtok is None else float(route.unserved_usd_per_mtok))
 
 
-def _states(rooms: Sequence[Room]) -> tuple[ReplicaState, ...]:
-    return tuple(room.state for room in rooms[:SEEN_MAX] if room.state is not None)
+def _readings(rooms: Sequence[Room]) -> Readings:
+    return tuple([(room.reading, room.moved) for room in rooms[:SEEN_MAX] if room.reading is not None])
 
 
 def plan_json(plan: Plan) -> dict[str, object]:
@@ -413,11 +427,16 @@ def plan_json(plan: Plan) -> dict[str, object]:
         "density": plan.density,
         "attempts": [{"backend": a.backend, "replica": a.replica, "usd": a.usd, "work_s": a.work_s, "ttft_s": a.ttft_s,
                       "tpot_s": a.tpot_s, "reason": a.reason} for a in plan.attempts],
-        "seen": [{"backend": s.backend, "replica": s.replica, "health": s.health, "readings": s.freshness,
-                  "age_s": s.age_s and round(s.age_s, 2), "running": s.running, "waiting": s.waiting,
-                  "backlog_tokens": round(s.backlog_tokens), "kv_reserved": round(s.kv_reserved),
-                  "kv_fraction": s.kv_fraction, "utilization": s.utilization and round(s.utilization, 3)}
-                 for s in plan.seen],
+        "seen": [_seen_json(reading, reading if moved is None else moved) for reading, moved in plan.readings],
         "refused": [{"backend": r.backend, "replica": r.replica, "code": r.code, "detail": r.detail}
                     for r in plan.refusals],
     }
+
+
+def _seen_json(reading: ReplicaState, state: ReplicaState | Moved) -> dict[str, object]:
+    used = reading.utilization
+    return {"backend": reading.backend, "replica": reading.replica, "health": reading.health,
+            "readings": reading.freshness, "age_s": state.age_s and round(state.age_s, 2), "running": state.running,
+            "waiting": reading.waiting, "backlog_tokens": round(state.backlog_tokens),
+            "kv_reserved": round(state.kv_reserved), "kv_fraction": reading.kv_fraction,
+            "utilization": used and round(used, 3)}

@@ -10,13 +10,21 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 
 from proxy.core.capacity import Capacity
-from proxy.core.fleet import Health, ReplicaState
+from proxy.core.fleet import Health, Moved, ReplicaState
 from proxy.core.health import Breaker
 from proxy.core.learning import Correction, Estimate, Margin
-from proxy.core.liveness import STALL_S_MIN, WEDGED_AFTER, freshness, stall_budget_s
+from proxy.core.liveness import (
+    FRESH_S_MIN,
+    FRESH_SCRAPES,
+    STALL_S_MIN,
+    UNKNOWN_AFTER_S,
+    WEDGED_AFTER,
+    freshness,
+    stall_budget_s,
+)
 from proxy.core.room import Room
 from proxy.signals.inflight import Claim, Load
-from proxy.signals.speed import KNOWN_FOR, LEARN_TOKENS_MIN, Speed
+from proxy.signals.speed import KNOWN_FOR, LEARN_TOKENS_MIN, RELAX_EVERY_S, Speed
 from proxy.wire.engine_metrics import EngineGauges
 
 UTILIZATION_MEMORY_S = 10.0
@@ -84,10 +92,12 @@ class Replica:
     _waiting_before: bool = False
     _batches: deque[int] = field(default_factory=lambda: deque(maxlen=BATCHES_SEEN))
     _rate_at: float | None = None
-    _capacities: dict[float, Capacity] = field(default_factory=dict)  # by load, as long as nothing new is learned
-    _learned: tuple[int | None, ...] = ()
+    _capacities: dict[float, Capacity] = field(default_factory=dict)  # by load, until something new is learned
+    _learned: int = -1
     room: Room = field(init=False)
     _filled_at: float = -1e9
+    _known: tuple[object, ...] = ()  # the facts that the room's reading was made of,
+    _same_until: float = -1e9  # and until when time alone makes nothing else of them
 
     def __post_init__(self) -> None:
         self.room = Room(f"{self.backend}/{self.index}")
@@ -100,8 +110,7 @@ class Replica:
     @property
     def capacity(self) -> Capacity:
         """As corrected for the load it has now."""
-        learned = (self.prefill.version, self.step.version, self.slots_learned,
-                   None if self.gauges is None else self.gauges.kv_tokens_capacity)
+        learned = self.prefill.version + self.step.version
         if learned != self._learned or len(self._capacities) > CAPACITIES_KEPT:
             self._learned = learned
             self._capacities.clear()
@@ -135,6 +144,7 @@ class Replica:
         own = (self.load.prompt_done, self.load.output_done)
         self._heartbeat(before, gauges, own, now)
         self._queue(gauges, before, now)
+        self._capacities.clear()
         excess = max(0.0, (gauges.running or 0) + (gauges.waiting or 0) - self.load.sequences)
         self.foreign = min(excess, self._excess_before)  # one scrape alone may only be late news of our own
         self._excess_before = excess
@@ -219,7 +229,7 @@ class Replica:
     def health(self, now: float) -> Health:
         """Evaluated at every look, so that silence is noticed without a timer."""
         health = self._health(now)
-        if health == self._health_was == "ok" and not self._lost:
+        if health == self._health_was == "ok" and not self._lost:  # as a rule
             return health
         if health in LOST and self.read_at is not None:  # at process start nothing has been lost yet
             self._lost = True
@@ -242,9 +252,10 @@ class Replica:
             return "wedged"
         if self.scrapes_refused >= UNREACHABLE_AFTER and now - self.load.progress_at > 1.0:
             return "unreachable"
-        if self.breaker.is_open(now):
+        breaker = self.breaker
+        if now < breaker.ejected_until:
             return "ejected"
-        if self.breaker.on_probation(now):
+        if breaker.kept and breaker.on_probation(now):
             return "probation"
         silent = self.silence_s(now)
         if silent is None or silent <= STALL_S_MIN:
@@ -345,7 +356,7 @@ class Replica:
     @property
     def prefix_trust(self) -> float:
         """Found in the engine's prefix cache, of what was expected there; 1 while little is known."""
-        if self.gauges is None or self.gauges.cached_prompt_tokens is None or self.cached_expected < 0.01:
+        if self.cached_expected < 0.01 or self.gauges is None or self.gauges.cached_prompt_tokens is None:
             return 1.0
         return min(1.0, self.cached_share / self.cached_expected)
 
@@ -353,38 +364,68 @@ class Replica:
 
     def refill(self, now: float) -> bool:
         """Bring `room` up to date, where anything has changed or time has passed; True when it was."""
-        if not self.load.changed and now - self._filled_at < REFILL_S:
+        load = self.load
+        if not load.changed and now - self._filled_at < REFILL_S:
             return False
-        self.load.changed, self._filled_at = False, now
-        self.room.fill(self.state(now), self.tpot_s)
+        load.changed, self._filled_at = False, now
+        if now < self._same_until and self._facts() == self._known:
+            self.room.move(self._moved(now, self.room.reading.freshness), self.tpot_s)  # type: ignore[union-attr]
+            return True
+        state = self.state(now)
+        self.room.fill(state, self.tpot_s)
+        self._known, self._same_until = self._facts(), self._until(state, now)
         return True
 
+    def _facts(self) -> tuple[object, ...]:
+        """All that `state` is made of and `_moved` is not: as long as none of it changes, and until `_until`, only what
+        requests move is computed again."""
+        breaker = self.breaker
+        return (self.read_at, self.foreign, self.congested_until, self.scrapes_refused, self.gpu_util, self.draining,
+                self.wedged, self.asleep, self.paused, self.energy_usd_per_s, breaker.ejected_until, breaker.trial,
+                breaker.kept, breaker.returned_at)
+
+    def _until(self, state: ReplicaState, now: float) -> float:
+        """The first moment at which time alone may make another state of the same facts; now, where that is hard to
+        say. Progress of our own streams only ever makes it later."""
+        idle = self.load.answering and not self.load.claims
+        silent_at = (now if idle else self.load.progress_at) + STALL_S_MIN
+        if state.health != "ok" or state.share < 1 or self.scrapes_refused or silent_at <= now:
+            return now
+        read_at = now if self.read_at is None else self.read_at
+        edges = (read_at + FRESH_S_MIN, read_at + FRESH_SCRAPES * self.scrape_s, read_at + UNKNOWN_AFTER_S, silent_at,
+                 self.congested_until, self.speed.relaxed_at + RELAX_EVERY_S,
+                 now if self.gpu_read_at is None else self.gpu_read_at + GPU_FRESH_S)
+        return min([now + REFILL_S, *(edge for edge in edges if edge > now)])
+
     def state(self, now: float) -> ReplicaState:
-        """As the decision sees it now. Asked for at almost every placement: what is rarely so costs a comparison."""
+        """As the decision sees it now."""
         self.speed.relax(now)
-        capacity, load, gauges, foreign = self.capacity, self.load, self.gauges, self.foreign
-        age = None if self.read_at is None else now - self.read_at
-        fresh = freshness(age, self.scrape_s)
-        kv_fraction = waiting = utilization = None
+        fresh = freshness(self.age_s(now), self.scrape_s)
+        moved, gauges, known = self._moved(now, fresh), self.gauges, fresh != "unknown"
+        waiting = gauges.waiting if gauges is not None and known else None
+        return ReplicaState(
+            self.backend, self.index, self.health(now), fresh, moved.age_s, moved.capacity, moved.in_flight,
+            moved.running, moved.backlog_tokens, moved.kv_tokens, moved.kv_reserved,
+            None if waiting is None else int(waiting), now < self.congested_until,
+            gauges.kv_fraction if gauges is not None and known else None, self.utilization if known else None,
+            self.gpu_util if self.gpu_fresh(now) else None, moved.margin, self.energy_usd_per_s, moved.prefix_trust,
+            self.in_flight_max, moved.trial, moved.overdue, self.risk_per_s, moved.iteration_ends_at,
+            moved.queued_tokens, self.breaker.share(now))
+
+    def _moved(self, now: float, fresh: str) -> Moved:
+        """What requests move."""
+        capacity, load, foreign = self.capacity, self.load, self.foreign if fresh != "unknown" else 0.0
         kv_tokens, kv_reserved = load.kv_tokens, load.kv_reserved
-        if fresh == "unknown":
-            foreign = 0.0
-        else:
-            utilization = self.utilization
-            if gauges is not None:
-                kv_fraction, waiting = gauges.kv_fraction, gauges.waiting
-                if foreign and kv_fraction is not None and self.heartbeat_trusted:
-                    foreign_kv = max(0.0, kv_fraction * capacity.kv_tokens - kv_tokens)
-                    kv_tokens, kv_reserved = kv_tokens + foreign_kv, kv_reserved + foreign_kv
+        if foreign and self.gauges is not None and self.gauges.kv_fraction is not None and self.heartbeat_trusted:
+            foreign_kv = max(0.0, self.gauges.kv_fraction * capacity.kv_tokens - kv_tokens)
+            kv_tokens, kv_reserved = kv_tokens + foreign_kv, kv_reserved + foreign_kv
         running = load.sequences + foreign
         ends_at, queued = self._running(capacity, running, kv_tokens, now)
         trial = self.auto and not running and now - self.speed.learned_at > TRIAL_AFTER_S
-        return ReplicaState(
-            self.backend, self.index, self.health(now), fresh, age, capacity, load.in_flight, running,
-            load.backlog_tokens, kv_tokens, kv_reserved, None if waiting is None else int(waiting),
-            now < self.congested_until, kv_fraction, utilization, self.gpu_util if self.gpu_fresh(now) else None,
-            self.margin.value, self.energy_usd_per_s, self.prefix_trust, self.in_flight_max, trial, load.overdue(now),
-            self.risk_per_s, ends_at, queued, self.breaker.share(now))
+        return Moved(
+            None if self.read_at is None else now - self.read_at, capacity, load.in_flight, running,
+            load.backlog_tokens, kv_tokens, kv_reserved, self.margin.value, self.prefix_trust, trial,
+            load.overdue(now), ends_at, queued)
 
     def _running(self, capacity: Capacity, running: float, kv_tokens: float, now: float) -> tuple[float | None, float]:
         """(when the running iteration should end, None where nobody knows; prompt tokens that are not in it)."""

@@ -28,14 +28,14 @@ KNOWN_FOR = 2.0  # times as long as an iteration should last, we know when the r
 class Speed:
     """What was learned of one replica. Only the event loop touches it; times are monotonic seconds."""
 
-    __slots__ = ("_base", "_largest", "_relaxed_at", "_taught", "learned_at", "margin", "prefill", "step")
+    __slots__ = ("_base", "_largest", "_taught", "learned_at", "margin", "prefill", "relaxed_at", "step")
 
     def __init__(self, base: Capacity, auto: bool, tpot_s: float) -> None:
         bounds = (0.2, 20.0) if auto else (0.7, 3.0)  # an operator who measured is believed within a factor of three
         self.prefill, self.step, self.margin = Correction(*bounds), Correction(*bounds), Margin()
         self.learned_at = -1e9
         self._base, self._largest = base, base.batch_at(tpot_s)
-        self._relaxed_at = 0.0
+        self.relaxed_at = 0.0
         self._taught = (0.0, 0.0)  # tokens and first tokens learned from that no reading has counted yet
 
     def share(self, batch: float, slots: int | None) -> float:
@@ -125,10 +125,10 @@ class Speed:
 
     def relax(self, now: float) -> None:
         """What nothing confirms fades."""
-        idle = now - self._relaxed_at
+        idle = now - self.relaxed_at
         if idle <= RELAX_EVERY_S:
             return
-        self._relaxed_at = now
+        self.relaxed_at = now
         for correction in (self.prefill, self.step):
             if correction.idle_s(now) > RELAX_EVERY_S:
                 correction.relax(min(idle, correction.idle_s(now)))

@@ -51,8 +51,11 @@ class DemandHistogram:
         Worthless ones do not count."""
         if density <= 0 or work_s <= 0:
             return
-        self._forget(now)
-        self._work[bin_of(density) if index is None else index] += min(work_s, WORK_MAX_S) * self._scale
+        if now != self._at:
+            self._forget(now)
+        if work_s > WORK_MAX_S:
+            work_s = WORK_MAX_S
+        self._work[bin_of(density) if index is None else index] += work_s * self._scale
 
     def price(self, replicas: float, now: float) -> float:
         """`lambda` for a pool that offers `replicas` GPU-seconds per second. 0 while everything fits."""

@@ -75,7 +75,8 @@ def surplus(room: Room, job: Job, now: float, price: float, crowded: bool) -> fl
     if room.tpot_s * room.slack > job.tpot_s or room.paid_until > now + room.ahead_s:
         return None
     prompt, density = job.prompt if job.cached is None else job.uncached(room), job.density
-    if now + room.first_token_s(prompt, crowded, now) * room.slack > job.deadline:
+    room.first_s = first_s = room.first_token_s(prompt, crowded, now)
+    if now + first_s * room.slack > job.deadline:
         return None
     if not room.kin or job.cached is not None:
         density = worth(room, job, prompt)
@@ -100,21 +101,16 @@ def worth(room: Room, job: Job, prompt: float) -> float:
 
 
 def best_room(rooms: Iterable[Room], job: Job, now: float, price: float, crowded: bool = False) -> Room | None:
-    """Where `job` is worth most if it starts now; among those nearly as good, where it answers soonest."""
+    """Where `job` is worth most if it starts now; among those nearly as good, where it answers soonest: in `first_s`
+    seconds."""
     best: Room | None = None
-    best_over, best_first_s, nearly = 0.0, NEVER, NEARLY * job.density
+    best_over, nearly = 0.0, NEARLY * job.density
     for room in rooms:
         over = surplus(room, job, now, price, crowded)
         if over is None:
             continue
-        if best is None or over > best_over + nearly:
-            best, best_over, best_first_s = room, over, NEVER  # its first token is asked for when there is a choice
-        elif over >= best_over - nearly:
-            if best_first_s == NEVER:
-                best_first_s = best.first_token_s(job.uncached(best), crowded, now)
-            first_s = room.first_token_s(job.uncached(room), crowded, now)
-            if first_s < best_first_s:
-                best, best_over, best_first_s = room, over, first_s
+        if best is None or over > best_over + nearly or (over >= best_over - nearly and room.first_s < best.first_s):
+            best, best_over = room, over
     return best
 
 

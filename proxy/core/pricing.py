@@ -126,30 +126,30 @@ class Rates:
 
     def cost_nano(self, usage: Usage) -> int | None:
         """See `Price.cost_nano`."""
-        rates, total = self._of(usage.input_total), self.fixed
+        rates = self.tiers[0][1] if len(self.tiers) == 1 else self._of(usage.input_total)
+        total = self.fixed
         for tokens, rate in zip(_counts(usage), rates, strict=True):
             if tokens:
                 if rate is None:
                     return None
                 total += tokens * rate
-        return half_even(total, self.scale)
+        return total if self.scale == 1 else half_even(total, self.scale)
 
     def text_nano(self, uncached: int, cached: int, output: int) -> int | None:
         """The same of text alone, for estimates."""
-        rates = self._of(uncached + cached)
+        rates = self.tiers[0][1] if len(self.tiers) == 1 else self._of(uncached + cached)
         text, read, written = rates[TEXT], rates[READ], rates[WRITTEN]
-        if (uncached and text is None) or (cached and read is None) or (output and written is None):
-            return None
-        return half_even(self.fixed + uncached * (text or 0) + cached * (read or 0) + output * (written or 0),
-                         self.scale)
+        if text is None or read is None or written is None:
+            return self.cost_nano(Usage(input_text=uncached, cache_read=cached, output_text=output))
+        total = self.fixed + uncached * text + cached * read + output * written
+        return total if self.scale == 1 else half_even(total, self.scale)
 
     def _of(self, input_tokens: int) -> tuple[int | None, ...]:
         """The rates of the tier that so long an input is in."""
         rates = self.tiers[0][1]
-        if len(self.tiers) > 1:
-            for above, dearer in self.tiers:
-                if input_tokens > above:
-                    rates = dearer
+        for above, dearer in self.tiers:
+            if input_tokens > above:
+                rates = dearer
         return rates
 
 

@@ -28,10 +28,10 @@ USUAL_PROMPT, USUAL_OUTPUT = 1024.0, 256.0  # tokens, for comparing speeds
 class Room:
     """One replica's offer. Seconds, tokens, GPU-seconds, USD."""
 
-    __slots__ = ("ahead_s", "alive", "backlog", "begins_at", "budget", "decode_s", "deviation", "free_share", "full_s",
-                 "kappa_s", "key", "kin", "kv_left", "kv_tokens", "lag_s", "moved", "occupancy", "open", "pace_s",
-                 "paid_until", "prefill_s", "queued", "reading", "risk_per_s", "running", "slack", "slots_left",
-                 "speed", "step_s", "suited", "token_s", "tpot_s", "usd_per_s")
+    __slots__ = ("ahead_s", "alive", "backlog", "begins_at", "budget", "decode_s", "deviation", "first_s", "free_share",
+                 "full_s", "kappa_s", "key", "kin", "kv_left", "kv_tokens", "lag_s", "moved", "occupancy", "open",
+                 "pace_s", "paid_until", "prefill_s", "queued", "reading", "risk_per_s", "running", "slack",
+                 "slots_left", "speed", "step_s", "suited", "token_s", "tpot_s", "usd_per_s")
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -42,6 +42,7 @@ class Room:
         self.open = True  # and not held closed by the engine's own word
         self.running = 0.0  # sequences
         self.lag_s = self.begins_at = 0.0  # until an iteration can begin, at least; and the moment at which one should
+        self.first_s = NEVER  # until the first token of whoever was last looked at (line.surplus)
         self.step_s = 0.0  # an iteration without prefill
         self.token_s = 0.0  # what each prefill token adds to it
         self.full_s = 0.0  # an iteration filled with prefill

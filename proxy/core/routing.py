@@ -135,7 +135,7 @@ def decide(demand: Demand, rooms: Sequence[Room], apis: Sequence[ApiState], limi
                 return Plan((), "waiting_for_room", found, job.latest - now, value, job, bid_price,
                             fallback=None if api is None else _at_api(api, "fallback"))
     if room is not None and job is not None:
-        local = attempt_on(room, job, _why(policy, value), now)
+        local = attempt_on(room, job, _why(policy, value), now, first_s=room.first_s)
         if policy == "observe":
             found.append(Refusal(local.backend, local.replica, "observe", f"would have gone here: {local.reason}"))
     if room is not None and job is not None and policy != "observe":
@@ -172,14 +172,17 @@ def latest_start_s(ttft_s: float, api_ttft_s: float | None, prefill_s: float) ->
     return latest if api_ttft_s is None else min(latest, ttft_s - api_ttft_s - API_MARGIN_S)
 
 
-def attempt_on(room: Room, job: Job, reason: str, now: float, crowded: bool = False, taken: bool = False) -> Attempt:
-    """What sending `job` there means. The room must be filled from a state; `taken`: it counts the job already."""
+def attempt_on(room: Room, job: Job, reason: str, now: float, crowded: bool = False, taken: bool = False,
+               first_s: float | None = None) -> Attempt:
+    """What sending `job` there means. The room must be filled from a state; `taken`: it counts the job already;
+    `first_s`: until its first token, where that is known."""
     reading, prompt = room.reading, job.uncached(room)
     if reading is None:
         raise ValueError("a room without a state")
     work = room.work_s(prompt, job.output, job.slots)
-    return Attempt(reading.backend, reading.replica, "gpu", reason, work * room.usd_per_s, work,
-                   room.first_token_s(0.0 if taken else prompt, crowded, now), room.tpot_s)
+    if first_s is None:
+        first_s = room.first_token_s(0.0 if taken else prompt, crowded, now)
+    return Attempt(reading.backend, reading.replica, "gpu", reason, work * room.usd_per_s, work, first_s, room.tpot_s)
 
 
 def pulled(plan: Plan, room: Room, job: Job, bid_price: float, crowded: bool, limits: Limits, now: float) -> Plan:
@@ -191,6 +194,8 @@ def pulled(plan: Plan, room: Room, job: Job, bid_price: float, crowded: bool, li
 
 def effective_policy(limits: Limits) -> Policy:
     """The route's policy, unless the operator's switch says otherwise."""
+    if limits.switch == "auto":
+        return limits.policy
     if limits.switch == "all-api":
         return "api-only"
     if limits.switch == "all-local":
@@ -259,10 +264,16 @@ class Thresholds:
         self._closed: dict[tuple[str, str, int], float] = {}  # since when, by route and replica
         self.changes = 0
 
-    def quiet(self, reading: ReplicaState, limits: Limits) -> bool:
-        """Whether `closed` would find nothing, whatever has moved since the reading: the usual case, told soon."""
-        kv_max, kv = limits.kv_cache_max, reading.kv_fraction
-        return not self._closed and limits.only_cache and (kv is None or kv_max is None or kv <= kv_max)
+    def quiet(self, limits: Limits, rooms: Iterable[Room]) -> bool:
+        """Whether `closed` would find nothing in any of them: the usual case, told soon."""
+        if self._closed or not limits.only_cache:
+            return False
+        kv_max = limits.kv_cache_max
+        if kv_max is not None:
+            for room in rooms:
+                if room.reading is not None and (kv := room.reading.kv_fraction) is not None and kv > kv_max:
+                    return False
+        return True
 
     def closed(self, state: ReplicaState, limits: Limits, waiting: int, now: float) -> Refusal | None:
         """Why a threshold keeps this replica closed now, or None. `waiting`: requests in the gateway's line.

@@ -18,7 +18,7 @@ from proxy.core.errors import Unavailable
 from proxy.core.fleet import Attempt
 from proxy.core.line import Job, Left
 from proxy.core.records import record
-from proxy.core.room import NEVER, OVERDUE, OVERDUE_S
+from proxy.core.room import OVERDUE, OVERDUE_S
 from proxy.core.routing import Plan, pulled
 from proxy.server.planning import Call, Planner
 from proxy.signals.board import Pool
@@ -76,7 +76,7 @@ class Dispatcher:
         `again`: it was placed before, so its demand is counted already. Raises Unavailable, ContextLengthExceeded,
         InvalidRequest.
         """
-        market = self._planner.pool(call).market
+        market = call.lane.pool.market
         plan = self._planner.plan(call, self._clock(), tried)
         if not tried and not again:
             self._planner.want(call, plan, self._clock())
@@ -87,7 +87,7 @@ class Dispatcher:
             if len(market.line) >= self._line_max or (plan.job.stays and starts_in_s > SURE * plan.wait_s):
                 crowded_s = starts_in_s
             else:
-                outcome = await self._wait(self._planner.pool(call), call, plan, plan.job, on_gone)
+                outcome = await self._wait(call.lane.pool, call, plan, plan.job, on_gone)
             if isinstance(outcome, Placement):
                 return outcome
             plan = self._planner.plan(call, self._clock(), tried, None if outcome == "again" else outcome)
@@ -195,22 +195,19 @@ class Dispatcher:
         if not plan.attempts:
             self.on_plan(call, plan)
             raise _unavailable(call, plan, crowded_s)
-        attempt, demand, replica = plan.attempts[0], call.demand, None
-        uncached, due_s, expected = demand.prompt_tokens, NEVER, demand.output_tokens
-        if attempt.replica is None:
+        attempt, job, demand = plan.attempts[0], plan.job, call.demand
+        prompt = demand.prompt_tokens
+        if attempt.replica is None or job is None:
             load = self._planner.api(attempt.backend).load
+            claim = load.claim(prompt, prompt, demand.output_tokens, demand.sequences, now)
+            self.on_plan(call, plan)
         else:
             replica = self._planner.replica(attempt.backend, attempt.replica)
-            load = replica.load
-            if plan.job is not None:
-                uncached = plan.job.uncached(replica.room)
-                due_s = OVERDUE * (attempt.ttft_s or 0.0) + OVERDUE_S
-                expected = plan.job.need - demand.prompt_tokens
-        claim = load.claim(demand.prompt_tokens, uncached, expected, demand.sequences, now, due_s)
-        claim.told_s = attempt.ttft_s
-        self.on_plan(call, plan)
-        if replica is not None and plan.job is not None:
+            uncached, due_s = job.uncached(replica.room), OVERDUE * (attempt.ttft_s or 0.0) + OVERDUE_S
+            claim = replica.load.claim(prompt, uncached, job.need - prompt, demand.sequences, now, due_s)
+            self.on_plan(call, plan)
             self._planner.went(call, replica, uncached)
+        claim.told_s = attempt.ttft_s
         return Placement(attempt, plan, claim, now - call.arrived)
 
 

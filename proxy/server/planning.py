@@ -24,6 +24,7 @@ from proxy.core.money import NS_PER_S
 from proxy.core.prefix import BLOCK_BYTES, UNSEEN, PrefixIndex, Seen, billed_as_cached
 from proxy.core.pricing import PriceBook
 from proxy.core.reasons import candidate
+from proxy.core.records import record
 from proxy.core.room import Room
 from proxy.core.routing import NOBODY, Limits, Plan, Policy, Switch, Thresholds, decide, effective_policy, unable
 from proxy.core.usage import Usage
@@ -31,7 +32,7 @@ from proxy.server.offers import Offer, offers
 from proxy.signals.board import Api, Board, Pool
 from proxy.signals.replica import Replica
 from proxy.wire.endpoints import Endpoint
-from proxy.wire.openai import WireRequest
+from proxy.wire.openai import TOKENS_MAX, WireRequest
 
 BYTES_PER_TOKEN_PRIOR = 4.0
 PRIOR_TOKENS, MEMORY_TOKENS = 5_000.0, 500_000.0  # what the prior counts for, and how soon old prompts fade
@@ -55,6 +56,7 @@ class Call:
     """A parsed request with all that stays the same while it is placed. The last four fields are filled in while it is
     parsed; from then on nothing changes it."""
 
+    lane: Lane
     request_id: str
     endpoint: str
     arrived: float  # monotonic seconds
@@ -66,6 +68,9 @@ class Call:
     tags: str
     label: str  # route and key: what answer lengths are learned by
     demand: Demand
+    model: str  # as the caller names it
+    tier: str | None  # of service, if the caller names one
+    tokens_asked: float  # for limits per minute: its prompt, and its limit or else the expected answer
     prompt_each: float = 0.0  # tokens of one prompt of a batch
     seen: Seen = UNSEEN  # what of the prompt began an earlier one, and where
     quota: QuotaExceeded | None = None  # what the caller hears if no GPU takes what its budgets do not hold for an API
@@ -79,13 +84,6 @@ class Call:
         """UTC at `now`, by the clock as it stood when the request arrived: should that be set meanwhile, no request
         seems to have ended before it began, or to have taken a month."""
         return self.arrived_ns + round((now - self.arrived) * NS_PER_S)
-
-    @property
-    def tokens_asked(self) -> float:
-        """What it may use, for limits per minute: its prompt, and its limit or else the expected answer."""
-        limit = self.wire.max_tokens
-        output = self.demand.output_tokens if limit is None else limit * self.demand.sequences
-        return self.demand.prompt_tokens + output
 
     def held_for(self, backend: str) -> int | None:
         """The most that an attempt there may cost, where a budget holds that."""
@@ -102,18 +100,50 @@ class Call:
         return self.seen.repeated
 
 
+@record
+class Probe:
+    """A request that is only asked about: nothing is sent, and no budget asked."""
+
+    lane: Lane
+    limits: Limits
+    model: str
+    tier: str | None = None
+    seen: Seen = UNSEEN
+    most_nano: Mapping[str, int | None] | None = None
+    arrived_ns: int = 0
+
+
+class Contexts(dict[str, int]):
+    """Tokens that each backend takes, as configured, else as the engine says; `least`: that all of them take."""
+
+    def __init__(self, known: Mapping[str, int]) -> None:
+        super().__init__(known)
+        self.least = min(self.values(), default=TOKENS_MAX)
+
+    def __setitem__(self, backend: str, tokens: int) -> None:
+        super().__setitem__(backend, tokens)
+        self.least = min(self.values())
+
+    def setdefault(self, backend: str, tokens: int = TOKENS_MAX) -> int:
+        if backend not in self:
+            self[backend] = tokens
+        return self[backend]
+
+
 class Lane:
     """One route, with what its requests are decided on."""
 
-    __slots__ = ("_alike", "_reach", "bytes_per_token", "limits", "offers", "output", "pool", "route")
+    __slots__ = ("_alike", "_reach", "apis", "bytes_per_token", "limits", "local", "offers", "output", "pool", "route")
 
     def __init__(self, route: Route, pool: Pool, found: Mapping[str, Offer]) -> None:
         self.route, self.pool, self.limits = route, pool, _limits(route)
         self.offers = tuple(found[name] for name in route.backends)
+        self.local = tuple(offer for offer in self.offers if offer.on_gpu)
+        self.apis = tuple(offer for offer in self.offers if not offer.on_gpu)
         self.output = OutputLength(route.output_tokens_default)
         self.bytes_per_token = Ratio(BYTES_PER_TOKEN_PRIOR, PRIOR_TOKENS, MEMORY_TOKENS)
         self._alike: dict[tuple[str, frozenset[str]], bool] = {}
-        self._reach: dict[tuple[str, ...], tuple[frozenset[str], frozenset[str]]] = {}
+        self._reach: dict[tuple[Offer, ...], tuple[frozenset[str], frozenset[str]]] = {}
 
     def alike(self, demand: Demand) -> bool:
         """Whether all backends offer what such a request needs, however long it is."""
@@ -125,13 +155,12 @@ class Lane:
                 for offer in self.offers)
         return known
 
-    def reach(self, able: Sequence[Offer]) -> tuple[frozenset[str], frozenset[str]]:
+    def reach(self, able: tuple[Offer, ...]) -> tuple[frozenset[str], frozenset[str]]:
         """(keys of these backends' rooms, of the pool's others)."""
-        names = tuple([offer.name for offer in able])
-        found = self._reach.get(names)
+        found = self._reach.get(able)
         if found is None:  # as many as there are kinds of requests that some backend cannot serve
             keys = frozenset().union(*(offer.keys for offer in able))
-            found = self._reach[names] = keys, self.pool.market.keys - keys
+            found = self._reach[able] = keys, self.pool.market.keys - keys
         return found
 
 
@@ -143,8 +172,8 @@ class Planner:
         self.switch: Switch = "auto"
         self.thresholds = Thresholds()
         self.governor: Governor | None = None  # of what APIs may bill; None: no limit
-        self.context_tokens: dict[str, int] = {  # as configured, else as the engine says
-            name: backend.context_tokens for name, backend in settings.backends.items() if backend.context_tokens}
+        self.context_tokens = Contexts({
+            name: backend.context_tokens for name, backend in settings.backends.items() if backend.context_tokens})
         self.offers = offers(settings, board, prices)
         self._lanes = {name: Lane(route, board.pools[name], self.offers) for name, route in settings.routes.items()}
         self.prefixes = PrefixIndex()
@@ -154,31 +183,37 @@ class Planner:
     def call(self, wire: WireRequest, route: Route, request_id: str, arrived: float, arrived_ns: int,
              key_id: str, tags: str) -> Call:
         """The request as the decision sees it: estimated tokens, features, targets."""
-        lane, endpoint, prompts = self._lanes[route.name], wire.endpoint.value, wire.prompt_count
+        lane, endpoint = self._lanes[route.name], wire.endpoint.value
+        prompts, limit = wire.prompt_count, wire.max_tokens
         label = f"{route.name}\0{key_id}"
-        prompt = max(1.0, wire.prompt_chars / lane.bytes_per_token.value + wire.prompt_token_ids)
-        each = prompt / max(1, prompts)
+        prompt = wire.prompt_chars / lane.bytes_per_token.value + wire.prompt_token_ids
+        if prompt < 1.0:
+            prompt = 1.0
+        each = prompt if prompts <= 1 else prompt / prompts
+        least = (wire.prompt_chars / BYTES_PER_TOKEN_MOST + wire.prompt_token_ids) / (prompts if prompts > 1 else 1)
+        sequences = wire.n * prompts
         if wire.endpoint is Endpoint.EMBEDDINGS:
             output, sequences = 0.0, prompts
         else:
-            sequences = max(1, wire.n or 1) * max(1, prompts)
             output = lane.output.expect(label, each)
-            if wire.max_tokens is not None:
-                output = min(output, wire.max_tokens)
+            if limit is not None and limit < output:
+                output = limit
             output *= sequences
-        least = (wire.prompt_chars / BYTES_PER_TOKEN_MOST + wire.prompt_token_ids) / max(1, prompts)
         tenant, lifted = "", False
         if route.gpu_share_min is not None:
             tenant, lifted = label, lane.pool.market.below(label, route.gpu_share_min, arrived)
-        demand = Demand(endpoint, wire.features & ROUTED_FEATURES, prompt, output, sequences, least, 0.0, NOBODY,
-                        tenant, lifted)
-        seen = self.prefixes.look(route.name, prompt_bytes(wire), arrived)
-        return Call(request_id, endpoint, arrived, arrived_ns, wire, route, lane.limits, key_id, tags, label, demand,
+        demand = Demand(endpoint, wire.features & ROUTED_FEATURES if wire.features else NOBODY, prompt, output,
+                        sequences, least, 0.0, NOBODY, tenant, lifted)
+        seen = UNSEEN if wire.prompt_chars < BLOCK_BYTES else self.prefixes.look(
+            route.name, prompt_bytes(wire), arrived)
+        return Call(lane, request_id, endpoint, arrived, arrived_ns, wire, route, lane.limits, key_id, tags, label,
+                    demand, wire.model, wire.service_tier, prompt + (output if limit is None else limit * sequences),
                     each, seen)
 
     def went(self, call: Call, replica: Replica, uncached: float) -> None:
         """The request goes to this replica: its cache will know the prompt."""
-        self.prefixes.went(call.seen, replica.room.key)
+        if call.seen.chain:
+            self.prefixes.went(call.seen, replica.room.key)
         replica.expect_cached(call.demand.prompt_tokens - uncached, call.demand.prompt_tokens)
 
     def plan(self, call: Call, now: float, tried: frozenset[str] = NOBODY, left: Left | None = None) -> Plan:
@@ -186,25 +221,24 @@ class Planner:
 
         Raises ContextLengthExceeded when no backend is long enough.
         """
-        demand = call.demand.after(now - call.arrived, tried)
-        return self.plan_for(call.route, call.wire.model, demand, now, call.limits, call.wire.service_tier, call.seen,
-                             left, call.most_nano, call.arrived_ns)
+        return self._plan(call, call.demand.after(now - call.arrived, tried), now, left)
 
-    def plan_for(self, route: Route, model: str, demand: Demand, now: float, limits: Limits | None = None,
-                 tier: str | None = None, seen: Seen = UNSEEN, left: Left | None = None,
-                 most_nano: Mapping[str, int | None] | None = None, arrived_ns: int = 0) -> Plan:
+    def plan_for(self, route: Route, model: str, demand: Demand, now: float, left: Left | None = None) -> Plan:
         """The same for a demand of its own: nothing is sent or claimed."""
         lane = self._lanes[route.name]
-        limits = lane.limits if limits is None else limits
+        return self._plan(Probe(lane, lane.limits, model), demand, now, left)
+
+    def _plan(self, asked: Call | Probe, demand: Demand, now: float, left: Left | None) -> Plan:
+        lane, limits, governor = asked.lane, asked.limits, self.governor
         if self.switch != "auto":
             limits = replace(limits, switch=self.switch)
-        able, apis, refused = self._candidates(lane, model, demand, now, effective_policy(limits), tier, seen,
-                                               most_nano, arrived_ns)
-        if self.governor is not None and self.governor.then == "refuse" and any(
+        able, apis, refused = self._candidates(asked, demand, now, effective_policy(limits))
+        if refused and governor is not None and governor.then == "refuse" and any(
                 refusal.code == "api_spend_max" for refusal in refused):
             limits = replace(limits, wait_max_s=0.0)
-        lane.pool.refill(now)
-        market = lane.pool.market
+        pool = lane.pool
+        pool.refill(now)
+        market = pool.market
         rooms: Sequence[Room] = market.emptiest()
         keys, others = lane.reach(able)
         if others:
@@ -216,42 +250,54 @@ class Planner:
             barred |= others
         plan = decide(demand, rooms, apis, limits, market.reprice(now), now, reference=market.reference,
                       barred=barred, refused=refused, others_wait=waiting > 0, left=left, stay=market.stay.value,
-                      cached=self._cached(rooms, demand, seen))
+                      cached=self._cached(rooms, demand, asked.seen) if asked.seen.at else None)
         plan.readings = _readings(rooms)
         return plan
 
     def readings(self, call: Call) -> Readings:
         """What a decision for this call is made on now."""
-        return _readings(self.pool(call).market.emptiest())
+        return _readings(call.lane.pool.market.emptiest())
 
-    def _candidates(self, lane: Lane, model: str, demand: Demand, now: float, policy: Policy, tier: str | None,
-                    seen: Seen, most_nano: Mapping[str, int | None] | None, arrived_ns: int,
-                    ) -> tuple[list[Offer], list[ApiState], list[Refusal]]:
+    def _candidates(self, asked: Call | Probe, demand: Demand, now: float, policy: Policy,
+                    ) -> tuple[tuple[Offer, ...], list[ApiState], list[Refusal]]:
         """(self-hosted backends, APIs) that can serve it at all, and why the others cannot."""
-        route, at_ns, alike, contexts = lane.route, time.time_ns(), lane.alike(demand), self.context_tokens
-        able: list[Offer] = []
+        lane, contexts = asked.lane, self.context_tokens
         apis: list[ApiState] = []
         refused: list[Refusal] = []
-        for offer in lane.offers:
-            name, api, context = offer.name, offer.api, contexts.get(offer.name)
-            if not (alike and (context is None or demand.longest_prompt_least <= context)) and (
-                    wrong := unable(demand, offer.capabilities, context, offer.region, route.residency)) is not None:
-                refused.append(Refusal(name, None, *wrong))
-            elif api is None:
-                able.append(offer)
-            elif api.full:
-                refused.append(Refusal(name, None, "in_flight_max", f"{api.in_flight} in flight", busy=True))
-            elif most_nano is not None and (closed := self._unheld(name, most_nano, arrived_ns)) is not None:
-                refused.append(closed)
-            else:
-                usd, usual = api_usd(offer, model, demand, at_ns, tier, seen.repeated), None
-                if usd is None:  # an alias or a tier that nobody prices must not outrank those whose price is known
-                    usual = self._usual_usd(route, model, demand, at_ns)
-                apis.append(api.state(now, usd, usual))
+        if demand.longest_prompt_least <= contexts.least and lane.alike(demand):
+            able, at_ns = lane.local, time.time_ns()
+            for offer in lane.apis:
+                self._ask(offer, asked, demand, now, at_ns, apis, refused)
+        else:
+            able, at_ns = (), time.time_ns()
+            for offer in lane.offers:
+                wrong = unable(demand, offer.capabilities, contexts.get(offer.name), offer.region, lane.route.residency)
+                if wrong is not None:
+                    refused.append(Refusal(offer.name, None, *wrong))
+                elif offer.on_gpu:
+                    able += (offer,)
+                else:
+                    self._ask(offer, asked, demand, now, at_ns, apis, refused)
         usable = (able if policy != "api-only" else ()) or (apis if policy != "self-hosted-only" else ())
         if not usable and refused:
-            _never(route, [refusal for refusal in refused if self._counts(refusal, policy)], demand)
+            _never(lane.route, [refusal for refusal in refused if self._counts(refusal, policy)], demand)
         return able, apis, refused
+
+    def _ask(self, offer: Offer, asked: Call | Probe, demand: Demand, now: float, at_ns: int, apis: list[ApiState],
+             refused: list[Refusal]) -> None:
+        """One API that can serve it: to `apis`, or why it may not be asked to `refused`."""
+        api, most_nano = offer.api, asked.most_nano
+        assert api is not None
+        if api.in_flight_max is not None and api.full:
+            refused.append(Refusal(offer.name, None, "in_flight_max", f"{api.in_flight} in flight", busy=True))
+            return
+        if most_nano is not None and (closed := self._unheld(offer.name, most_nano, asked.arrived_ns)) is not None:
+            refused.append(closed)
+            return
+        usd, usual = api_usd(offer, asked.model, demand, at_ns, asked.tier, asked.seen.repeated), None
+        if usd is None:  # an alias or a tier that nobody prices must not outrank those whose price is known
+            usual = self._usual_usd(asked.lane.route, asked.model, demand, at_ns)
+        apis.append(api.state(now, usd, usual))
 
     def _unheld(self, name: str, most_nano: Mapping[str, int | None], arrived_ns: int) -> Refusal | None:
         """Why an API may not be asked under a budget: nothing is or can be held for it, or nothing is left."""
@@ -267,17 +313,18 @@ class Planner:
     def _barred(self, rooms: Sequence[Room], limits: Limits, demand: Demand, waiting: int, now: float,
                 refused: list[Refusal]) -> frozenset[str]:
         """Replicas that were tried, or that the operator's thresholds keep closed; why goes to `refused`."""
+        if not demand.tried and self.thresholds.quiet(limits, rooms):
+            return NOBODY
         barred = []
         for room in rooms:
-            reading = room.reading
-            if reading is None or reading.health != "ok" or (
-                    not demand.tried and self.thresholds.quiet(reading, limits)):
+            state = room.state
+            if state is None or state.health != "ok":
                 continue
             if room.key in demand.tried:
-                closed = Refusal(reading.backend, reading.replica, "tried", "already tried for this request")
-            elif demand.tried and self.replica(reading.backend, reading.replica).breaker.kept:  # it has failed enough
-                closed = Refusal(reading.backend, reading.replica, "probation", "it fails too, and is kept")
-            elif (found := self.thresholds.closed(room.state, limits, waiting, now)) is not None:
+                closed = Refusal(state.backend, state.replica, "tried", "already tried for this request")
+            elif demand.tried and self.replica(state.backend, state.replica).breaker.kept:  # it has failed enough
+                closed = Refusal(state.backend, state.replica, "probation", "it fails too, and is kept")
+            elif (found := self.thresholds.closed(state, limits, waiting, now)) is not None:
                 closed = found
             else:
                 continue
@@ -287,14 +334,12 @@ class Planner:
 
     def closed(self, call: Call, room: Room, now: float) -> bool:
         """Whether a threshold of its route keeps this replica closed now."""
-        waiting = len(self.pool(call).market.line)
+        waiting = len(call.lane.pool.market.line)
         state = room.state
         return state is not None and self.thresholds.closed(state, call.limits, waiting, now) is not None
 
     def _cached(self, rooms: Sequence[Room], demand: Demand, seen: Seen) -> dict[str, float] | None:
         """Prompt tokens expected in the prefix cache of each replica; None where nothing is."""
-        if not seen.at:
-            return None
         return {room.key: demand.prompt_tokens * seen.at[room.key] * (room.moved or room.reading).prefix_trust
                 for room in rooms if room.key in seen.at and room.reading is not None} or None
 
@@ -309,7 +354,7 @@ class Planner:
         candidates = self._explained(route, plan, now)
         if plan.attempts or plan.wait_s <= 0:
             return {**plan_json(plan), "candidates": candidates}
-        after = self.plan_for(route, model, demand, now, left="hopeless")
+        after = self.plan_for(route, model, demand, now, "hopeless")
         return {**plan_json(after), "reason": plan.reason, "wait_s": plan.wait_s, "candidates": candidates}
 
     def _explained(self, route: Route, plan: Plan, now: float) -> list[dict[str, object]]:
@@ -321,20 +366,20 @@ class Planner:
 
     def want(self, call: Call, plan: Plan, now: float) -> None:
         """Count the request in the demand that names the bid price; once per request."""
-        if plan.job is None:
+        job, value = plan.job, plan.value_usd
+        if job is None:
             return
-        value = plan.value_usd
-        if value is None and plan.job.forced:  # no API may serve it: what the baseline would have charged
-            value = self._usual_usd(call.route, call.wire.model, call.demand, call.arrived_ns)
-        self.pool(call).market.want(plan.job, now, value)
+        if value is None and job.forced:  # no API may serve it: what the baseline would have charged
+            value = self._usual_usd(call.route, call.model, call.demand, call.arrived_ns)
+        call.lane.pool.market.want(job, now, value)
 
     def stayed(self, call: Call, residence_s: float, usage: Usage) -> None:
         """An answer of our own ended after so long on its replica."""
-        self.pool(call).market.stay.add(residence_s, call.demand.output_tokens, usage.output_total)
+        call.lane.pool.market.stay.add(residence_s, call.demand.output_tokens, usage.output_total)
 
     def learn(self, call: Call, usage: Usage, complete: bool) -> None:
         """What the request turned out to be."""
-        lane, wire = self._lanes[call.route.name], call.wire
+        lane, wire = call.lane, call.wire
         text_only = not wire.media_count and not wire.prompt_token_ids
         if text_only and wire.prompt_chars >= LEARN_BYTES_MIN and (tokens := usage.input_total):
             lane.bytes_per_token.add(wire.prompt_chars, tokens)
@@ -354,9 +399,6 @@ class Planner:
 
     def replica(self, backend: str, index: int) -> Replica:
         return self._board.replicas[backend][index]
-
-    def pool(self, call: Call) -> Pool:
-        return self._board.pools[call.route.name]
 
     def api(self, backend: str) -> Api:
         return self._board.apis[backend]

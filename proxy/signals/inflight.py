@@ -148,13 +148,14 @@ class Load:
               due_s: float = NEVER) -> Claim:
         found = self.iterations.found(self.backlog_tokens, self.sequences, self.kv_tokens, now)
         self.iterations.sent(uncached, not self.sequences, now)
-        claim = Claim(self, prompt, uncached, expected, sequences, found, now)
-        if not self.claims:
+        claim, claims = Claim(self, prompt, uncached, expected, sequences, found, now), self.claims
+        if not claims:
             self.busy_at = now
-        if not self.claims and self.answering:
-            self.progress_at, self.answering = now, False  # idleness is not a stall
-        self.claims.add(claim)
-        self.most = max(self.most, len(self.claims))
+            if self.answering:
+                self.progress_at, self.answering = now, False  # idleness is not a stall
+        claims.add(claim)
+        if len(claims) > self.most:
+            self.most = len(claims)
         self.pending[claim] = now + due_s
         self.touch()
         self.sequences += sequences

@@ -349,7 +349,7 @@ class Replica:
 
     def expect_cached(self, cached: float, prompt: float) -> None:
         """A prompt was sent here of which `cached` tokens are expected in the engine's prefix cache."""
-        if prompt > 0:
+        if prompt > 0 and (cached or self.cached_expected):
             weight = min(1.0, prompt / CACHED_MEMORY_TOKENS)
             self.cached_expected += (cached / prompt - self.cached_expected) * weight
 

@@ -21,11 +21,12 @@ class Varying:
 
     `steps`: (from when on, USD per second), UTC nanoseconds, ascending, the first of them from ever."""
 
-    __slots__ = ("_rates", "_starts")
+    __slots__ = ("_rates", "_starts", "ever")
 
     def __init__(self, steps: Sequence[tuple[int, Fraction]]) -> None:
         self._starts = [start for start, _ in steps[1:]]
         self._rates = [rate for _, rate in steps]
+        self.ever = any(self._rates)  # whether it ever costs anything
 
     def usd_per_s(self, at_ns: int) -> Fraction:
         return self._rates[bisect_right(self._starts, at_ns)]

@@ -70,20 +70,20 @@ def surplus(room: Room, job: Job, now: float, price: float, crowded: bool) -> fl
     The one predicate of a placement: room in cache and batch, first token and pace within target, worth its price.
     `reasons.obstacle` names what stands in the way, by the same comparisons.
     """
+    if not room.open or (job.barred and room.key in job.barred):
+        return None
     if room.running and (job.need > room.kv_left or job.slots > room.slots_left):
         return None  # empty, it takes any batch and any length
-    if room.tpot_s * room.slack > job.tpot_s or room.paid_until > now + room.ahead_s:
+    slack = room.slack
+    if room.tpot_s * slack > job.tpot_s or room.paid_until > now + room.ahead_s:
         return None
-    prompt, density = job.prompt if job.cached is None else job.uncached(room), job.density
+    prompt = job.prompt if job.cached is None else job.uncached(room)
     room.first_s = first_s = room.first_token_s(prompt, crowded, now)
-    if now + first_s * room.slack > job.deadline:
+    if now + first_s * slack > job.deadline:
         return None
-    if not room.kin or job.cached is not None:
-        density = worth(room, job, prompt)
+    density = job.density if room.kin and job.cached is None else worth(room, job, prompt)
     over = density - price * room.occupancy
-    if over < 0 or density <= 0 or not room.open or room.key in job.barred:
-        return None
-    return over
+    return over if over >= 0 and density > 0 else None
 
 
 def worth(room: Room, job: Job, prompt: float) -> float:

@@ -126,23 +126,27 @@ class Rates:
 
     def cost_nano(self, usage: Usage) -> int | None:
         """See `Price.cost_nano`."""
-        rates = self.tiers[0][1] if len(self.tiers) == 1 else self._of(usage.input_total)
-        total = self.fixed
+        if usage.text_only:
+            return self.text_nano(usage.input_text, usage.cache_read, usage.output_text)
+        return self._sum(usage)
+
+    def text_nano(self, uncached: int, cached: int, output: int) -> int | None:
+        """The same of text alone."""
+        rates = self.tiers[0][1] if len(self.tiers) == 1 else self._of(uncached + cached)
+        text, read, written = rates[TEXT], rates[READ], rates[WRITTEN]
+        if text is None or read is None or written is None:
+            return self._sum(Usage(input_text=uncached, cache_read=cached, output_text=output))
+        total = self.fixed + uncached * text + cached * read + output * written
+        return total if self.scale == 1 else half_even(total, self.scale)
+
+    def _sum(self, usage: Usage) -> int | None:
+        rates, total = self._of(usage.input_total), self.fixed
         for tokens, rate in zip(_counts(usage), rates, strict=True):
             if tokens:
                 if rate is None:
                     return None
                 total += tokens * rate
-        return total if self.scale == 1 else half_even(total, self.scale)
-
-    def text_nano(self, uncached: int, cached: int, output: int) -> int | None:
-        """The same of text alone, for estimates."""
-        rates = self.tiers[0][1] if len(self.tiers) == 1 else self._of(uncached + cached)
-        text, read, written = rates[TEXT], rates[READ], rates[WRITTEN]
-        if text is None or read is None or written is None:
-            return self.cost_nano(Usage(input_text=uncached, cache_read=cached, output_text=output))
-        total = self.fixed + uncached * text + cached * read + output * written
-        return total if self.scale == 1 else half_even(total, self.scale)
+        return half_even(total, self.scale)
 
     def _of(self, input_tokens: int) -> tuple[int | None, ...]:
         """The rates of the tier that so long an input is in."""

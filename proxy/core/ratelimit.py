@@ -24,6 +24,14 @@ class Bucket:
         self._refill(now)
         return max(0.0, amount - self.level) * 60 / self.per_minute
 
+    def ask(self, amount: float, now: float) -> float:
+        """Take it if it is there; else seconds until it is, as `wait_s` says them."""
+        self._refill(now)
+        if amount > self.level:
+            return self.wait_s(amount, now)
+        self.level -= amount
+        return 0.0
+
     def take(self, amount: float, now: float) -> None:
         """Take it, below zero if need be; a negative amount gives back."""
         self._refill(now)
@@ -45,5 +53,6 @@ class Bucket:
         self.per_minute = per_minute
 
     def _refill(self, now: float) -> None:
-        self.level = min(self.per_minute, self.level + max(0.0, now - self.at) * self.per_minute / 60)
-        self.at = max(self.at, now)
+        if now > self.at:
+            level = self.level + (now - self.at) * self.per_minute / 60
+            self.level, self.at = level if level < self.per_minute else self.per_minute, now

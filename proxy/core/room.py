@@ -194,8 +194,7 @@ class Room:
         Where an iteration full of prefill takes longer than a token may, tokens come in time only if prefill takes no
         more than its share of the time: a leaky bucket (ITU-T I.371, GCRA) holds it to that.
         """
-        share = self.prefill_share
-        if share < 1:
+        if self.full_s > self.pace_s and (share := self.prefill_share) < 1:
             self.paid_until = max(self.paid_until, now) + prompt * self.token_s / share
         self.backlog += prompt
         self.queued += prompt

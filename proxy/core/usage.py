@@ -46,9 +46,17 @@ class Usage:
         """Prompt tokens that had to be computed."""
         return self.input_total - self.cache_read
 
+    @property
+    def text_only(self) -> bool:
+        """All tokens are in `input_text`, `cache_read` and `output_text`: as a rule."""
+        return not (self.reasoning or self.cache_write_5m or self.cache_write_1h or self.input_audio
+                    or self.input_image or self.output_audio)
+
     def cached_as(self, cache_read: int) -> Usage:
         """The same prompt with `cache_read` of its text tokens billed as cached: what another
         provider's prompt cache would have made of it."""
+        if cache_read == self.cache_read and not (self.cache_write_5m or self.cache_write_1h):
+            return self
         text = self.input_text + self.cache_read + self.cache_write_5m + self.cache_write_1h
         read = max(0, min(cache_read, text))
         return Usage(text - read, read, 0, 0, self.input_audio, self.input_image,

@@ -17,7 +17,8 @@ TIERS = {None: "default", "": "default", "auto": "default", "standard": "default
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Offer:
-    """One backend. `keys` are those of its replicas' rooms; `varying` and `internal` what its work is charged."""
+    """One backend. `keys` are those of its replicas' rooms; `varying` and `internal` what its work is charged, if
+    anything is (`charges`)."""
 
     name: str
     backend: Backend
@@ -33,6 +34,7 @@ class Offer:
     api: Api | None
     varying: Varying
     internal: Internal
+    charges: bool
 
     def model_for(self, client_model: str) -> str:
         """What this backend is asked for."""
@@ -56,11 +58,11 @@ def offers(settings: Settings, board: Board, prices: PriceBook) -> dict[str, Off
 
 
 def _offer(backend: Backend, board: Board, prices: PriceBook) -> Offer:
-    replicas, rate = board.replicas.get(backend.name, []), backend.internal_rate
+    replicas, rate, varying = board.replicas.get(backend.name, []), backend.internal_rate, board.varying[backend.name]
+    internal = Internal() if rate is None else Internal(rate.input_usd_per_mtok, rate.output_usd_per_mtok)
     return Offer(
         backend.name, backend, backend.gpu is not None, frozenset(backend.capabilities), backend.region,
         None if backend.model == ANY_MODEL else backend.model, backend.provider or "", prices,
         prices.dated(backend.provider or "", backend.model), replicas,
-        frozenset(replica.room.key for replica in replicas), board.apis.get(backend.name),
-        board.varying[backend.name],
-        Internal() if rate is None else Internal(rate.input_usd_per_mtok, rate.output_usd_per_mtok))
+        frozenset(replica.room.key for replica in replicas), board.apis.get(backend.name), varying, internal,
+        backend.gpu is None or varying.ever or bool(internal))

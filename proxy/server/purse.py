@@ -41,6 +41,8 @@ IMAGE_TOKENS = 40_000  # more than any provider counts for one
 MEDIUM_TOKENS = 1_000_000  # of sound, film or a document, which have no bound but the model's context
 WORK_MARGIN = 8  # how far the estimate of an engine's speed may move before the request ends
 NO_LIMITS: Mapping[str, int] = {}
+FIELD_LISTS = ("messages", "tools", "functions")
+APPLYING_KEPT = 4096  # routes and tags whose budgets are remembered
 UNLIMITED = 1 << 62
 MOST_NANO = 2 * 10**18  # twice the largest budget: no budget holds more, and the ledger's columns do
 WINDOWS_KEPT = 4  # of the governor's: requests wait across the turn of an hour
@@ -54,6 +56,7 @@ class Purse:
         self._budgets = {line.spending.scope: [] for line in settings.budgets}
         for line in settings.budgets:
             self._budgets[line.spending.scope].append(line.spending)
+        self._applying: dict[tuple[str, str], tuple[Budget, ...]] = {}
         self.tags = frozenset(line.tag for line in settings.budgets if line.tag is not None)
         self.governor = None if settings.api_spend_max is None else Governor(
             settings.api_spend_max.spending, settings.api_spend_max.then)
@@ -64,34 +67,48 @@ class Purse:
 
     def opened(self, call: Call, principal: Principal) -> Call:
         """The call with its budgets, what each backend may cost at most, and the limit of its answer."""
-        budgets = [] if principal.budget is None else [principal.budget]
-        if self._budgets:
-            for scope in (f"route:{call.route.name}", *(f"tag:{tag}" for tag in call.tags.split(",") if tag)):
-                budgets += self._budgets.get(scope, ())
+        budgets = self._configured(call.route.name, call.tags) if self._budgets else ()
+        if principal.budget is not None:
+            budgets = (principal.budget, *budgets)
         if not budgets and self.governor is None:
             return call
         limits = self._limits(call)
-        call.budgets, call.output_limits, call.most_nano = tuple(budgets), limits, self._most_nano(call, limits)
+        call.budgets, call.output_limits, call.most_nano = budgets, limits, self._most_nano(call, limits)
         return call
+
+    def _configured(self, route: str, tags: str) -> tuple[Budget, ...]:
+        """Of the budgets in the configuration, those that such a request belongs to."""
+        found = self._applying.get((route, tags))
+        if found is None:
+            if len(self._applying) >= APPLYING_KEPT:
+                self._applying.clear()
+            scopes = (f"route:{route}", *(f"tag:{tag}" for tag in tags.split(",") if tag))
+            found = self._applying[route, tags] = tuple(
+                budget for scope in scopes for budget in self._budgets.get(scope, ()))
+        return found
 
     def _limits(self, call: Call) -> Mapping[str, int]:
         """What each backend is told of a request that names no limit. An engine whose context is known needs none: that
         is its limit, and one that with the prompt is longer than the context would be refused."""
         if call.wire.max_tokens is not None or call.wire.endpoint is Endpoint.EMBEDDINGS:
             return NO_LIMITS
-        return {name: call.route.output_tokens_max for name in call.route.backends
-                if not self._planner.offers[name].on_gpu or name not in self._planner.context_tokens}
+        known = self._planner.context_tokens
+        return {offer.name: call.route.output_tokens_max for offer in call.lane.offers
+                if not offer.on_gpu or offer.name not in known}
 
     def _most_nano(self, call: Call, limits: Mapping[str, int]) -> dict[str, int | None]:
         """By backend, an upper bound of what one attempt there is charged; None where no price is known."""
-        wire, prompt_most, found = call.wire, prompt_tokens_most(call.wire), {}
-        for name in call.route.backends:
-            offer, context, prompt = self._planner.offers[name], self._planner.context_tokens.get(name), prompt_most
-            if context is not None:
-                prompt = min(prompt, context * wire.prompt_count)
-            output = output_tokens_most(wire, limits.get(name, context or 0))
+        wire, found, prompt_most, known = call.wire, {}, prompt_tokens_most(call.wire), self._planner.context_tokens
+        for offer in call.lane.offers:
+            if not offer.charges:
+                found[offer.name] = 0
+                continue
+            prompt, context = prompt_most, known.get(offer.name)
+            if context is not None and context * wire.prompt_count < prompt:
+                prompt = context * wire.prompt_count
+            output = output_tokens_most(wire, limits.get(offer.name, context or 0))
             most = _work_nano(offer, call, prompt, output) if offer.on_gpu else _bill_nano(offer, call, prompt, output)
-            found[name] = most if most is None else min(most, MOST_NANO)
+            found[offer.name] = MOST_NANO if most is not None and most > MOST_NANO else most
         return found
 
     def look(self, at_ns: int) -> None:
@@ -251,11 +268,16 @@ class Governor:
 def prompt_tokens_most(wire: WireRequest) -> int:
     """More tokens than the prompt can have: a token is at least a byte, of whatever field an upstream reads, and no
     text is longer than its JSON. Media have no bytes that mean tokens."""
-    lists = (wire.document.get(name) for name in ("messages", "tools", "functions"))
-    fields = sum(len(value) for value in lists if isinstance(value, list)) + wire.prompt_count
-    medium = IMAGE_TOKENS if wire.features.isdisjoint(("audio", "video", "files")) else MEDIUM_TOKENS
+    given, fields = wire.document.get, wire.prompt_count
+    for name in FIELD_LISTS:
+        if isinstance(value := given(name), list):
+            fields += len(value)
     text = max(len(wire.body) - wire.media_bytes, wire.prompt_chars + wire.prompt_token_ids)
-    return text + TEMPLATE_TOKENS + FIELD_TOKENS * fields + medium * wire.media_count
+    most = text + TEMPLATE_TOKENS + FIELD_TOKENS * fields
+    if wire.media_count:
+        medium = IMAGE_TOKENS if wire.features.isdisjoint(("audio", "video", "files")) else MEDIUM_TOKENS
+        most += medium * wire.media_count
+    return most
 
 
 def output_tokens_most(wire: WireRequest, limit: int) -> int:
@@ -263,16 +285,19 @@ def output_tokens_most(wire: WireRequest, limit: int) -> int:
     what was predicted wrongly is billed as well."""
     if wire.endpoint is Endpoint.EMBEDDINGS:
         return 0
-    predicted = 0 if wire.document.get("prediction") is None else len(orjson.dumps(wire.document["prediction"]))
-    return ((limit if wire.max_tokens is None else wire.max_tokens) + predicted) * wire.choices
+    most, predicted = limit if wire.max_tokens is None else wire.max_tokens, wire.document.get("prediction")
+    if predicted is not None:
+        most += len(orjson.dumps(predicted))
+    return most * wire.n * wire.prompt_count
 
 
 def paid_extras(wire: WireRequest) -> bool:
     """Whether it asks a provider for what is billed beside tokens: searches, and tools of the provider's own."""
     tools = wire.document.get("tools")
-    own = isinstance(tools, list) and any(
-        isinstance(tool, dict) and tool.get("type", "function") != "function" for tool in tools)
-    return own or wire.document.get("web_search_options") is not None
+    if isinstance(tools, list) and any(
+            isinstance(tool, dict) and tool.get("type", "function") != "function" for tool in tools):
+        return True
+    return wire.document.get("web_search_options") is not None
 
 
 def quota_exceeded(refused: Refused) -> QuotaExceeded:

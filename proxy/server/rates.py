@@ -16,6 +16,10 @@ from proxy.ledger.keys import Principal
 
 Kind = Literal["requests", "tokens"]
 Headers = list[tuple[bytes, bytes]]
+NAMES: dict[Kind, tuple[bytes, bytes, bytes]] = {
+    "requests": (b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests"),
+    "tokens": (b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens"),
+}
 
 
 class Rates:
@@ -35,25 +39,26 @@ class Rates:
 
     def settle(self, key_id: str, expected: float, used: float) -> None:
         """It has used so many tokens instead."""
-        bucket = self._buckets.get((key_id, "tokens"))
-        if bucket is not None:
+        if self._buckets and (bucket := self._buckets.get((key_id, "tokens"))) is not None:
             bucket.take(used - expected, self._clock())
 
     def headers(self, principal: Principal) -> Headers:
         """OpenAI's headers, of the limits the key has."""
-        now, found = self._clock(), []
-        for kind in ("requests", "tokens"):
+        found: Headers = []
+        if not self._buckets:
+            return found
+        now = self._clock()
+        for kind, (limit, remaining, reset) in NAMES.items():
             bucket = self._buckets.get((principal.id, kind))
             if bucket is not None:
-                name = kind.encode()
-                found += [(b"x-ratelimit-limit-" + name, b"%d" % bucket.per_minute),
-                          (b"x-ratelimit-remaining-" + name, b"%d" % bucket.remaining(now)),
-                          (b"x-ratelimit-reset-" + name, spelled(bucket.reset_s(now)))]
+                found += ((limit, b"%d" % bucket.per_minute), (remaining, b"%d" % bucket.remaining(now)),
+                          (reset, spelled(bucket.reset_s(now))))
         return found
 
     def _take(self, principal: Principal, kind: Kind, limit: int | None, amount: float) -> None:
         if limit is None:
-            self._buckets.pop((principal.id, kind), None)
+            if self._buckets:
+                self._buckets.pop((principal.id, kind), None)
             return
         now = self._clock()
         bucket = self._buckets.get((principal.id, kind))
@@ -61,9 +66,8 @@ class Rates:
             bucket = self._buckets[principal.id, kind] = Bucket.full(limit, now)
         elif bucket.per_minute != limit:
             bucket.resize(limit, now)
-        wait_s = bucket.wait_s(amount, now)
+        wait_s = bucket.ask(amount, now)
         if wait_s == 0:
-            bucket.take(amount, now)
             return
         unit = "RPM" if kind == "requests" else "TPM"
         if wait_s == math.inf:

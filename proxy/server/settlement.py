@@ -58,14 +58,21 @@ class Settlement:
     def entry(self, call: Call, placement: Placement, attempt_no: int, outcome: Outcome, final: bool) -> RequestEntry:
         """One attempt that was sent, settled."""
         offer, wire, usage = self._planner.offers[placement.attempt.backend], call.wire, outcome.usage
-        api_nano, price = self._api_cost(offer, call, outcome)
-        work_ns = self._work_ns(call, placement, offer, usage) if offer.on_gpu else 0
-        marginal_nano, hold_nano = offer.varying.nano(work_ns, outcome.sent_ns), call.held_for(offer.name)
-        internal_nano = offer.internal.nano(usage.input_total, usage.output_total) if offer.internal else 0
+        work_ns = marginal_nano = internal_nano = 0
+        if offer.on_gpu:
+            api_nano, price = 0, None
+            work_ns = self._work_ns(call, placement, offer, usage)
+            if offer.varying.ever:
+                marginal_nano = offer.varying.nano(work_ns, outcome.sent_ns)
+        else:
+            api_nano, price = self._api_cost(offer, call, outcome)
+        if offer.internal:
+            internal_nano = offer.internal.nano(usage.input_total, usage.output_total)
+        hold_nano, again = call.held_for(offer.name), call.first_attempt > 1
         succeeded = outcome.end_reason in ("complete", "client_abort", "limit") and outcome.status < 400
-        final = final and not call.again
+        final = final and not again
         baseline = self._baseline(call, offer, outcome, api_nano) if final and succeeded else NO_BASELINE
-        charged = 0 if call.again else at_most(api_nano, hold_nano) + marginal_nano + internal_nano
+        charged = 0 if again else at_most(api_nano, hold_nano) + marginal_nano + internal_nano
         return RequestEntry(
             call.request_id, attempt_no, final, call.arrived_ns, outcome.sent_ns, outcome.first_token_ns,
             outcome.ended_ns, call.endpoint, wire.stream, call.route.name, call.key_id, call.tags,
@@ -85,9 +92,7 @@ class Settlement:
             end_reason, NO_USAGE, "none", 0, 0, "", 0, 0, None, "", "", 0, None, plan_reason)
 
     def _api_cost(self, offer: Offer, call: Call, outcome: Outcome) -> tuple[int | None, Price | None]:
-        """(nano-dollars, price). On a GPU 0; None where no price is known, or what was used is not."""
-        if offer.on_gpu:
-            return 0, None
+        """(nano-dollars, price) of an API; None where no price is known, or what was used is not."""
         price = offer.price(call.wire.model, call.arrived_ns, outcome.service_tier)
         if outcome.usage_source == "none":  # refused is free; sent and never heard of again is unknown
             return (None if outcome.end_reason in ("timeout", "interrupted") else 0), price
@@ -103,7 +108,8 @@ class Settlement:
         if served is offer:
             return Baseline(api_nano, model, price.version, usage.cache_read)
         cached = usage.cache_read
-        if served.on_gpu:  # the larger of what our engine knew and what was seen before: the lower bill
+        if served.on_gpu and (cached or call.repeated):
+            # The larger of what our engine knew and what was seen before: the lower bill.
             cached = billed_as_cached(max(cached, call.repeated * usage.input_total))
         return Baseline(price.cost_nano(usage.cached_as(cached)), model, price.version, cached)
 
@@ -121,13 +127,13 @@ class Settlement:
         if not succeeded:
             return None
         elapsed_s = (outcome.ended_ns - call.arrived_ns) / NS_PER_S
-        tokens = max(0, outcome.usage.output_total // call.demand.sequences - 1)
+        tokens, limits = outcome.usage.output_total // call.demand.sequences - 1, call.limits
         if outcome.first_token_ns is None:
             if outcome.end_reason == "client_abort":
                 return None
-            return elapsed_s <= call.limits.ttft_s + call.limits.tpot_s * tokens
+            return elapsed_s <= limits.ttft_s + limits.tpot_s * max(0, tokens)
         ttft_s = (outcome.first_token_ns - call.arrived_ns) / NS_PER_S
-        return ttft_s <= call.limits.ttft_s and elapsed_s - ttft_s <= call.limits.tpot_s * max(1, tokens)
+        return ttft_s <= limits.ttft_s and elapsed_s - ttft_s <= limits.tpot_s * max(1, tokens)
 
 
 @record

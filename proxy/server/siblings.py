@@ -159,7 +159,7 @@ def _number(value: float) -> str:
 def totals_json(totals: Totals) -> dict[str, Any]:
     """For another worker to add to its own."""
     return {"requests": totals.requests, "by_backend": totals.by_backend, "ended": totals.ended,
-            "tokens": totals.tokens, "by_reason": [[*key, count] for key, count in totals.by_reason.items()],
+            "by_reason": [[*key, count] for key, count in totals.by_reason.items()],
             "api_nano": totals.api_nano, "baseline_nano": totals.baseline_nano, "late": totals.late,
             "timed": totals.timed}
 
@@ -168,7 +168,7 @@ def add_totals(totals: Totals, more: dict[str, Any]) -> None:
     """Add what another worker, or an earlier one in our place, has counted."""
     for name in ("requests", "api_nano", "baseline_nano", "late", "timed"):
         setattr(totals, name, getattr(totals, name) + more[name])
-    for name in ("by_backend", "ended", "tokens"):
+    for name in ("by_backend", "ended"):
         getattr(totals, name).update(more[name])
     for backend, reason, count in more["by_reason"]:
         totals.by_reason[backend, reason] += count

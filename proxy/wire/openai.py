@@ -26,6 +26,7 @@ from proxy.wire.envelope import (
 )
 from proxy.wire.fields import DANGEROUS_ENGINE_FIELDS, FORBIDDEN_FIELDS, refuse_fields
 from proxy.wire.prompt import Prompt
+from proxy.wire.splice import spliced
 from proxy.wire.usage import read_usage, served_tier, usage_from_dict
 
 __all__ = [
@@ -123,28 +124,33 @@ def parse_request(endpoint: Endpoint, body: bytes, content_type: str | None = No
     if len(model) > MODEL_CHARS_MAX or not model.isprintable():
         raise InvalidRequest("'model' is not the name of a model", param="model")
     stream = _bool(document, "stream")
-    wants_usage, wants_continuous = _stream_options(document, stream)
-    n = max(_int(document, "n", 1, CHOICES_MAX) or 1, _int(document, "best_of", 1, CHOICES_MAX) or 1)
-    floor = 0 if endpoint is Endpoint.COMPLETIONS else 1  # 0 with echo scores a prompt
-    limits = [limit for name in _limit_fields(endpoint)
-              if (limit := _int(document, name, floor, TOKENS_MAX)) is not None]
+    wants_usage = wants_continuous = False
+    if "stream_options" in document:
+        wants_usage, wants_continuous = _stream_options(document, stream)
+    n = 1
+    if "n" in document or "best_of" in document:
+        n = max(_int(document, "n", 1, CHOICES_MAX) or 1, _int(document, "best_of", 1, CHOICES_MAX) or 1)
+    floor, limit = 0 if endpoint is Endpoint.COMPLETIONS else 1, None  # 0 with echo scores a prompt
+    for name in _limit_fields(endpoint):  # both given: which of them counts differs by upstream
+        if (given := _int(document, name, floor, TOKENS_MAX)) is not None and (limit is None or given > limit):
+            limit = given
     tier = document.get("service_tier")
     prompt, prompt_count = _read_prompt(endpoint, document)
     features = _STREAM if stream else _NOTHING
     if n > 1 or prompt.features or not document.keys().isdisjoint(_FEATURE_FIELDS):
         features = frozenset(prompt.features | _features(document, stream, n))
     return WireRequest(
-        endpoint, model, stream, n, max(limits) if limits else None,  # both: which counts differs by upstream
-        wants_usage, wants_continuous, features, prompt.remote_media, prompt.chars, prompt.token_ids,
-        prompt.media_count, prompt.media_bytes, prompt_count, tier[:32] if isinstance(tier, str) else None, document,
-        body)
+        endpoint, model, stream, n, limit, wants_usage, wants_continuous, features, prompt.remote_media, prompt.chars,
+        prompt.token_ids, prompt.media_count, prompt.media_bytes, prompt_count,
+        tier[:32] if isinstance(tier, str) else None, document, body)
 
 
 def upstream_body(request: WireRequest, *, model: str | None, usage: UsageInjection,
                   max_tokens: int | None = None, limit_field: str = "max_tokens") -> bytes:
     """The body for one upstream: as it came, but for the model's name, the usage asked of a
     stream (merged: other options stay) and a limit on tokens (in the fields the client used, else
-    in `limit_field`). When none of these differs, the original bytes."""
+    in `limit_field`). When none of these differs, the original bytes; else only those members of
+    them are changed, where that is certain to be right."""
     changes: dict[str, Any] = {}
     document = request.document
     if model is not None and model != request.model:
@@ -161,7 +167,9 @@ def upstream_body(request: WireRequest, *, model: str | None, usage: UsageInject
         for name in used or [limit_field]:
             if document.get(name) != max_tokens:
                 changes[name] = max_tokens
-    return orjson.dumps({**document, **changes}) if changes else request.body
+    if not changes:
+        return request.body
+    return spliced(request.body, document, changes) or orjson.dumps({**document, **changes})
 
 
 def _limit_fields(endpoint: Endpoint) -> tuple[str, ...]:

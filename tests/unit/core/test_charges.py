@@ -23,6 +23,7 @@ def test_work_is_charged_at_the_rate_in_force_when_it_was_sent(first, later, at_
     varying = Varying([(-1, first), *sorted(later.items())])
     rate = [first, *(rate for start, rate in sorted(later.items()) if start <= at_ns)][-1]
     assert varying.usd_per_s(at_ns) == rate
+    assert varying.ever == any([first, *later.values()])
     assert varying.nano(work_ns, at_ns) == round_nano(rate * work_ns)  # a nano-dollar is to a dollar as ns to s
 
 

@@ -54,12 +54,29 @@ class Line:
         return (self.budget.scope, self.budget.per, self.start_ns)
 
 
+@record
+class Hold:
+    """What one attempt may cost at most, in each of its budgets."""
+
+    request_id: str
+    attempt: int
+    lines: tuple[Line, ...]
+    expires_ns: int
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.request_id, self.attempt
+
+
 @dataclass(slots=True)
 class Use:
-    """What a window has taken: settled, and held by requests that are not settled yet. Nano-USD."""
+    """What a window has taken: settled, and held by requests that are not settled yet. Nano-USD.
+
+    `open_nano`: of what is pending, what is in leases of gateways and may lie idle there, where that is counted."""
 
     posted_nano: int = 0
     pending_nano: int = 0
+    open_nano: int = 0
 
     @property
     def total(self) -> int:
@@ -76,10 +93,11 @@ class Refused:
 
 @record
 class Reserved:
-    """What came of asking: held, or which line refused; and what is left of each line's budget after that, nano-USD."""
+    """What came of asking: held, or which line refused; and what is left of each line's budget after that, nano-USD,
+    where that was counted: what is held out of a lease changes nothing that anybody else sees."""
 
     refused: Refused | None
-    left_nano: tuple[int, ...]
+    left_nano: tuple[int, ...] = ()
 
 
 def admit(uses: Mapping[Window, Use], lines: Iterable[Line]) -> Refused | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from decimal import Decimal
 from pathlib import Path
@@ -13,12 +13,13 @@ from typing import Any
 from sqlalchemy import Connection, select
 from sqlalchemy.dialects.sqlite import insert
 
-from proxy.core.budgets import Budget, Line
+from proxy.core.budgets import Budget, Hold, Line
 from proxy.core.entries import Intent, RequestEntry
 from proxy.core.pricing import Price
 from proxy.core.savings import GpuMinute, RateLine
 from proxy.core.usage import Usage
 from proxy.ledger import marks, store, treasury
+from proxy.ledger.lending import Lending
 from proxy.ledger.marks import Orphans
 from proxy.ledger.rates import line_of, new_lines
 from proxy.ledger.rates import row_of as rate_row
@@ -40,8 +41,8 @@ Key = tuple[str, int]
 
 
 def settle(connection: Connection, entries: Mapping[Key, RequestEntry], rows: Sequence[Row], uses: Uses) -> int:
-    """Append the entries that are new, each with its row; add them to the rollups, charge their budgets, end their
-    holds. Returns how many were new."""
+    """Append the entries that are new, each with its row; add them to the rollups, charge their budgets. Returns how
+    many were new."""
     db = store.raw(connection)
     before = db.total_changes
     INSERT_REQUESTS(db, rows)
@@ -51,7 +52,6 @@ def settle(connection: Connection, entries: Mapping[Key, RequestEntry], rows: Se
         new = [entry for key, entry in entries.items() if key not in old]
     UPSERT_ROLLUP(db, [(*key, *sums) for key, sums in deltas(new).items()])
     treasury.post(uses, new)
-    treasury.release(connection, uses, list(entries))
     return added
 
 
@@ -63,12 +63,12 @@ def _known(db: sqlite3.Connection, keys: Iterable[Key], since: int = 0) -> set[K
     return {(name, attempt) for name, attempt, number in found if number <= (last or 0) - since}
 
 
-def rehearse(connection: Connection, entry: RequestEntry) -> None:
+def rehearse(connection: Connection, entry: RequestEntry, lending: Callable[[Uses], Lending]) -> None:
     """Run the statements of a batch, so that the first real one does not wait for them to be compiled. The caller
     rolls back."""
     uses = Uses(connection)
     line = Line(Budget(f"key:{entry.key_id}", 1, "day"), 0, 1)
-    treasury.reserve(connection, uses, [treasury.Hold(entry.request_id, entry.attempt, (line,), 0)], "")
+    treasury.reserve(connection, uses, [Hold(entry.request_id, entry.attempt, (line,), 0)], "", lending(uses))
     uses.write()
     settle(connection, {(entry.request_id, entry.attempt): entry}, rows_of([entry]), uses)
     uses.write()
@@ -100,6 +100,7 @@ def recover(connection: Connection, ledger: Path, dead: Sequence[Orphans], now_n
              for key, intent in orphans.items()}
     uses = Uses(connection)
     count = settle(connection, found, list(map(row_of, found.values())), uses) if found else 0
+    treasury.release(connection, uses, list(found))
     uses.write()
     ended = {process.token for process in dead}
     gone = {owner for owner in treasury.holders(connection) if owner in ended or not marks.is_alive(ledger, owner)}

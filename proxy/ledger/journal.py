@@ -26,14 +26,13 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from proxy.core.budgets import Reserved, Window
+from proxy.core.budgets import Hold, Reserved, Window
 from proxy.core.entries import Intent, RequestEntry
 from proxy.core.pricing import Price
 from proxy.core.savings import GpuMinute, RateLine
 from proxy.ledger import booking, marks, store, treasury
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.marks import Marks
-from proxy.ledger.treasury import Hold
 from proxy.ledger.writer import STOP, Item, Writer
 
 QUEUE_MAX = 20_000  # entries waiting for the writer; beyond it new ones are refused
@@ -42,6 +41,8 @@ BATCH_MAX = 1_000  # rows in one commit
 ASIDE_S = 0.001  # how often a busy event loop steps aside for the writer, and
 PAUSE_S = 0.000_02  # for how long
 MARK_RETRY_S = 0.2  # after a mark that could not be written, how often that is tried again, at most
+
+LEASED = Reserved(None)
 
 log = logging.getLogger("breakeven.ledger")
 
@@ -133,8 +134,12 @@ class Journal:
     async def reserve(self, hold: Hold) -> Reserved:
         """Hold the most that an attempt may cost, in all of its budgets or in none.
 
-        Survives the process from when it returns. An attempt that holds already holds this instead."""
-        reserved: Reserved = await self._written(self._accepting(), Item(key=hold.key, hold=hold))
+        Survives the process from when it returns. An attempt that holds already holds this instead. Does not wait where
+        leases cover it."""
+        writer = self._accepting()
+        if writer.leases.take(hold):
+            return LEASED
+        reserved: Reserved = await self._written(writer, Item(key=hold.key, hold=hold))
         return reserved
 
     async def open_windows(self, windows: Iterable[Window]) -> None:
@@ -143,7 +148,7 @@ class Journal:
 
     def void(self, key: tuple[str, int]) -> None:
         """End a hold whose attempt was never sent. Never waits."""
-        if self._writer is not None:
+        if self._writer is not None and not self._writer.leases.give_up(key):
             self._writer.queue.put(Item(key=key))
 
     async def settle(self, entry: RequestEntry) -> None:
@@ -162,7 +167,8 @@ class Journal:
         dead = marks.left_behind(self.path)
         try:
             found: int = await self._call(functools.partial(
-                booking.recover, ledger=self.path, dead=dead, now_ns=now_ns, ours=marks_.token, known=writer.holding))
+                booking.recover, ledger=self.path, dead=dead, now_ns=now_ns, ours=marks_.token,
+                known=writer.leases.holding))
         except BaseException:
             for process in dead:
                 process.close()

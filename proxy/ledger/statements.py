@@ -16,7 +16,7 @@ from itertools import chain
 from typing import Any
 
 import orjson
-from sqlalchemy import Executable, Insert, Select, and_, bindparam, func, literal_column, select, tuple_
+from sqlalchemy import Executable, Insert, Select, Table, and_, bindparam, func, literal_column, select, tuple_
 from sqlalchemy.dialects.sqlite import dialect, insert
 
 from proxy.core.budgets import GATEWAY
@@ -62,6 +62,13 @@ def _unpacked(width: int) -> Select[tuple[object, ...]]:
     return select(*picked).select_from(each)
 
 
+def _replacing(table: Table, columns: tuple[str, ...], keys: int) -> Rows:
+    """Rows that take the place of those with the same key, which is the first `keys` columns."""
+    made = insert(table).values(dict.fromkeys(columns))
+    return Rows(made.on_conflict_do_update(index_elements=list(columns[:keys]),
+                                           set_={name: made.excluded[name] for name in columns[keys:]}))
+
+
 INSERT_REQUESTS = Rows(insert(requests).values(dict.fromkeys(REQUEST_COLUMNS)).on_conflict_do_nothing())
 
 _key = tuple_(requests.c.request_id, requests.c.attempt)
@@ -88,12 +95,25 @@ KNOWN_USES = """
     SELECT u.scope, u.per, u.start_ns, u.posted_nano, u.pending_nano FROM json_each(?) AS s
     CROSS JOIN (VALUES ('hour', ?), ('day', ?), ('month', ?), ('total', ?)) AS w
     CROSS JOIN budget_use AS u ON u.scope = s.value AND u.per = w.column1 AND u.start_ns = w.column2"""
-_use = insert(budget_use).values(dict.fromkeys(USE_COLUMNS))
-UPSERT_USE = Rows(_use.on_conflict_do_update(
-    index_elements=list(USE_COLUMNS[:3]), set_={name: _use.excluded[name] for name in USE_COLUMNS[3:]}))
+UPSERT_USE = _replacing(budget_use, USE_COLUMNS, 3)
 _held = tuple_(holds.c.request_id, holds.c.attempt).in_(_unpacked(2))
 HOLDS_OF = text_of(select(holds).where(_held))
+UPSERT_HOLDS = _replacing(holds, HOLD_COLUMNS, 5)
 DELETE_HOLDS = text_of(holds.delete().where(_held))
+
+# Leases, see lending.py: rows of these names; whose, of those of a window that are open; what is wanted now.
+LEASE_ROWS = """
+    SELECT h.request_id, h.attempt, h.amount_nano FROM json_each(?) AS s CROSS JOIN holds AS h
+    ON h.request_id = s.value"""
+OTHERS_OPEN = """
+    SELECT owner, amount_nano FROM holds WHERE request_id > ? AND request_id < ? AND attempt = 0
+    AND scope = ? AND per = ? AND start_ns = ? AND owner != ?"""
+OPEN_IN = """
+    SELECT h.scope, h.per, h.start_ns, sum(h.amount_nano) FROM holds AS h
+    WHERE h.request_id > 'lease ' AND h.request_id < 'lease!' AND h.attempt = 0 GROUP BY 1, 2, 3"""
+WANTED = """
+    SELECT scope, per, start_ns FROM holds WHERE request_id > 'wanted ' AND request_id < 'wanted!' AND expires_ns > ?"""
+DELETE_WANTED = "DELETE FROM holds WHERE request_id = ?"
 
 
 def spent_in(scope: str, start_ns: int, end_ns: int | None) -> Select[tuple[int]]:

@@ -8,7 +8,7 @@ requests that arrived in it posted; and a hold is admitted only where both toget
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
@@ -19,8 +19,9 @@ from sqlalchemy import Connection, select
 from proxy.core.budgets import (
     GATEWAY,
     PERS,
-    Line,
+    Hold,
     Per,
+    Refused,
     Reserved,
     Use,
     Window,
@@ -33,32 +34,19 @@ from proxy.core.entries import RequestEntry
 from proxy.core.money import NS_PER_HOUR
 from proxy.ledger import store
 from proxy.ledger.errors import LedgerUnavailable
+from proxy.ledger.lending import Lending
+from proxy.ledger.marks import Key
 from proxy.ledger.schema import holds
 from proxy.ledger.statements import (
     DELETE_HOLDS,
     HOLDS_OF,
     INSERT_HOLDS,
     KNOWN_USES,
+    OPEN_IN,
     UPSERT_USE,
     packed,
     spent_in,
 )
-
-Key = tuple[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """What one attempt may cost at most, in each of its budgets."""
-
-    request_id: str
-    attempt: int
-    lines: tuple[Line, ...]
-    expires_ns: int
-
-    @property
-    def key(self) -> Key:
-        return self.request_id, self.attempt
 
 
 class Uses:
@@ -66,7 +54,7 @@ class Uses:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._db = store.raw(connection)
+        self.db = store.raw(connection)
         self._uses: dict[Window, Use] = {}
         self._missing: set[Window] = set()
         self._changed: set[Window] = set()
@@ -80,7 +68,7 @@ class Uses:
                 starts[per].append(start_ns)
         scopes = orjson.dumps(list({scope for scope, _, _ in wanted})).decode()
         for moments in zip_longest(*starts.values(), fillvalue=-1):  # one, but at the turn of an hour
-            for *window, posted_nano, pending_nano in self._db.execute(KNOWN_USES, (scopes, *moments)):
+            for *window, posted_nano, pending_nano in self.db.execute(KNOWN_USES, (scopes, *moments)):
                 self._uses.setdefault(tuple(window), Use(posted_nano, pending_nano))  # type: ignore[arg-type]
         self._missing |= wanted - self._uses.keys()
 
@@ -90,6 +78,8 @@ class Uses:
 
     def change(self, window: Window) -> Use:
         """The window, to be written; one that is new is counted from the rows there are."""
+        if window not in self._uses:
+            self.load((window,))
         use = self._uses.get(window)
         if use is None:
             scope, per, start_ns = window
@@ -100,13 +90,15 @@ class Uses:
 
     def write(self) -> None:
         if self._changed:
-            UPSERT_USE(self._db, [(*window, self._uses[window].posted_nano, self._uses[window].pending_nano)
+            UPSERT_USE(self.db, [(*window, self._uses[window].posted_nano, self._uses[window].pending_nano)
                                   for window in self._changed])
 
 
-def reserve(connection: Connection, uses: Uses, asked: Sequence[Hold], owner: str) -> list[Reserved]:
+def reserve(connection: Connection, uses: Uses, asked: Sequence[Hold], owner: str, lending: Lending,
+            impatient: Collection[Key] = ()) -> list[Reserved | None]:
     """Hold what fits, in the order in which it was asked for. Asking again for the same attempt holds that instead;
-    where that is refused, it holds what it held."""
+    where that is refused, it holds what it held. None: others have been asked for what lies idle in their leases, and
+    it should be asked again shortly, unless the attempt is `impatient`."""
     db = store.raw(connection)
     held: dict[Key, list[tuple[Window, int]]] = {}
     for name, attempt, *window, amount, _, _ in db.execute(HOLDS_OF, (packed(hold.key for hold in asked),)):
@@ -114,28 +106,43 @@ def reserve(connection: Connection, uses: Uses, asked: Sequence[Hold], owner: st
     replaced = set(held)
     uses.load([*(line.window for hold in asked for line in hold.lines),
                *(window for lines in held.values() for window, _ in lines)])
+    lending.touch(line.window for hold in asked for line in hold.lines)
     rows: dict[Key, list[list[object]]] = {}
-    outcomes = []
+    outcomes: list[Reserved | None] = []
     for hold in asked:
         before = held.get(hold.key, [])
         for window, amount in before:
             uses.change(window).pending_nano -= amount
-        touched = {line.window: uses.change(line.window) for line in hold.lines}
-        refused = admit(touched, hold.lines)
+        moved = lending.moves(hold)
+        refused = _admitted(uses, hold, lending)
         if refused is None:
             held[hold.key] = [(line.window, line.amount_nano) for line in hold.lines]
             rows[hold.key] = [[*hold.key, *line.window, line.amount_nano, owner, hold.expires_ns]
                               for line in hold.lines]
         else:
+            if moved:
+                lending.stays(hold)
             for window, amount in before:
                 uses.change(window).pending_nano += amount
-        outcomes.append(Reserved(refused, tuple(line.budget.limit_nano - touched[line.window].total
-                                                for line in hold.lines)))
+        if refused is not None and hold.key not in impatient and lending.may_come_back(
+                refused.line.window, refused.line.amount_nano - refused.left_nano):
+            outcomes.append(None)
+        else:
+            outcomes.append(Reserved(refused, tuple(line.budget.limit_nano - uses.change(line.window).total
+                                                    for line in hold.lines)))
     replaced &= rows.keys()
     if replaced:
         db.execute(DELETE_HOLDS, (packed(replaced),))
     INSERT_HOLDS(db, [line for lines in rows.values() for line in lines])
     return outcomes
+
+
+def _admitted(uses: Uses, hold: Hold, lending: Lending) -> Refused | None:
+    """What our own leases leave idle is no reason to refuse anything."""
+    touched = {line.window: uses.change(line.window) for line in hold.lines}
+    while (refused := admit(touched, hold.lines)) is not None and lending.give_back(refused.line.window):
+        pass
+    return refused
 
 
 def release(connection: Connection, uses: Uses, keys: Sequence[Key]) -> None:
@@ -217,7 +224,9 @@ def used(connection: Connection, windows: Iterable[Window]) -> dict[Window, Use]
     uses = Uses(connection)
     wanted = list(windows)
     uses.load(wanted)
-    return {window: use for window in wanted if (use := uses.get(window)) is not None}
+    open_ = {(scope, per, start_ns): amount for scope, per, start_ns, amount in store.raw(connection).execute(OPEN_IN)}
+    return {window: replace(use, open_nano=open_.get(window, 0))
+            for window in wanted if (use := uses.get(window)) is not None}
 
 
 class Spending:

@@ -19,16 +19,23 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from proxy.core.budgets import Hold, Reserved, Window
 from proxy.core.entries import Intent, RequestEntry
-from proxy.ledger import booking, store, treasury
+from proxy.ledger import booking, lending, store, treasury
 from proxy.ledger.errors import LedgerUnavailable
-from proxy.ledger.marks import Marks
+from proxy.ledger.leases import Leases
+from proxy.ledger.lending import Lending
+from proxy.ledger.marks import Key, Marks, is_alive
 from proxy.ledger.rows import Row, row_of, rows_of
-from proxy.ledger.treasury import Hold, Uses
+from proxy.ledger.treasury import Uses
 
 log = logging.getLogger("breakeven.ledger")
 
 GAP_S = 0.002  # between two commits where several processes share the ledger
+TICK_S = 0.5  # how often leases are looked at: what nobody asks for is given back at the second look
+POLL_S = 0.02  # how often it is looked whether others want what lies idle in leases
+AGAIN_S = 0.005  # how soon what others may have given back is asked for again
+PATIENCE_S = 2.0  # and for how long
 WRONG = (ValueError, TypeError, AttributeError)  # what rendering a wrong entry raises
 RETRY_S = (0.02, 0.05, 0.1, 0.2, 0.5)
 
@@ -38,12 +45,13 @@ class Item:
     """One thing to write: a settlement (`entry`, and its row once it is rendered), a hold, the end of one (`key`
     alone), or a call within the transaction."""
 
-    key: booking.Key | None = None
+    key: Key | None = None
     entry: RequestEntry | None = None
     row: Row | None = None
     hold: Hold | None = None
     call: Callable[[Connection], Any] | None = None
     future: asyncio.Future[Any] | None = None
+    since: float = 0.0  # when a hold was asked for first, if others have been asked to give back
 
     @property
     def must(self) -> bool:
@@ -78,11 +86,14 @@ class Writer(threading.Thread):
         self.patience_s = 5.0
         self._url, self._path, self._marks = url, path, marks
         self._batch_max, self._spool_max = batch_max, spool_max
-        self.holding: set[booking.Key] = set()  # attempts of this process that hold something
+        self.leases = Leases()
+        self._tick_at = 0.0
+        self._due: set[Window] = set()  # leases that are to be looked at in the next transaction
         self._spool: list[Item] = []
+        self._later: list[Item] = []  # holds for which others have been asked to give back
         self._stopping_since: float | None = None
         self._doubtful = False
-        self._last: booking.Key | None = None
+        self._last: Key | None = None
         self._connection: Connection | None = store.writing(url)
         self._inode = path.stat().st_ino
         self._durable = True
@@ -96,23 +107,62 @@ class Writer(threading.Thread):
 
     @property
     def waiting(self) -> int:
-        return self.queue.qsize() + len(self._spool)
+        return self.queue.qsize() + len(self._spool) + len(self._later)
 
     def run(self) -> None:
-        while self._spool or self._stopping_since is None:
+        while self._spool or self._later or self._stopping_since is None:
             self._collect()
-            if self._spool or self._failures:
-                self._write_some()
+            self._turn()
             if self._spool and self._stopping_since and time.monotonic() - self._stopping_since > self.patience_s:
                 log.critical("%d entries could not be written before the end: %s", len(self._spool), self.problem)
                 break
+        self._end()
+
+    def _turn(self) -> None:
+        """Write what is there to be written."""
+        if self.leases.of:
+            self._look_at_leases()
+        if self._spool or self._failures or self._due:
+            self._write_some()
+
+    def _end(self) -> None:
+        """Give back all leases."""
+        self._due |= set(self.leases.of)
+        try:
+            if not self._failures:
+                self._commit([])
+        except (LedgerUnavailable, *store.ERRORS) as error:  # then somebody's recovery does
+            log.warning("ledger %s: leases stay until the next start: %s", self._path, error)
         self._disconnect()
+
+    def _look_at_leases(self) -> None:
+        if (now := time.monotonic()) >= self._tick_at:
+            self._tick_at = now + TICK_S
+            self._due |= set(self.leases.tick())
+        if not self._spool and self._connection is not None and self._polls():
+            try:
+                wanted = lending.wanted(store.raw(self._connection), time.time_ns())
+            except store.ERRORS as error:  # the next batch meets it, too, and says so
+                log.debug("leases: %s", error)
+            else:
+                self._due |= wanted & self.leases.of.keys()
+
+    def _polls(self) -> bool:
+        return self.leases.any_open() and self._marks.beside_others()
+
+    def _rest_s(self) -> float | None:
+        """How long there is nothing to do unless somebody asks; None: for ever."""
+        if self._later:
+            return AGAIN_S
+        if not self.leases.of:
+            return None
+        return POLL_S if self._polls() else max(AGAIN_S, self._tick_at - time.monotonic())
 
     def _rehearse(self) -> None:
         """Before the thread starts, so that nobody's settlement waits for it."""
         try:
             with store.transaction(self._connected(durable=True)):
-                booking.rehearse(self._connected(durable=True), REHEARSAL)
+                booking.rehearse(self._connected(durable=True), REHEARSAL, self._lending)
                 raise _Undo
         except _Undo:
             pass
@@ -129,7 +179,11 @@ class Writer(threading.Thread):
                 except Empty:
                     break
         elif not self._spool and self._stopping_since is None:
-            self._take(self.queue.get())
+            try:
+                self._take(self.queue.get(timeout=self._rest_s()))
+            except Empty:
+                pass
+        self._spool[:0], self._later = self._later, []
         while len(self._spool) < self._batch_max:
             try:
                 self._take(self.queue.get_nowait())
@@ -149,7 +203,7 @@ class Writer(threading.Thread):
 
     def _write_some(self) -> None:
         batch = self._rendered()
-        if not batch and not self._failures:  # all were wrong
+        if not (batch or self._failures or self._due):  # all were wrong
             return
         try:
             outcomes = self._commit(batch)
@@ -218,31 +272,76 @@ class Writer(threading.Thread):
 
         Settlements come before holds, so that what they free is there to be held. Calls come before both: recovery asks
         which holds are ours, of those that are there."""
-        settled = {item.key: item for item in reversed(batch) if item.key is not None and item.entry is not None}
+        rows = {item.key: (item.entry, item.row) for item in reversed(batch)
+                if item.key is not None and item.entry is not None and item.row is not None}
+        settled = {key: entry for key, (entry, _) in rows.items()}
         holds, voided = _holds_and_voids(batch)
         calls = [item for item in batch if item.call is not None]
-        connection = self._connected(durable=bool(settled or calls) or not batch)
+        connection = self._connected(durable=bool(settled or calls or self._failures))
+        holding = self.leases.holding
+        held_nothing = {item.key for item in holds if item.key is not None} - holding
+        holding |= held_nothing  # even if the commit says that it failed
         with store.transaction(connection):
-            if not batch:  # after a failure that left nothing to retry: does it write again?
+            if not batch and self._failures:  # that left nothing to retry: does it write again?
                 booking.probe(connection)
             values = [item.call(connection) for item in calls if item.call is not None]
             uses = Uses(connection)
-            new = booking.settle(connection, {key: item.entry for key, item in settled.items()},
-                                 [item.row for item in settled.values()], uses) if settled else 0
-            treasury.release(connection, uses, voided)
-            answers = treasury.reserve(connection, uses, [item.hold for item in holds if item.hold is not None],
-                                       self._marks.token) if holds else []
+            lent = self._lending(uses)
+            new = booking.settle(connection, settled, [row for _, row in rows.values()], uses) if settled else 0
+            lent.settled(settled.values())
+            treasury.release(connection, uses, [key for key in (*settled, *voided) if key in holding])
+            answers = self._reserved(connection, uses, lent, holds)
+            lent.top_up()
+            lent.write()
             uses.write()
+        lent.done()
         self.settled += new
-        self.holding -= {*settled, *voided}
-        self.holding |= {item.key for item, answer in zip(holds, answers, strict=True)
-                         if item.key is not None and answer.refused is None}
+        self._due.clear()
+        holding.difference_update(settled, voided)
         for key in settled:
             self._marks.remove(key)
             self._last = key
-        told = [*zip(calls, values, strict=True), *zip(holds, answers, strict=True),
+        told = [*zip(calls, values, strict=True), *self._answered(holds, answers, held_nothing),
                 *((item, None) for item in batch if item.entry is not None)]
         return [item.result(value) for item, value in told if item.future is not None]
+
+    def _reserved(self, connection: Connection, uses: Uses, lent: Lending,
+                  holds: list[Item]) -> list[Reserved | None]:
+        asked = [item.hold for item in holds if item.hold is not None]
+        if not asked:
+            return []
+        self.leases.asked(asked)
+        now = time.monotonic()
+        impatient = {item.key for item in holds if item.key and (
+            self._stopping_since is not None or (item.since and now - item.since > PATIENCE_S))}
+        return treasury.reserve(connection, uses, asked, self._marks.token, lent, impatient)
+
+    def _answered(self, holds: list[Item], answers: list[Reserved | None],
+                  held_nothing: set[Key]) -> list[tuple[Item, Reserved]]:
+        """Who is told; the others ask again."""
+        told = []
+        for item, answer in zip(holds, answers, strict=True):
+            if item.key in held_nothing and (answer is None or answer.refused is not None):
+                self.leases.holding.discard(item.key)
+            if answer is None:
+                item.since = item.since or time.monotonic()
+                self._later.append(item)
+            else:
+                told.append((item, answer))
+        return told
+
+    def _lives(self, owner: str) -> bool:
+        return is_alive(self._path, owner)
+
+    def _lending(self, uses: Uses) -> Lending:
+        """What this transaction does with our leases."""
+        now_ns, others = time.time_ns(), self._marks.beside_others()
+        wanted = lending.wanted(uses.db, now_ns) if others else set()
+        if ending := self._stopping_since is not None:
+            wanted |= set(self.leases.of)
+        lent = Lending(uses, self.leases, self._marks.token, wanted, self._lives if others else None, now_ns, ending)
+        lent.touch((self._due | wanted) & self.leases.of.keys())
+        return lent
 
     def _connected(self, *, durable: bool) -> Connection:
         """The connection, reopened after a failure, with the commit mode this batch needs."""
@@ -289,7 +388,8 @@ class Writer(threading.Thread):
         self._doubtful |= store.is_doubtful(error)
         self._disconnect()
         told = [item.result(error=LedgerUnavailable(what, kept=item.entry is not None))
-                for item in self._spool if item.future is not None]
+                for item in (*self._later, *self._spool) if item.future is not None]
+        self._later = []
         # Neither a call nor a hold is repeated behind the back of a caller who was told that it failed.
         self._spool = [item for item in self._spool if item.call is None and item.hold is None]
         _deliver(told)
@@ -303,11 +403,11 @@ class Writer(threading.Thread):
                 log.warning("closing ledger %s: %s", self._path, error)
 
 
-def _holds_and_voids(batch: list[Item]) -> tuple[list[Item], list[booking.Key]]:
+def _holds_and_voids(batch: list[Item]) -> tuple[list[Item], list[Key]]:
     """What is to be held, and what is to be held no longer. A hold that is given up later in the same batch is neither:
     whoever asked for it was cancelled, and voids come before holds."""
     holds: list[Item] = []
-    voided: set[booking.Key] = set()
+    voided: set[Key] = set()
     for item in reversed(batch):
         if item.hold is not None:
             if item.key not in voided:

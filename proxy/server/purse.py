@@ -18,14 +18,14 @@ from dataclasses import replace
 import orjson
 
 from proxy.config.model import Settings
-from proxy.core.budgets import GATEWAY, Budget, Line, Refused, Use, window_end_ns, window_start_ns
+from proxy.core.budgets import GATEWAY, Budget, Hold, Line, Refused, Use, window_end_ns, window_start_ns
 from proxy.core.entries import RequestEntry
 from proxy.core.errors import QuotaExceeded
 from proxy.core.money import NS_PER_S
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.journal import Journal
 from proxy.ledger.keys import Principal
-from proxy.ledger.treasury import Hold, Spending
+from proxy.ledger.treasury import Spending
 from proxy.server.dispatch import Placement
 from proxy.server.offers import TIERS, Offer
 from proxy.server.planning import Call, Planner

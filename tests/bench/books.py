@@ -24,11 +24,10 @@ from typing import Any
 
 import uvloop
 
-from proxy.core.budgets import Budget, Line, window_start_ns
+from proxy.core.budgets import Budget, Hold, Line, window_start_ns
 from proxy.core.entries import Intent, RequestEntry
 from proxy.core.usage import Usage
 from proxy.ledger.journal import Journal
-from proxy.ledger.treasury import Hold
 
 BUDGETS = (Budget("tag:team=bench", 10**17, "day"), Budget("key:key_0123456789ab", 10**17, "month"))
 DECISION = ('{"reason":"cheapest","attempts":[{"backend":"e1","replica":0,"cost_usd":0.001}],"refusals":[{"backend":'

@@ -1,16 +1,18 @@
 """`make budgets`: hundreds of requests at once on the last cent of a budget, in four processes on one ledger.
 
 Four processes open the same SQLite ledger. In each round a budget has one cent left, and 500 requests at once, spread
-over the processes, hold what they may cost, post what they did, or are voided. The ledger itself writes down, in the
-transactions and so in their order, what each request asked for, what was left at that moment and what it was told, and
-by a trigger every state of the budget. From that list it is seen whether the limit was ever passed, whether a hold was
-refused that fitted, and that no step is missing between two states. Then the other promise: a million prices and
-usages, and how many cost more than would have been held.
+over the processes, hold what they may cost, post what they did, or are voided. A trigger writes down every state of the
+budget, and each process, in the transaction that refuses, what was asked for, what was left, and what lay in leases of
+others. Beside that the processes keep a list of their own, by one clock, of what was asked, answered, settled and given
+up: from it alone follows what was held and spent at least at every moment, and at most. So it is seen whether the limit
+was ever passed, and whether a hold was refused that fitted, or that idle leases would have covered. Then the other
+promise: a million prices and usages, and how many cost more than would have been held.
 
     python -m tests.bench.budgets [--rounds 20] [--requests 500] [--cases 1000000]
 
 The last line is JSON: `over_nano_usd` is the most by which posted + pending was over the limit, `wrongly_refused` how
-many holds were refused that fitted, `hold_short` how many of the cases cost more than their hold.
+many holds were refused that fitted, `hold_short` how many of the cases cost more than their hold; `leased` how many
+were held without a commit.
 """
 
 from __future__ import annotations
@@ -24,57 +26,58 @@ import sqlite3
 import sys
 import tempfile
 import time
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import Progress
 
-from proxy.core.budgets import Budget, Line, window_start_ns
+from proxy.core.budgets import Budget, Hold, Line, window_start_ns
 from proxy.core.entries import RequestEntry
 from proxy.core.pricing import INPUTS, OUTPUTS, Price, Tier
 from proxy.core.usage import Usage
 from proxy.ledger import treasury
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.journal import Journal
-from proxy.ledger.treasury import Hold
 from proxy.ledger.verify import balanced as verify  # prices and amounts are made up
 
 T = TypeVar("T")
 CENT = 10_000_000  # nano-USD
 PROCESSES = 4
 LATER = 2**62
+GRACE_NS = 10**9  # what is given up is idle in the ledger by then
 AUDIT = f"""
-CREATE TABLE audit (id INTEGER PRIMARY KEY, scope TEXT, asked INTEGER, left INTEGER, held INTEGER);
+CREATE TABLE audit (id INTEGER PRIMARY KEY, scope TEXT, left INTEGER);
+CREATE TABLE audit_refused (scope TEXT, asked INTEGER, left INTEGER, others INTEGER);
 CREATE TRIGGER audit_new AFTER INSERT ON budget_use BEGIN
-  INSERT INTO audit VALUES (NULL, NEW.scope, NULL, {CENT} - NEW.posted_nano - NEW.pending_nano, NULL); END;
+  INSERT INTO audit VALUES (NULL, NEW.scope, {CENT} - NEW.posted_nano - NEW.pending_nano); END;
 CREATE TRIGGER audit_change AFTER UPDATE ON budget_use BEGIN
-  INSERT INTO audit VALUES (NULL, NEW.scope, NULL, {CENT} - NEW.posted_nano - NEW.pending_nano, NULL); END;
+  INSERT INTO audit VALUES (NULL, NEW.scope, {CENT} - NEW.posted_nano - NEW.pending_nano); END;
 """
+REFUSED = """INSERT INTO audit_refused VALUES (:scope, :asked, :left, (
+    SELECT coalesce(sum(amount_nano), 0) FROM holds WHERE attempt = 0 AND scope = :scope AND owner != :owner))"""
+
+Event = tuple[int, str, str, int, int]  # monotonic ns, what, request, held, cost
 
 
 def audited() -> None:
-    """From here on this process's ledger writes down each answer beside what was left when it was given."""
-    admit, reserve, said = treasury.admit, treasury.reserve, []
+    """From here on this process's ledger writes down each refusal beside what was left when it was given."""
+    reserve = treasury.reserve
 
-    def admitting(uses: Any, lines: Any) -> Any:
-        (line,) = lines
-        left = CENT - uses[line.window].total
-        refused = admit(uses, (line,))
-        said.append({"scope": line.budget.scope, "asked": line.amount_nano, "left": left, "held": refused is None})
-        return refused
-
-    def reserving(connection: Any, *given: Any) -> Any:
-        said.clear()
-        found = reserve(connection, *given)
-        if said:
-            connection.exec_driver_sql(
-                "INSERT INTO audit (scope, asked, left, held) VALUES (:scope, :asked, :left, :held)", said)
+    def reserving(connection: Any, uses: Any, asked: Any, owner: str, *given: Any) -> Any:
+        found = reserve(connection, uses, asked, owner, *given)
+        for came in found:
+            if came is not None and came.refused is not None:
+                line = came.refused.line
+                connection.exec_driver_sql(REFUSED, {"scope": line.budget.scope, "asked": line.amount_nano,
+                                                     "left": came.refused.left_nano, "owner": owner})
         return found
 
-    treasury.admit, treasury.reserve = admitting, reserving  # type: ignore[assignment]
+    treasury.reserve = reserving
 
 
 def entry(name: str, key: str, at_ns: int, hold: int, cost: int) -> RequestEntry:
@@ -84,30 +87,52 @@ def entry(name: str, key: str, at_ns: int, hold: int, cost: int) -> RequestEntry
 
 
 async def worker(url: str, number: int, rounds: int, requests: int, start: Any, told: Any) -> None:
-    """One process's share; after each round, how many it asked."""
+    """One process's share; after each round, what it has seen."""
     audited()
     async with Journal(url) as journal:
         for round_ in range(rounds):
             await asyncio.to_thread(start.wait)
-            budget, share = Budget(f"key:{round_}", CENT, "month"), requests // PROCESSES
-            await asyncio.gather(*(one(journal, budget, f"{round_}-{number}-{index}") for index in range(share)))
-            told.put(share)
+            budget, share, seen = Budget(f"key:{round_}", CENT, "month"), requests // PROCESSES, Seen()
+            await asyncio.gather(*(one(journal, budget, f"{round_}-{number}-{index}", seen) for index in range(share)))
+            told.put((round_, seen.events, seen.leased))
 
 
-async def one(journal: Journal, budget: Budget, name: str) -> None:
+class Seen:
+    """One process's list of what happened, by the one clock of the machine."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.leased = 0
+
+    def note(self, what: str, name: str, held: int, cost: int = 0) -> None:
+        self.events.append((time.monotonic_ns(), what, name, held, cost))
+
+
+async def one(journal: Journal, budget: Budget, name: str, seen: Seen) -> None:
     """Hold, wait, then post a part of it or void it all."""
     pick, at_ns = random.Random(name), time.time_ns()
-    amount = pick.choice((1, pick.randint(1, CENT // 10), pick.randint(1, CENT)))
+    size = pick.choice((10_000, 10_000, 1_000, 1_000, 10, 1))
+    amount = pick.choice((1, pick.randint(1, CENT // size), pick.randint(1, CENT // size)))
+    if pick.random() < 0.7:  # the rest all at once
+        await asyncio.sleep(pick.random() * 0.3 + 0.2 * (size < 100))
     line = Line(budget, window_start_ns(budget.per, at_ns), amount)
+    seen.note("asks", name, amount)
     reserved = await written(lambda: journal.reserve(Hold(name, 1, (line,), LATER)))
     if reserved.refused is not None:
+        seen.note("refused", name, amount)
         return
+    seen.note("held", name, amount)
+    seen.leased += not reserved.left_nano
     await asyncio.sleep(pick.random() * 0.01)
+    cost = pick.choice((0, pick.randint(0, amount), amount))
     if pick.random() < 0.2:
+        seen.note("voids", name, amount)
         journal.void((name, 1))
-    else:
-        settled = entry(name, budget.scope.removeprefix("key:"), at_ns, amount, pick.randint(0, amount))
-        await written(lambda: journal.settle(settled))
+        return
+    settled = entry(name, budget.scope.removeprefix("key:"), at_ns, amount, cost)
+    seen.note("settles", name, amount, cost)
+    await written(lambda: journal.settle(settled))
+    seen.note("settled", name, amount, cost)
 
 
 async def written(ask: Callable[[], Awaitable[T]]) -> T:
@@ -119,43 +144,77 @@ async def written(ask: Callable[[], Awaitable[T]]) -> T:
             await asyncio.sleep(0.05)
 
 
-def crowd(url: str, rounds: int, requests: int, step: Callable[[], None]) -> int:
+def crowd(url: str, rounds: int, requests: int, step: Callable[[], None]) -> tuple[dict[int, list[Event]], int]:
+    """What the processes have seen, by round; how many were held out of leases."""
     context = multiprocessing.get_context("spawn")
     start, told = context.Barrier(PROCESSES), context.Queue()
     processes = [context.Process(target=_run, args=(url, number, rounds, requests, start, told))
                  for number in range(PROCESSES)]
     for process in processes:
         process.start()
-    asked = 0
+    seen: dict[int, list[Event]] = {}
+    leased = 0
     for index in range(PROCESSES * rounds):
-        asked += told.get(timeout=120)
+        round_, events, more = told.get(timeout=120)
+        seen.setdefault(round_, []).extend(events)
+        leased += more
         if index % PROCESSES == PROCESSES - 1:
             step()
     for process in processes:
         process.join()
-    return asked
+    return seen, leased
 
 
 def _run(*given: Any) -> None:
     asyncio.run(worker(*given))
 
 
-def judged(path: Path, asked: int) -> dict[str, int]:
-    """From what the ledger wrote down. AssertionError where two entries do not follow from each other."""
+def judged(path: Path, seen: dict[int, list[Event]]) -> dict[str, int]:
+    """From what the ledger wrote down, and from what the processes have seen."""
     with sqlite3.connect(path) as connection:
-        audit = connection.execute("SELECT scope, asked, left, held FROM audit ORDER BY id").fetchall()
-    over = wrongly = answers = 0
-    following: dict[str, int] = {}  # what the next entry of a scope must say is left
-    for scope, amount, left, held in audit:
-        over = max(over, -left)
-        if scope in following:
-            assert left == following.pop(scope), f"a step is missing in {scope}"
-        if amount is not None:
-            answers += 1
-            wrongly += not held and amount <= left
-            following[scope] = left - amount * held
-    assert answers == asked and not following, f"{asked} asked, {answers} answers"
-    return {"requests": asked, "over_nano_usd": over, "wrongly_refused": wrongly}
+        (over,) = connection.execute("SELECT max(0, -min(left)) FROM audit").fetchone()
+        (wrongly,) = connection.execute("SELECT count(*) FROM audit_refused WHERE asked <= left + others").fetchone()
+        (refusals,) = connection.execute("SELECT count(*) FROM audit_refused").fetchone()
+    answers = {what: sum(event[1] == what for events in seen.values() for event in events)
+               for what in ("asks", "refused", "held")}
+    assert answers["asks"] == answers["refused"] + answers["held"] and answers["refused"] == refusals, answers
+    for events in seen.values():
+        over = max(over, peak(at_least(events)) - CENT)
+        wrongly += refused_with_room(events)
+    return {"requests": answers["asks"], "refused": refusals, "over_nano_usd": over, "wrongly_refused": wrongly}
+
+
+def at_least(events: list[Event]) -> list[tuple[int, int]]:
+    """(moment, more) of what is held and spent for certain: from when it was told that it is held, until it is asked
+    to be settled, what it holds; from then on what it cost."""
+    more = {"held": lambda held, cost: held, "settles": lambda held, cost: cost - held, "voids": lambda held, _: -held}
+    return sorted((at, more[what](held, cost)) for at, what, _, held, cost in events if what in more)
+
+
+def at_most(events: list[Event]) -> list[tuple[int, int]]:
+    """(moment, more) of what may be held and spent: from when it was asked for, until it is told that it is not."""
+    more = {"asks": lambda held, cost: held, "refused": lambda held, _: -held,
+            "settled": lambda held, cost: cost - held, "voids": lambda held, _: -held}
+    return sorted((at + GRACE_NS * (what == "voids"), more[what](held, cost))
+                  for at, what, _, held, cost in events if what in more)
+
+
+def peak(changes: list[tuple[int, int]]) -> int:
+    return max(accumulate(more for _, more in changes), default=0)
+
+
+def refused_with_room(events: list[Event]) -> int:
+    """How many were refused although all that may have been held or spent, with them, never passed the limit between
+    their question and the answer."""
+    changes = at_most(events)
+    moments, sums = [at for at, _ in changes], list(accumulate(more for _, more in changes))
+    asked = {name: at for at, what, name, _, _ in events if what == "asks"}
+    wrongly = 0
+    for at, what, name, _, _ in events:
+        if what == "refused":
+            begin, end = bisect_left(moments, asked[name]), bisect_left(moments, at)
+            wrongly += max(sums[begin:end]) <= CENT
+    return wrongly
 
 
 def short(cases: int, seed: int, step: Callable[[int], None]) -> int:
@@ -200,10 +259,13 @@ def run(folder: Path, rounds: int, requests: int, step: Callable[[], None]) -> d
     Journal(url).open().stop()
     with sqlite3.connect(path) as connection:
         connection.executescript(AUDIT)
-    found = judged(path, crowd(url, rounds, requests, step))
+    seen, leased = crowd(url, rounds, requests, step)
+    found = judged(path, seen)
     problems = verify(url)
+    with sqlite3.connect(path) as connection:
+        problems += [f"left behind: {row}" for row in connection.execute("SELECT * FROM holds")]
     assert not problems, problems
-    return found
+    return {**found, "leased": leased}
 
 
 def main() -> None:

@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from test_ledger_rows import T0, entry, intent, on_api
 
-from proxy.core.budgets import GATEWAY, Budget, Line, window_start_ns
+from proxy.core.budgets import GATEWAY, Budget, Hold, Line, window_start_ns
 from proxy.core.money import NS_PER_MINUTE
 from proxy.ledger import booking, store, treasury
 from proxy.ledger.journal import Journal
+from proxy.ledger.leases import Leases
+from proxy.ledger.lending import Lending
 from proxy.ledger.rows import row_of
-from proxy.ledger.treasury import Hold, Uses
+from proxy.ledger.treasury import Uses
 from proxy.ledger.verify import balanced as verify
 
 KEY = Budget("key:key_a", 1_000, "month")
@@ -73,7 +75,10 @@ async def test_a_hold_that_is_given_up_before_it_is_answered_holds_nothing(journ
         asked.cancel()
         journal.void((one.request_id, 1))
         assert (await journal.reserve(hold(on_api(), 1))).refused is None
-    assert uses(journal) == {"key:key_a": (0, 20)}
+    used = [lease.used_nano for lease in journal._writer.leases.of.values()]
+    with sqlite3.connect(journal.path) as connection:
+        rows = connection.execute("SELECT sum(amount_nano) FROM holds WHERE attempt > 0").fetchone()
+    assert rows[0] + sum(used) == 20
 
 
 async def test_all_budgets_hold_or_none_does(journal):
@@ -141,7 +146,7 @@ async def test_a_hold_that_was_forgotten_expires_and_those_of_the_living_stay(jo
     forgotten = on_api()
     await journal.reserve(hold(forgotten, 300, expires_ns=T0))
     await journal.reserve(hold(on_api(), 400))
-    journal._writer.holding.discard((forgotten.request_id, 1))
+    journal._writer.leases.holding.discard((forgotten.request_id, 1))
     await journal.recover(T0 + 1)
     assert uses(journal)["key:key_a"] == (0, 400)
     async with Journal(url) as other:
@@ -190,7 +195,7 @@ class Walk(RuleBasedStateMachine):
         one, budgets = on_api(), (KEY, TEAM) if both else (KEY,)
         fits = all(self.posted[b.scope] + self.pending(b.scope) + amount <= b.limit_nano for b in budgets)
         (came,) = self.write(lambda touched: treasury.reserve(
-            self.connection, touched, [hold(one, amount, *budgets)], "me"))
+            self.connection, touched, [hold(one, amount, *budgets)], "me", Lending(touched, Leases(), "me")))
         assert (came.refused is None) == fits  # never over, and never refused what fits
         if fits:
             self.held[one.request_id] = (one, amount, budgets)
@@ -209,8 +214,11 @@ class Walk(RuleBasedStateMachine):
             self.book(pick.choice(self.settled), new=False)
 
     def book(self, one, new=True):
-        self.write(lambda touched: booking.settle(
-            self.connection, {(one.request_id, 1): one}, [row_of(one)], touched))
+        def settle(touched):
+            booking.settle(self.connection, {(one.request_id, 1): one}, [row_of(one)], touched)
+            treasury.release(self.connection, touched, [(one.request_id, 1)])
+
+        self.write(settle)
         if new:
             self.settled.append(one)
             for scope in self.posted:

@@ -26,14 +26,13 @@ from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 
-from proxy.core.budgets import Budget, Line, Reserved
+from proxy.core.budgets import Budget, Hold, Line, Reserved
 from proxy.core.entries import Intent, RequestEntry
 from proxy.core.savings import GpuMinute
 from proxy.core.usage import Usage
 from proxy.ledger import store, writer
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.journal import Journal
-from proxy.ledger.treasury import Hold
 from proxy.ledger.verify import balanced as verify
 from tests.disk import FOR_EVER, OPEN, SYNC, TRUNCATE, WRITE, Controls, Disk, after_power_loss
 

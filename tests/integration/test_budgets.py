@@ -13,12 +13,12 @@ import openai
 import orjson
 import pytest
 
+from proxy.core.budgets import Hold
 from proxy.demo.api import ApiModel, ApiProfile
 from proxy.demo.engine import Behaviour
 from proxy.ledger import store
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.keys import KeyLimits, KeyStore
-from proxy.ledger.treasury import Hold
 from proxy.ledger.verify import verify
 from proxy.server.purse import IMAGE_TOKENS, MEDIUM_TOKENS, prompt_tokens_most
 from proxy.wire.openai import Endpoint, parse_request

@@ -114,7 +114,7 @@ class SteppedWriter(Writer):
     def __init__(self, *args: Any, **limits: Any) -> None:
         super().__init__(*args, **limits)
         self.queue: Any = Inbox(self)
-        self._turn: asyncio.TimerHandle | None = None
+        self._turn_at: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """No thread."""
@@ -123,19 +123,28 @@ class SteppedWriter(Writer):
         return True
 
     def set_turn(self) -> None:
-        if self._turn is None:
-            late = RETRY_S[min(self._failures, len(RETRY_S)) - 1] if self._failures else self.disk.commit_s()
-            self._turn = asyncio.get_running_loop().call_later(late, self._take_turn)
+        late = RETRY_S[min(self._failures, len(RETRY_S)) - 1] if self._failures else self.disk.commit_s()
+        self._turn_in(late)
+
+    def _turn_in(self, late: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._turn_at is not None and self._turn_at.when() <= loop.time() + late:
+            return
+        if self._turn_at is not None:
+            self._turn_at.cancel()
+        self._turn_at = loop.call_later(late, self._take_turn)
 
     def _take_turn(self) -> None:
-        self._turn = None
+        self._turn_at = None
         self._collect()
-        if self._spool or self._failures:
-            self._write_some()
+        self._turn()
         if self._spool or self._failures or self.queue.items:
             self.set_turn()
+        elif (rest := self._rest_s()) is not None:
+            self._turn_in(rest)
 
     def _collect(self) -> None:
+        self._spool[:0], self._later = self._later, []
         while len(self._spool) < self._batch_max and self.queue.items:
             self._take(self.queue.get_nowait())
 
@@ -151,9 +160,9 @@ class SteppedWriter(Writer):
             if not self._spool and not self.queue.items:
                 break
             self._write_some()
-        if self._turn is not None:
-            self._turn.cancel()
-        self._disconnect()
+        if self._turn_at is not None:
+            self._turn_at.cancel()
+        self._end()
 
     @property
     def rows(self) -> sqlite3.Connection:

@@ -33,7 +33,8 @@ LAST_EVENTS = 40
 HEALTHS = frozenset({"draining", "asleep", "paused", "wedged", "unreachable", "ejected", "probation", "suspect"})
 WINDOWS = "SELECT scope, per, start_ns, posted_nano, pending_nano FROM budget_use"
 HELD = "SELECT scope, per, start_ns, sum(amount_nano) FROM holds GROUP BY 1, 2, 3"
-HOLDERS = "SELECT DISTINCT request_id, attempt FROM holds"
+HOLDERS = "SELECT DISTINCT request_id, attempt FROM holds WHERE attempt > 0"
+LEASES = "SELECT scope, per, start_ns, sum(amount_nano) FROM holds WHERE attempt < 1 AND owner = ? GROUP BY 1, 2, 3"
 Key = tuple[str, int]
 
 
@@ -182,6 +183,19 @@ class Rules:
                 self.holds(posted + pending <= limit + self.excess[scope], "budget_overrun",
                            (scope, per, posted, pending, limit, self.excess[scope]))
         self.holds(not held, "held_in_no_window", held)
+        self._covered(writer)
+
+    def _covered(self, writer: SteppedWriter) -> None:
+        """What attempts hold out of leases is in the leases' rows."""
+        rows = {tuple(row[:3]): row[3] for row in writer.rows.execute(LEASES, (writer._marks.token,))}
+        used: Counter[tuple[str, str, int]] = Counter()
+        for lines in writer.leases.held.values():
+            for line in lines:
+                used[line.window] += line.amount_nano
+        for window, lease in writer.leases.of.items():
+            self.holds(used[window] == lease.used_nano, "lease_does_not_add_up", (window, used[window], lease.used_nano))
+            self.holds(lease.used_nano <= lease.row_nano <= rows.get(window, 0), "lease_overdrawn",
+                       (window, lease.used_nano, lease.row_nano, rows.get(window, 0)))
 
     def _posted(self, entry: Any) -> None:
         if entry.hold_nano is not None and entry.posted_nano > entry.hold_nano:
@@ -228,6 +242,8 @@ class Rules:
         self.holds(not handler._afterwards, "tasks_left", handler._afterwards)
         self.holds(one.dispatcher.waiting == 0, "waiting_left", one.dispatcher.waiting)
         self.holds(not one.purse._held, "unsent_holds_left", one.purse._held)
+        leases = one.journal._writer.leases
+        self.holds(not leases.held and not leases.holding, "holds_left", (leases.held, leases.holding))
         self.holds(one.journal.in_flight == 0, "marks_left", one.journal._marks and list(one.journal._marks._open))
         self.holds(all(not ticket.in_flight for ticket in one.handler._do.repeats._tickets.values()), "tickets_left")
         for upstream in upstreams:

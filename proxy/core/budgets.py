@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Literal, get_args
 
 from proxy.core.money import NANO_PER_USD, NS_PER_S
@@ -121,8 +122,14 @@ def window_start_ns(per: str, at_ns: int) -> int:
         return second // 3600 * 3600 * NS_PER_S
     if per == "day":
         return second // 86_400 * 86_400 * NS_PER_S
-    day = dt.datetime.fromtimestamp(second, dt.UTC)
-    return int(day.replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()) * NS_PER_S
+    return _month_start_ns(second // 86_400)
+
+
+@lru_cache(maxsize=64)
+def _month_start_ns(day: int) -> int:
+    """The month's that the day lies in, so many days after the epoch. Asked for every request."""
+    first = dt.datetime.fromtimestamp(day * 86_400, dt.UTC).replace(day=1)
+    return int(first.timestamp()) * NS_PER_S
 
 
 def window_end_ns(per: str, at_ns: int) -> int | None:

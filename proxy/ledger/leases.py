@@ -28,11 +28,12 @@ class Lease:
     """Ours of one window, in nano-USD; and what was asked of it in this tick and the one before."""
 
     __slots__ = ("_before", "asked_nano", "asks", "closed", "last_nano", "limit_nano", "peak_nano", "row_nano",
-                 "used_nano")
+                 "used_nano", "written_nano")
 
     def __init__(self, limit_nano: int) -> None:
         self.limit_nano = limit_nano
         self.row_nano = self.used_nano = 0  # what the ledger holds for us at least; what attempts hold out of that
+        self.written_nano = 0  # what the ledger holds for us at most: a commit may have failed, or may have not
         self.closed = False  # others want what is idle: there is nothing idle in it, and the ledger says so
         self.asks = self.asked_nano = self.peak_nano = self.last_nano = 0
         self._before = (0, 0, 0)
@@ -62,7 +63,7 @@ class Lease:
         """Twice a second or so. False: nobody asks for it any more, and it is gone."""
         self._before, self.asks, self.asked_nano = self._now(), 0, 0
         self.peak_nano = self.used_nano
-        return bool(self._before[0] or self.row_nano or self.used_nano)
+        return bool(self._before[0] or self.written_nano or self.used_nano)
 
     def _now(self) -> tuple[int, int, int]:
         return self.asks, self.asked_nano, self.peak_nano
@@ -82,12 +83,10 @@ class Leases:
         key = hold.key
         with self.lock:
             before = self.held.get(key, ())
-            for line in before:
-                self.of[line.window].used_nano -= line.amount_nano
+            self.free(before)
             found = [] if key in self.holding else self._covering(hold.lines)
             if len(found) < len(hold.lines):
-                for line in before:
-                    self.of[line.window].used_nano += line.amount_nano
+                self.free(before, -1)
                 return False
             for lease, line in zip(found, hold.lines, strict=True):
                 lease.use(line.amount_nano)
@@ -111,9 +110,14 @@ class Leases:
         may have rows of its own, or nothing may lie idle there."""
         with self.lock:
             lines = self.held.pop(key, ())
-            for line in lines:
-                self.of[line.window].used_nano -= line.amount_nano
-            return bool(lines) and not any(self.of[line.window].closed for line in lines)
+            self.free(lines)
+            return bool(lines) and not any(line.amount_nano and self.of[line.window].closed for line in lines)
+
+    def free(self, lines: Iterable[Line], sign: int = 1) -> None:
+        """Who calls has the lock. Of a hold of nothing the lease may be forgotten."""
+        for line in lines:
+            if line.amount_nano:
+                self.of[line.window].used_nano -= sign * line.amount_nano
 
     def asked(self, holds: Iterable[Hold]) -> None:
         """What was not covered: what is asked for again and again is leased."""
@@ -138,7 +142,7 @@ class Leases:
                     lease = self.of[window]
                     if not lease.tick():
                         del self.of[window]
-                    elif lease.row_nano - lease.used_nano > 2 * lease.wanted_idle_nano(lease.limit_nano):
+                    elif lease.written_nano - lease.used_nano > 2 * lease.wanted_idle_nano(lease.limit_nano):
                         large.append(window)
         return large
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import orjson
 
-from proxy.core.budgets import GATEWAY, Hold, Use, Window
+from proxy.core.budgets import GATEWAY, Hold, Line, Use, Window
 from proxy.core.entries import RequestEntry
 from proxy.core.money import NS_PER_S
 from proxy.ledger.leases import Lease, Leases
@@ -85,11 +85,8 @@ class Lending:
             self._over.append((entry.request_id, entry.attempt))
             billed = entry.api_most_nano if entry.backend_kind == "api" else 0
             for line in lines:
-                part = self._parts[line.window]
-                part.over += line.amount_nano
                 cost = billed if line.budget.scope == GATEWAY else entry.posted_nano
-                self._move(line.window, part,
-                           -line.amount_nano if part.lease.closed else -min(cost, line.amount_nano))
+                self._ends(line, cost)
 
     def moves(self, hold: Hold) -> bool:
         """The attempt asks for rows of its own: what it holds out of leases, if anything, ends with that."""
@@ -99,17 +96,25 @@ class Lending:
             return False
         self.touch(line.window for line in lines)
         for line in lines:
-            self._parts[line.window].over += line.amount_nano
-            self._move(line.window, self._parts[line.window], -line.amount_nano)
+            self._ends(line, line.amount_nano)
         self._over.append(hold.key)
         return True
 
     def stays(self, hold: Hold) -> None:
         """It did not get them."""
         for line in self._leases.held[hold.key]:
-            self._parts[line.window].over -= line.amount_nano
-            self._move(line.window, self._parts[line.window], line.amount_nano)
+            if line.amount_nano:
+                self._parts[line.window].over -= line.amount_nano
+                self._move(line.window, self._parts[line.window], line.amount_nano)
         self._over.remove(hold.key)
+
+    def _ends(self, line: Line, cost_nano: int) -> None:
+        """So much of what it holds is in the lease no more; the rest lies idle again, or is given back as well."""
+        if line.amount_nano:  # else the lease may be forgotten
+            part = self._parts[line.window]
+            part.over += line.amount_nano
+            cost_nano = line.amount_nano if part.lease.closed else min(cost_nano, line.amount_nano)
+            self._move(line.window, part, -cost_nano)
 
     def give_back(self, window: Window, keep: int = 0) -> bool:
         """All that is idle in ours but so much. False: nothing was."""
@@ -158,6 +163,7 @@ class Lending:
             row = (self._attempt(window), part.now)
             if part.row is not None and (part.now == 0 or row[0] != part.row[0]):
                 gone.append((part.name, part.row[0]))
+            part.lease.written_nano = max(part.lease.written_nano, part.now)
             if part.now and row != part.row:
                 rows.append((part.name, row[0], *window, part.now, self._owner, FOR_EVER_NS))
         expires_ns = self._now_ns + WANTED_NS
@@ -173,10 +179,9 @@ class Lending:
         leases = self._leases
         with leases.lock:
             for key in self._over:
-                for line in leases.held.pop(key, ()):
-                    leases.of[line.window].used_nano -= line.amount_nano
+                leases.free(leases.held.pop(key, ()))
             for window, part in self._parts.items():
-                part.lease.row_nano = part.now
+                part.lease.row_nano = part.lease.written_nano = part.now
                 part.lease.closed = self._attempt(window) == CLOSED
 
     def _attempt(self, window: Window) -> int:

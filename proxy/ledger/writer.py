@@ -129,7 +129,7 @@ class Writer(threading.Thread):
         """Give back all leases."""
         self._due |= set(self.leases.of)
         try:
-            if not self._failures:
+            if self._due:
                 self._commit([])
         except (LedgerUnavailable, *store.ERRORS) as error:  # then somebody's recovery does
             log.warning("ledger %s: leases stay until the next start: %s", self._path, error)

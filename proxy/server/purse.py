@@ -120,7 +120,7 @@ class Purse:
             if self.governor is not None:
                 use = self.used[self.governor.budget]
                 self.governor.seen(window_start_ns(self.governor.budget.per, at_ns),
-                                   self.governor.budget.limit_nano - use.total)
+                                   self.governor.budget.limit_nano - use.total + use.open_nano)
 
     def close(self) -> None:
         self._spending.close()
@@ -135,12 +135,13 @@ class Purse:
         our own GPUs', and the call returned knows no API any more. Raises QuotaExceeded."""
         if not call.budgets or call.most_nano is None:
             return call
-        most = {name: amount for name, amount in call.most_nano.items() if amount is not None}
-        refused = await self._hold(call, call.first_attempt, max(most.values(), default=0), None)
+        most = max(filter(None, call.most_nano.values()), default=0)
+        refused = await self._hold(call, call.first_attempt, most, None)
         if refused is None:
             return call
         quota = quota_exceeded(refused)
-        local = {name: amount for name, amount in most.items() if self._settings.backends[name].is_gpu}
+        local = {name: amount for name, amount in call.most_nano.items()
+                 if amount is not None and self._settings.backends[name].is_gpu}
         if not local or max(local.values()) >= refused.line.amount_nano or (
                 await self._hold(call, call.first_attempt, max(local.values()), None)) is not None:
             raise quota
@@ -164,22 +165,25 @@ class Purse:
         raise quota_exceeded(refused)
 
     async def _hold(self, call: Call, attempt_no: int, amount: int, api_most: int | None) -> Refused | None:
-        at_ns = call.arrived_ns
+        """Does not wait where the process has leased so much of every budget."""
+        at_ns, governor = call.arrived_ns, None if api_most is None else self.governor
         lines = [Line(budget, window_start_ns(budget.per, at_ns), amount) for budget in call.budgets]
-        if api_most is not None and self.governor is not None:
-            lines.append(self.governor.line(at_ns, api_most))
+        if governor is not None and api_most is not None:
+            lines.append(governor.line(at_ns, api_most))
         hold = Hold(call.request_id, attempt_no, tuple(lines), at_ns + HOLD_NS)
         try:
-            reserved = await self._journal.reserve(hold)
+            refused = (await self._journal.reserve(hold)).refused
         except (asyncio.CancelledError, LedgerUnavailable):  # the drain's deadline; a commit that failed once it was
             # written: it may be held all the same
             self._journal.void(hold.key)
             raise
-        if api_most is not None and self.governor is not None:
-            self.governor.told(lines[-1], reserved.left_nano[-1])
-        if reserved.refused is None:
+        if refused is None:
             self._held.setdefault(call.request_id, {})[attempt_no] = amount
-        return reserved.refused
+            if governor is not None:
+                governor.took(lines[-1])
+        elif refused.line.budget.scope == GATEWAY and governor is not None:
+            governor.told(refused)
+        return refused
 
     def settled(self, entry: RequestEntry) -> None:
         """What an API did not bill of what the gateway had set aside for it is there again."""
@@ -219,6 +223,7 @@ class Governor:
 
     def __init__(self, budget: Budget, then: str) -> None:
         self.budget, self.then = budget, then
+        self._unlimited = replace(budget, limit_nano=UNLIMITED)
         self._left_nano: dict[int, int] = {}  # by where the window begins; the newest few
         self._said = False
 
@@ -239,12 +244,16 @@ class Governor:
         """What is held for it. Where the limit only alerts, nothing is refused, whatever is held already."""
         start_ns = window_start_ns(self.budget.per, at_ns)
         if self.then == "alert":
-            return Line(replace(self.budget, limit_nano=UNLIMITED), start_ns, min(most_nano, self.budget.limit_nano))
+            return Line(self._unlimited, start_ns, min(most_nano, self.budget.limit_nano))
         return Line(self.budget, start_ns, most_nano)
 
-    def told(self, line: Line, left_nano: int) -> None:
-        """What the ledger said is left after a hold."""
-        self.seen(line.start_ns, left_nano - line.budget.limit_nano + self.budget.limit_nano)
+    def took(self, line: Line) -> None:
+        """So much is held; what others hold meanwhile is seen within a second."""
+        self.seen(line.start_ns, self._left_nano.get(line.start_ns, self.budget.limit_nano) - line.amount_nano)
+
+    def told(self, refused: Refused) -> None:
+        """What the ledger said is left."""
+        self.seen(refused.line.start_ns, refused.left_nano)
 
     def gave_back(self, at_ns: int, nano: int) -> None:
         """So much of a hold in the window of `at_ns` was not spent; until `seen` says it exactly."""

@@ -358,10 +358,10 @@ class Walk(RuleBasedStateMachine):
                 self.connection, touched, [key] if key in leases.holding else []))
             leases.holding.discard(key)
 
-    @rule(name=st.sampled_from(NAMES))
-    def tick(self, name):
+    @rule(name=st.sampled_from(NAMES), fails=st.booleans())
+    def tick(self, name, fails):
         if due := self.leases[name].tick():
-            self.write(name, due=due)
+            self.write(name, due=due, fails=fails)
 
     @rule()
     def a_second_passes(self):
@@ -387,10 +387,13 @@ class Walk(RuleBasedStateMachine):
             assert rows.get(budget.scope, 0) == pending >= self.pending(budget.scope)
             assert posted + pending <= budget.limit_nano
         for name, leases in self.leases.items():
+            kept = db.execute("SELECT scope, per, start_ns FROM holds WHERE attempt < 1 AND amount_nano AND owner = ?",
+                              (name,))
+            assert set(kept) <= leases.of.keys(), "a lease in the ledger is not forgotten"
             for window, lease in leases.of.items():
                 row = db.execute("SELECT sum(amount_nano) FROM holds WHERE attempt < 1 AND owner = ? AND scope = ?",
                                  (name, window[0])).fetchone()[0] or 0
-                assert lease.used_nano <= lease.row_nano <= row
+                assert lease.used_nano <= lease.row_nano <= row <= lease.written_nano
                 assert row - lease.used_nano <= KEY.limit_nano // PART * 2
 
     def teardown(self):

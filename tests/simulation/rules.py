@@ -193,7 +193,7 @@ class Rules:
             for line in lines:
                 used[line.window] += line.amount_nano
         for window, lease in writer.leases.of.items():
-            self.holds(used[window] == lease.used_nano, "lease_does_not_add_up", (window, used[window], lease.used_nano))
+            self.holds(used[window] == lease.used_nano, "lease_does_not_add_up", (window, used[window], lease))
             self.holds(lease.used_nano <= lease.row_nano <= rows.get(window, 0), "lease_overdrawn",
                        (window, lease.used_nano, lease.row_nano, rows.get(window, 0)))
 

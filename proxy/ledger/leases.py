@@ -70,13 +70,15 @@ class Lease:
 
 
 class Leases:
-    """One per process. `holding`: attempts that have rows of their own, or may have."""
+    """One per process. `holding`: attempts that have rows of their own, or may have; `overdue`: windows in which
+    something lies idle although others want it."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()  # of all that is in here; never held for longer than a walk over a batch
         self.of: dict[Window, Lease] = {}
         self.held: dict[Key, tuple[Line, ...]] = {}  # what each attempt holds out of leases
         self.holding: set[Key] = set()
+        self.overdue: set[Window] = set()
 
     def take(self, hold: Hold) -> bool:
         """Hold it out of leases, in place of what the attempt held out of them before; False: they do not cover it."""
@@ -111,7 +113,15 @@ class Leases:
         with self.lock:
             lines = self.held.pop(key, ())
             self.free(lines)
-            return bool(lines) and not any(line.amount_nano and self.of[line.window].closed for line in lines)
+            closed = [line.window for line in lines if line.amount_nano and self.of[line.window].closed]
+            self.overdue.update(closed)
+            return bool(lines) and not closed
+
+    def now_overdue(self) -> set[Window]:
+        """Told once: who asks sees to it."""
+        with self.lock:
+            overdue, self.overdue = self.overdue, set()
+            return overdue
 
     def free(self, lines: Iterable[Line], sign: int = 1) -> None:
         """Who calls has the lock. Of a hold of nothing the lease may be forgotten."""

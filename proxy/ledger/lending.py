@@ -75,8 +75,7 @@ class Lending:
             self._move(window, part, min(part.now, lease.row_nano) - part.now)
 
     def settled(self, entries: Iterable[RequestEntry]) -> None:
-        """What they cost is posted, and is in the lease no more; what they held beyond that is idle again. Of a lease
-        that is closed, all that they held is given back."""
+        """What they cost is posted, and is in the lease no more; what they held beyond that lies idle in it again."""
         with self._leases.lock:
             ended = [(entry, lines) for entry in entries
                      if (lines := self._leases.held.get((entry.request_id, entry.attempt)))]
@@ -109,12 +108,11 @@ class Lending:
         self._over.remove(hold.key)
 
     def _ends(self, line: Line, cost_nano: int) -> None:
-        """So much of what it holds is in the lease no more; the rest lies idle again, or is given back as well."""
+        """So much of what it holds is in the lease no more; the rest is idle."""
         if line.amount_nano:  # else the lease may be forgotten
             part = self._parts[line.window]
             part.over += line.amount_nano
-            cost_nano = line.amount_nano if part.lease.closed else min(cost_nano, line.amount_nano)
-            self._move(line.window, part, -cost_nano)
+            self._move(line.window, part, -min(cost_nano, line.amount_nano, part.now))
 
     def give_back(self, window: Window, keep: int = 0) -> bool:
         """All that is idle in ours but so much. False: nothing was."""
@@ -124,6 +122,7 @@ class Lending:
             return False
         with self._leases.lock:
             lease = part.lease
+            lease.closed |= self._attempt(window) == CLOSED  # before it is said: what is voided from here on is told
             idle = part.now - (lease.used_nano - part.over)
             if idle <= keep:
                 return False
@@ -151,7 +150,7 @@ class Lending:
             lease, use = part.lease, self._change(window)
             idle = part.now - (lease.used_nano - part.over)
             wanted = lease.wanted_idle_nano(lease.limit_nano - use.total + idle)
-            if idle < wanted:
+            if 0 < wanted and idle < wanted:
                 self._move(window, part, wanted - idle)
             elif idle > 2 * wanted:
                 self.give_back(window, wanted)
@@ -182,7 +181,8 @@ class Lending:
                 leases.free(leases.held.pop(key, ()))
             for window, part in self._parts.items():
                 part.lease.row_nano = part.lease.written_nano = part.now
-                part.lease.closed = self._attempt(window) == CLOSED
+                if self._attempt(window) == OPEN:
+                    part.lease.closed = False
 
     def _attempt(self, window: Window) -> int:
         return CLOSED if window in self._wanted or window in self._asking else OPEN

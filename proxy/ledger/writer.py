@@ -340,6 +340,7 @@ class Writer(threading.Thread):
         if ending := self._stopping_since is not None:
             wanted |= set(self.leases.of)
         lent = Lending(uses, self.leases, self._marks.token, wanted, self._lives if others else None, now_ns, ending)
+        self._due |= self.leases.now_overdue()
         lent.touch((self._due | wanted) & self.leases.of.keys())
         return lent
 

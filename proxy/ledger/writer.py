@@ -51,7 +51,7 @@ class Item:
     hold: Hold | None = None
     call: Callable[[Connection], Any] | None = None
     future: asyncio.Future[Any] | None = None
-    since: float = 0.0  # when a hold was asked for first, if others have been asked to give back
+    since_s: float = 0.0  # when a hold was asked for first, if others have been asked to give back
 
     @property
     def must(self) -> bool:
@@ -313,7 +313,7 @@ class Writer(threading.Thread):
         self.leases.asked(asked)
         now = time.monotonic()
         impatient = {item.key for item in holds if item.key and (
-            self._stopping_since is not None or (item.since and now - item.since > PATIENCE_S))}
+            self._stopping_since is not None or (item.since_s and now - item.since_s > PATIENCE_S))}
         return treasury.reserve(connection, uses, asked, self._marks.token, lent, impatient)
 
     def _answered(self, holds: list[Item], answers: list[Reserved | None],
@@ -324,7 +324,7 @@ class Writer(threading.Thread):
             if item.key in held_nothing and (answer is None or answer.refused is not None):
                 self.leases.holding.discard(item.key)
             if answer is None:
-                item.since = item.since or time.monotonic()
+                item.since_s = item.since_s or time.monotonic()
                 self._later.append(item)
             else:
                 told.append((item, answer))

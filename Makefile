@@ -23,7 +23,7 @@ RUN_READY := $(VENV)/.run-$(call crc,requirements/run.txt)
 DEV_READY := $(VENV)/.dev-$(call crc,requirements/run.txt requirements/dev.txt)
 
 .PHONY: help run test lint lock accept cells sensitivity decision-bench week live live-replay test-vllm clean
-.PHONY: bench bench-short budgets crash disconnects disk fuzz hold overload scaling simulate soak steps
+.PHONY: bench bench-short budgets crash disconnects disk fuzz hold overload scaling simulate soak workers steps
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -83,6 +83,9 @@ disconnects: $(DEV_READY) ## 10,000 clients leave at random: how soon the engine
 
 overload: $(DEV_READY) ## three times what the engines can do: goodput, how soon the rest is refused, how soon it is over (2 minutes)
 	@exec $(VENV)/bin/python -m tests.bench.overload $(ARGS)
+
+workers: $(DEV_READY) ## one, two and four workers on an engine that has too much to do: is what they decide as good (2 minutes)
+	@exec $(VENV)/bin/python -m tests.bench.workers $(ARGS)
 
 simulate: $(DEV_READY) ## the gateway in virtual time, a thousand seeds of a thousand requests, every rule at every step (25 minutes)
 	@exec $(VENV)/bin/python -m tests.simulation $(ARGS)

@@ -154,7 +154,7 @@ class Worker(Gateway):
     def _rung(self) -> None:
         self._crew.hush(self.number)
         self._siblings.answer()
-        self._heed()
+        self._obey()
         self.dispatcher.look()
 
     def _tick(self) -> None:
@@ -163,8 +163,9 @@ class Worker(Gateway):
 
     def _heed(self) -> None:
         """Take note of what others did, and let them know how far we are."""
-        now, crew = time.monotonic(), self._crew
-        crew.beat(self.number)
+        now = time.monotonic()
+        self._crew.beat(self.number)
+        self._obey()
         self._shares.sync(now)
         self._shares.exchange(now)
         self._prefixes.hear(now)
@@ -174,6 +175,10 @@ class Worker(Gateway):
         if now - self._left_at > LEAVE_S:
             self._left_at = now
             self._leave()
+
+    def _obey(self) -> None:
+        """Do what was said to all of us."""
+        crew = self._crew
         if crew.switch != self._switched:
             self._switched = crew.switch
             self.dispatcher.reconsider()

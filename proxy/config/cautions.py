@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 
@@ -110,6 +111,10 @@ def server(look: Look) -> Iterator[Problem]:
         yield look.problem(("ledger",), "the books are lost at every stop", "sqlite:///data/ledger.db")
     if not look.settings.keys.required:
         yield look.problem(("keys", "required"), "anyone on this machine can spend money")
+    workers, cores = look.settings.server.workers, os.cpu_count() or 1
+    if workers > cores:
+        yield look.problem(("server", "workers"), f"{workers} workers share {cores} cores, and do less than "
+                           f"{cores} would", "as many as cores may serve")
 
 
 CAUTIONS = (gpu_bills, limits, addresses, use, server)

@@ -63,6 +63,8 @@ def stores(look: Look) -> Iterator[Problem]:
         yield look.problem(("ledger",), "a PostgreSQL ledger is not built yet", "use sqlite:///data/ledger.db")
     elif not re.match(r"sqlite:///.|memory://$", ledger):
         yield look.problem(("ledger",), "must be sqlite:///PATH", "such as sqlite:///data/ledger.db")
+    elif ledger == "memory://" and look.settings.server.workers > 1:
+        yield look.problem(("ledger",), "is of one process, and there are several workers", "sqlite:///data/ledger.db")
     if state.startswith(("redis:", "rediss:")):
         yield look.problem(("state",), "state shared through Redis is not built yet", "use memory://, with one gateway")
     elif state != "memory://":

@@ -1,4 +1,5 @@
-"""Requests and tokens per minute, per key. Of this process; several gateways limit each for itself.
+"""Requests and tokens per minute, per key. Of this gateway (its workers share them: shared_limits.py); several gateways
+limit each for itself.
 
 A request is counted when its key is known, its tokens when its body is: the estimate of the prompt and as much answer
 as it may have, put right when it is settled.

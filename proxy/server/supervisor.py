@@ -30,6 +30,7 @@ log = logging.getLogger("breakeven")
 LOOK_S = 0.5  # between two looks at beats, where nothing happens
 START_LOOK_S = 0.02  # the same while workers start
 SILENT_S = 60.0  # an event loop that stood still for that long does not come back by itself
+ASLEEP_S = 5.0  # a look that comes so late says that the whole machine, or all of us, stood still
 HEALTHY_S = 10.0  # who lived that long is replaced at once when it dies; who did not,
 BACKOFF_S, BACKOFF_S_MAX = 0.5, 10.0  # after this, doubled each time
 OVERDUE_S = 30.0  # after the drain's deadline, whoever is still there is killed
@@ -45,7 +46,6 @@ class _Place:
     started_at: float = 0.0
     start_at: float = 0.0  # of the next one
     deaths: int = 0  # in a row
-    status: int = 0  # how the last one ended
 
 
 class Supervisor:
@@ -58,7 +58,10 @@ class Supervisor:
         self._places = {number: _Place() for number in range(1, crew.workers + 1)}
         self._signals: list[int] = []
         self._stopping_at: float | None = None
+        self._looked_at = time.monotonic()
+        self._awake_since = self._looked_at  # before that, nobody may have been running
         self._told = False
+        self._status = 0
 
     def run(self) -> int:
         """Until all have ended; the exit status."""
@@ -69,10 +72,8 @@ class Supervisor:
         for sig in (*STOPS, *THROWS, signal.SIGCHLD):
             signal.signal(sig, lambda number, frame: self._signals.append(number))
         self._crew.leader = 1
-        while True:
+        while self._stopping_at is None or any(place.pid for place in self._places.values()):
             self._start_due()
-            if self._over():
-                break
             starting = not self._told or any(not place.pid for place in self._places.values())
             if select.select([wake], [], [], START_LOOK_S if starting else LOOK_S)[0]:
                 os.read(wake, 4096)
@@ -80,13 +81,7 @@ class Supervisor:
                 self._asked(self._signals.pop(0))
             self._reap()
             self._look()
-        return 0 if not any(place.status for place in self._places.values()) else self._places[1].status or 1
-
-    def _over(self) -> bool:
-        """All have ended after they were asked to, or the first could not start."""
-        if any(place.pid for place in self._places.values()):
-            return False
-        return self._stopping_at is not None
+        return self._status
 
     # ---- starting
 
@@ -115,7 +110,7 @@ class Supervisor:
                 signal.signal(sig, signal.SIG_DFL)
             os.setpgid(0, 0)  # a terminal's Ctrl-C is for the supervisor, which tells us once
             self._crew.joined()
-            status = self._work(number)
+            status = 0 if self._crew.draining else self._work(number)
         except Exception:  # the root of a process: say why
             log.exception("worker %d could not go on", number)
         finally:
@@ -127,10 +122,14 @@ class Supervisor:
         if not self._told and all(map(self._crew.ready, self._places)):
             self._told = True
             self._on_ready()
-        overdue = self._stopping_at is not None and (
-            time.monotonic() - self._stopping_at > self._drain_s + OVERDUE_S)
+        now, before = time.monotonic(), self._looked_at
+        self._looked_at = now
+        if now - before > ASLEEP_S:  # we were stopped ourselves, and so may they have been
+            self._awake_since = now
+        overdue = self._stopping_at is not None and now - self._stopping_at > self._drain_s + OVERDUE_S
         for number, place in self._places.items():
-            if place.pid and (overdue or self._crew.silent_s(number) > SILENT_S):
+            silent_s = min(self._crew.silent_s(number), now - self._awake_since) if self._crew.ready(number) else 0.0
+            if place.pid and (overdue or silent_s > SILENT_S):
                 log.error("worker %d (process %d) does not react and is killed", number, place.pid)
                 os.kill(place.pid, signal.SIGKILL)
 
@@ -159,7 +158,7 @@ class Supervisor:
                 self._ended(number, place, os.waitstatus_to_exitcode(wait_status))
 
     def _ended(self, number: int, place: _Place, status: int) -> None:
-        pid, place.pid, place.status = place.pid, 0, status
+        pid, place.pid, began = place.pid, 0, self._crew.ready(number)
         self._released(number)
         self._crew.died(number)
         living = [one for one, other in self._places.items() if other.pid]
@@ -168,16 +167,17 @@ class Supervisor:
         for one in living:
             self._crew.ring(one)
         if self._stopping_at is not None:
-            if status:
+            if status and (began or status != -signal.SIGTERM):  # asked before it could listen to it, it just ends
+                self._status = self._status or 1
                 log.error("worker %d (process %d) %s while it drained", number, pid, _how(status))
-            return
-        if not self._told:  # what cannot start will not start by being tried again
+        elif not self._told:  # what cannot start will not start by being tried again
+            self._status = status if status > 0 else 1
             self._asked(signal.SIGTERM)
-            return
-        place.deaths = 0 if time.monotonic() - place.started_at > HEALTHY_S else place.deaths + 1
-        wait_s = 0.0 if not place.deaths else min(BACKOFF_S * 2 ** (place.deaths - 1), BACKOFF_S_MAX)
-        place.start_at = time.monotonic() + wait_s
-        log.error("worker %d (process %d) %s; another starts in %.1f s", number, pid, _how(status), wait_s)
+        else:
+            place.deaths = 0 if time.monotonic() - place.started_at > HEALTHY_S else place.deaths + 1
+            wait_s = 0.0 if not place.deaths else min(BACKOFF_S * 2 ** (place.deaths - 1), BACKOFF_S_MAX)
+            place.start_at = time.monotonic() + wait_s
+            log.error("worker %d (process %d) %s; another starts in %.1f s", number, pid, _how(status), wait_s)
 
 
 def _how(status: int) -> str:

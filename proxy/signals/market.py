@@ -149,8 +149,9 @@ class SharedMarket(Market):
             self._left_alone.pop(room.key, None)
             return None
         if len(self.line) and now < self._left_alone.get(room.key, NEVER) and (other := self._goes_first()) is not None:
-            self._left_alone.setdefault(room.key, now + LEFT_ALONE_S)
-            self.bell(other)
+            if room.key not in self._left_alone:
+                self._left_alone[room.key] = now + LEFT_ALONE_S
+                self.bell(other)
             return None
         return super().pull(room, now)
 

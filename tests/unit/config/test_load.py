@@ -58,6 +58,7 @@ BAD = [
     ("port: 8000", "port: '8000'", 1, "server.port", "whole number", "quotes"),
     ("port: 8000", "port: 80000", 1, "server.port", "at most 65535", None),
     ("port: 8000", "workers: 65", 1, "server.workers", "at most 64", None),
+    ("{port: 8000}", "{workers: 2}\nledger: memory://", 2, "ledger", "several workers", "sqlite:///"),
     ("port: 8000", "drain_s: 1:30", 1, "server.drain_s", "must be a number", None),
     ("port: 8000", "drain_s: .inf", 1, "server.drain_s", "must be a number", None),
     ("port: 8000", "host: 'a b'", 1, "server.host", "no address", "127.0.0.1"),
@@ -316,6 +317,14 @@ WARNED = [
     ("    api_key: env:KEY\n", "", "backends.gpt-4o", "no api_key"),
     ("server: {port: 8000}", "ledger: memory://", "ledger", "lost"),
 ]
+
+
+def test_more_workers_than_cores_is_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    several = GOOD.replace("{port: 8000}", "{workers: 3}", 1)
+    (told,) = warnings(loaded(tmp_path, several))
+    assert told.field == "server.workers" and "3 workers share 2 cores" in told.message
+    assert warnings(loaded(tmp_path, several.replace("3", "2", 1))) == []
 
 
 @pytest.mark.parametrize(("old", "new", "field", "message"), WARNED)

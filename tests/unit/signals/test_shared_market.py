@@ -78,7 +78,7 @@ def test_room_that_the_other_does_not_take_is_not_left_for_long():
     assert first.pull(first.rooms[0], 1.0) is None
     first.rooms[0].slots_left = 4.0
     first.line.add(job(0.01))
-    assert first.pull(first.rooms[0], 1.0) is None and rung == [2, 2, 2], "the next room is another question"
+    assert first.pull(first.rooms[0], 1.0) is None and rung == [2, 2], "the next room is another question"
 
 
 def test_among_equals_the_one_that_can_wait_least_is_first_whoever_has_it():

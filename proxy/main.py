@@ -62,7 +62,7 @@ class Gateway:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings = self._replicas(settings)
         self.started_ns = time.time_ns()
-        self.journal = Journal(settings.ledger).open()
+        self.journal = Journal(settings.ledger, sync=settings.sync).open()
         self.prices: PriceBook = load_price_book(settings)
         self.keys = KeyRing(settings.ledger) if settings.keys.required else None
         self.board = self._board()

@@ -109,6 +109,9 @@ def use(look: Look) -> Iterator[Problem]:
 def server(look: Look) -> Iterator[Problem]:
     if look.settings.ledger == "memory://":
         yield look.problem(("ledger",), "the books are lost at every stop", "sqlite:///data/ledger.db")
+    if look.settings.sync == "normal":
+        yield look.problem(("sync",), "a power cut may lose what was booked in the last half minute",
+                           "full, unless the disk's syncs are too slow")
     if not look.settings.keys.required:
         yield look.problem(("keys", "required"), "anyone on this machine can spend money")
     workers, cores = look.settings.server.workers, os.cpu_count() or 1

@@ -203,6 +203,9 @@ class Settings(BaseModel):
     server: Server = setting(Server(), "Where the gateway listens", "See each field.")
     ledger: Text = setting("sqlite:///data/ledger.db", "Where the books are kept", "A path on a disk that is "
         "backed up; postgresql:// is not built yet.", unit="URL")
+    sync: Literal["full", "normal"] = setting("full", "When an answer may end", "full: once its row is on the disk. "
+        "normal: once the system has it, which waits for no disk; a power cut may lose the rows of the last half "
+        "minute, a killed process loses nothing.")
     state: Text = setting("memory://", "Where gateways share budgets and limits", "redis:// is not built yet.",
         unit="URL")
     report: Report = setting(Report(), "How the report counts", "See each field.")

@@ -8,9 +8,10 @@
     await journal.settle(entry)             # returns when the row is on the disk; settling twice counts once
     await journal.close()                   # drains
 
-A settlement is durable when `settle` returns, and with it the end of its hold. When the ledger cannot be written,
-`settle` raises LedgerUnavailable within a second or two; with `kept` the entry stays in memory and is written as soon
-as the ledger is back.
+A settlement is durable when `settle` returns, and with it the end of its hold. With `sync="normal"` it survives the
+process from then on, and a power cut from when the system has written it, half a minute later at most. When the ledger
+cannot be written, `settle` raises LedgerUnavailable within a second or two; with `kept` the entry stays in memory and
+is written as soon as the ledger is back.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from proxy.core.savings import GpuMinute, RateLine
 from proxy.ledger import booking, marks, store, treasury
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.marks import Marks
-from proxy.ledger.writer import STOP, Item, Writer
+from proxy.ledger.writer import STOP, Item, Sync, Writer
 
 QUEUE_MAX = 20_000  # entries waiting for the writer; beyond it new ones are refused
 SPOOL_MAX = 100_000  # entries kept in memory while the ledger cannot be written
@@ -50,10 +51,11 @@ log = logging.getLogger("breakeven.ledger")
 class Journal:
     """One per process. Safe to call from any event loop of that process; after a fork the child opens its own."""
 
-    def __init__(self, url: str, *, queue_max: int = QUEUE_MAX, spool_max: int = SPOOL_MAX,
+    def __init__(self, url: str, *, sync: Sync = "full", queue_max: int = QUEUE_MAX, spool_max: int = SPOOL_MAX,
                  batch_max: int = BATCH_MAX) -> None:
         self.url = url
         self.path = store.path_of(url)
+        self._sync: Sync = sync
         self._limits = {"batch_max": batch_max, "spool_max": spool_max}
         self._queue_max = queue_max
         self._writer: Writer | None = None
@@ -70,7 +72,7 @@ class Journal:
             try:
                 marks_ = Marks(self.path)
                 try:
-                    self._writer = Writer(self.url, self.path, marks_, **self._limits)
+                    self._writer = Writer(self.url, self.path, marks_, sync=self._sync, **self._limits)
                 except BaseException:
                     marks_.close()
                     raise
@@ -152,7 +154,7 @@ class Journal:
             self._writer.queue.put(Item(key=key))
 
     async def settle(self, entry: RequestEntry) -> None:
-        """Return when the entry is on the disk. A cancelled caller's entry is written all the same. ValueError where
+        """Return when the entry is durable. A cancelled caller's entry is written all the same. ValueError where
         it could never be booked right."""
         # What was sent is never refused: there are no more of those than requests in flight.
         writer = self._accepting(bounded=entry.backend_kind == "none")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Connection
 
@@ -36,6 +36,7 @@ TICK_S = 0.5  # how often leases are looked at: what nobody asks for is given ba
 POLL_S = 0.02  # how often it is looked whether others want what lies idle in leases
 AGAIN_S = 0.005  # how soon what others may have given back is asked for again
 PATIENCE_S = 2.0  # and for how long
+Sync = Literal["full", "normal"]  # what a settlement waits for: the disk, or the system's memory alone
 WRONG = (ValueError, TypeError, AttributeError)  # what rendering a wrong entry raises
 RETRY_S = (0.02, 0.05, 0.1, 0.2, 0.5)
 
@@ -78,7 +79,7 @@ class _Undo(Exception):
 class Writer(threading.Thread):
     """Takes `Item`s from `queue` until STOP, and then until all is written or the patience is over."""
 
-    def __init__(self, url: str, path: Path, marks: Marks, *, batch_max: int, spool_max: int) -> None:
+    def __init__(self, url: str, path: Path, marks: Marks, *, sync: Sync, batch_max: int, spool_max: int) -> None:
         super().__init__(name="breakeven-ledger", daemon=True)
         self.queue: SimpleQueue[Item] = SimpleQueue()
         self.problem: LedgerUnavailable | None = None
@@ -96,7 +97,7 @@ class Writer(threading.Thread):
         self._last: Key | None = None
         self._connection: Connection | None = store.writing(url)
         self._inode = path.stat().st_ino
-        self._durable = True
+        self._full, self._durable = sync == "full", True
         try:  # a process before us may have ended on a disk that failed; whoever is in the way has opened it before us
             store.empty_log(self._connection, path)
         except (*store.ERRORS, OSError) as error:
@@ -277,7 +278,8 @@ class Writer(threading.Thread):
         settled = {key: entry for key, (entry, _) in rows.items()}
         holds, voided = _holds_and_voids(batch)
         calls = [item for item in batch if item.call is not None]
-        connection = self._connected(durable=bool(settled or calls or self._failures))
+        # Calls are rare, and what follows from one of them is not repeated: what a dead process left is removed.
+        connection = self._connected(durable=bool((settled and self._full) or calls or self._failures))
         holding = self.leases.holding
         held_nothing = {item.key for item in holds if item.key is not None} - holding
         holding |= held_nothing  # even if the commit says that it failed

@@ -89,7 +89,7 @@ def thread_cpu_s(journal: Journal | None) -> float:
 
 async def measured(url: str, steps: int, given: argparse.Namespace) -> dict[str, float]:
     """The best round: CPU microseconds per request of the loop and of the writer."""
-    journal = Journal(url).open() if steps else None
+    journal = Journal(url, sync=given.sync).open() if steps else None
     load = Load(journal, steps, given.work_us)
     clients = [asyncio.create_task(load.client()) for _ in range(given.clients)]
     loop_us, writer_us, rates, batch = [], [], [], []
@@ -113,12 +113,12 @@ async def measured(url: str, steps: int, given: argparse.Namespace) -> dict[str,
             "p99_ms": waits[int(len(waits) * 0.99)] * 1e3}
 
 
-async def alone(url: str, steps: int, seconds: float) -> dict[str, float]:
+async def alone(url: str, steps: int, given: argparse.Namespace) -> dict[str, float]:
     """One client, 50 times a second."""
-    journal = Journal(url).open()
+    journal = Journal(url, sync=given.sync).open()
     load = Load(journal, steps, 0)
     client = asyncio.create_task(load.client(0.02))
-    await asyncio.sleep(seconds)
+    await asyncio.sleep(given.seconds)
     load.stopping = True
     await client
     await journal.close()
@@ -156,6 +156,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--work-us", type=float, default=40.0)
+    parser.add_argument("--sync", choices=("full", "normal"), default="full")
     given = parser.parse_args()
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
@@ -180,7 +181,7 @@ def main() -> None:
                 found[f"{name}_us"] = round(now["loop_us"] - before["loop_us"], 1)
                 before = now
             found |= {"writer_us": round(now["writer_us"], 1), "rate": round(now["rate"])}
-            low = uvloop.run(alone(fresh(), len(STEPS), given.seconds))
+            low = uvloop.run(alone(fresh(), len(STEPS), given))
             found |= {f"alone_{name}": round(value, 2) for name, value in low.items()}
     print(json.dumps(found))
 

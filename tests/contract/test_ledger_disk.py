@@ -43,6 +43,14 @@ def test_what_was_acknowledged_is_there_when_the_power_is_back(tmp_path, early, 
         assert cut.acknowledged and not cut.lost and cut.wrong == []
 
 
+@pytest.mark.timeout(60)
+def test_with_normal_sync_a_power_cut_may_lose_rows_and_no_more(tmp_path):
+    """What is found is whole: every sum is that of the rows there are."""
+    cuts = [cut_power(tmp_path / str(number), random.Random(number), early=50, sync="normal") for number in range(3)]
+    assert all(cut.acknowledged and cut.wrong == [] for cut in cuts)
+    assert any(cut.lost for cut in cuts), "else it waits for the disk all the same"
+
+
 MARKS = """
 import errno, sys
 from pathlib import Path

@@ -44,6 +44,22 @@ async def test_a_settled_entry_is_in_the_file_and_the_rollups_agree(journal, url
     assert journal.healthy and journal.problem is None and journal.waiting == 0
 
 
+@pytest.mark.parametrize(("sync", "settling"), [("full", "2"), ("normal", "1")])
+async def test_settlements_are_committed_as_was_asked_and_calls_are_synced(url, monkeypatch, sync, settling):
+    transaction, seen = store.transaction, []
+
+    def watched(connection):
+        seen.append(str(connection.exec_driver_sql("PRAGMA synchronous").scalar()))
+        return transaction(connection)
+
+    async with Journal(url, sync=sync) as journal:
+        monkeypatch.setattr(store, "transaction", watched)
+        await journal.settle(entry())
+        await journal.book_gpu_minutes([GpuMinute("llama", 5)])
+        await journal.settle(entry())
+        assert seen == [settling, "2", settling]
+
+
 async def test_the_ledger_is_for_its_owner_alone(journal):
     assert journal.path.stat().st_mode & 0o077 == 0
 

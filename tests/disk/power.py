@@ -15,6 +15,7 @@ from pathlib import Path
 
 from proxy.ledger.journal import Journal
 from proxy.ledger.verify import balanced as verify
+from proxy.ledger.writer import Sync
 from tests.disk import SYNC, WRITE, Disk, after_power_loss
 
 CLIENTS = 16
@@ -30,14 +31,15 @@ class Cut:
     wrong: list[str] = field(default_factory=list)
 
 
-def cut_power(folder: Path, rng: random.Random, *, early: int, error: int = 0) -> Cut:
+def cut_power(folder: Path, rng: random.Random, *, early: int, error: int = 0, sync: Sync = "full") -> Cut:
     """Let a process settle for a while, on a disk whose writes and syncs now and then fail with `error`, if any; cut
     its power; start again from the platter."""
     ledger = folder / "on-it" / "ledger.db"
     ledger.parent.mkdir(parents=True)
     disk = Disk(folder, ledger, early=early)
-    process = subprocess.Popen([sys.executable, "-m", "tests.disk.power", f"sqlite:///{ledger}"], text=True, cwd=ROOT,
-                               env={**os.environ, **disk.env}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "tests.disk.power", f"sqlite:///{ledger}", sync], text=True,
+                               cwd=ROOT, env={**os.environ, **disk.env}, stdout=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL)
     assert process.stdout is not None
     said = process.stdout.readline()
     until = time.monotonic() + rng.uniform(0.2, 0.6)
@@ -70,7 +72,7 @@ def _found(folder: Path, disk: Disk, acknowledged: set[str]) -> Cut:
     return Cut(acknowledged, acknowledged - set(rows), wrong)
 
 
-async def _settle_for_ever(url: str) -> None:
+async def _settle_for_ever(url: str, sync: Sync) -> None:
     """The process whose power is cut: says the id of every request whose settlement was acknowledged."""
     from dataclasses import replace
 
@@ -87,9 +89,9 @@ async def _settle_for_ever(url: str) -> None:
                 continue
             os.write(1, f"{one.request_id}\n".encode())
 
-    async with Journal(url) as journal:
+    async with Journal(url, sync=sync) as journal:
         await asyncio.gather(*(client(number) for number in range(CLIENTS)))
 
 
 if __name__ == "__main__":
-    asyncio.run(_settle_for_ever(sys.argv[1]))
+    asyncio.run(_settle_for_ever(sys.argv[1], "normal" if sys.argv[2] == "normal" else "full"))

@@ -35,8 +35,8 @@ async def client(journal, round_, number):
         await journal.settle(one)
         os.write(1, (one.request_id + "\\n").encode())
 
-async def main(url, round_):
-    journal = Journal(url).open()
+async def main(url, round_, sync):
+    journal = Journal(url, sync=sync).open()
     await asyncio.gather(*(client(journal, round_, number) for number in range(32)))
 
 asyncio.run(main(*sys.argv[1:]))
@@ -44,11 +44,13 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 @pytest.mark.timeout(60)
-def test_no_acknowledged_row_is_missing_after_five_kills(tmp_path):
+@pytest.mark.parametrize("sync", ["full", "normal"])
+def test_no_acknowledged_row_is_missing_after_five_kills(tmp_path, sync):
     url, acknowledged = f"sqlite:///{tmp_path}/ledger.db", set()
     rng = random.Random(11)
     for kill in range(5):
-        process = subprocess.Popen([sys.executable, "-c", WRITER, url, str(kill)], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen([sys.executable, "-c", WRITER, url, str(kill), sync], stdout=subprocess.PIPE,
+                                   text=True)
         first = process.stdout.readline()
         time.sleep(rng.uniform(0.05, 0.4))
         os.kill(process.pid, signal.SIGKILL)

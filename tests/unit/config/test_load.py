@@ -316,7 +316,15 @@ WARNED = [
     ("kind: openai", "kind: openai\n    url: https://llm.example.com", "backends.gpt-4o", "list prices are assumed"),
     ("    api_key: env:KEY\n", "", "backends.gpt-4o", "no api_key"),
     ("server: {port: 8000}", "ledger: memory://", "ledger", "lost"),
+    ("server: {port: 8000}", "sync: normal", "sync", "power cut"),
 ]
+
+
+def test_the_ledger_is_synced_unless_it_is_said_otherwise(tmp_path):
+    assert loaded(tmp_path).sync == "full"
+    assert loaded(tmp_path, GOOD.replace("server: {port: 8000}", "sync: normal", 1)).sync == "normal"
+    with pytest.raises(ConfigError, match=r"full.*normal"):
+        loaded(tmp_path, GOOD.replace("server: {port: 8000}", "sync: off", 1))
 
 
 def test_more_workers_than_cores_is_a_warning(tmp_path, monkeypatch):

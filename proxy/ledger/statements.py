@@ -24,11 +24,12 @@ from proxy.ledger.rows import REQUEST_COLUMNS
 from proxy.ledger.schema import ROLLUP_KEY, ROLLUP_SUMS, budget_use, gpu_time, holds, requests, rollup
 
 ROWS_MOST = 64  # in one statement
+_SQLITE = dialect()
 
 
 def text_of(statement: Executable) -> str:
     """What the driver is given."""
-    return str(statement.compile(dialect=dialect()))  # type: ignore[attr-defined]
+    return str(_SQLITE.statement_compiler(_SQLITE, statement))  # type: ignore[arg-type]
 
 
 def packed(rows: Iterable[Sequence[object]]) -> str:

@@ -297,17 +297,18 @@ def test_make_commands_are_targets_and_do_what_the_comment_says():
 
 
 def test_the_configuration_shown_is_the_minimal_one_and_the_rest_fits_into_a_route(tmp_path, monkeypatch):
-    whole, part, money = blocks("yaml")
+    whole, part, money, cores = blocks("yaml")
     assert whole.text == page("config/minimal.yaml")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
     tree = yaml.safe_load(whole.text)
     tree["routes"]["gpt-4o"] |= yaml.safe_load(part.text)
-    tree |= yaml.safe_load(money.text)
+    tree |= yaml.safe_load(money.text) | yaml.safe_load(cores.text)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
     settings = load(tmp_path / "config.yaml")
     assert settings.routes["gpt-4o"].policy == "threshold"
     assert [str(line.spending) for line in settings.budgets] == ["500/month", "300/day"]
     assert settings.api_spend_max is not None and str(settings.api_spend_max.spending) == "200/hour"
+    assert settings.server.workers == 4
 
 
 def test_the_report_that_is_shown_has_the_words_of_a_real_one(place):

@@ -286,9 +286,15 @@ class Walk(RuleBasedStateMachine):
         self.connection = store.writing(self.url)
         store.raw(self.connection).execute("PRAGMA synchronous=OFF")
         self.leases = {name: Leases() for name in self.NAMES}
+        self.made = 0
         self.held: dict[str, tuple[object, int, tuple[Budget, ...], str]] = {}
         self.posted = dict.fromkeys((KEY.scope, TEAM.scope), 0)
         self.pick, self.busy, self.nested = random.Random(7), "", False
+
+    def one(self):
+        """Another request, named as the same one of every walk is: a walk that is tried again goes the same way."""
+        self.made += 1
+        return on_api(request_id=f"req-{self.made:04}")
 
     def write(self, name, work=lambda uses, lent: None, due=(), fails=False):
         """One transaction of that process, as the writer does it."""
@@ -327,7 +333,7 @@ class Walk(RuleBasedStateMachine):
                 self.leases[name].give_up(key)
                 del self.held[key[0]]
         while self.pick.random() < 0.7:
-            one, amount = on_api(), self.pick.choice((1, 1_000, 5_000))
+            one, amount = self.one(), self.pick.choice((1, 1_000, 5_000))
             if self.leases[name].take(hold(one, amount)):
                 self.held[one.request_id] = (one, amount, (KEY,), name)
 
@@ -340,7 +346,7 @@ class Walk(RuleBasedStateMachine):
     @rule(name=st.sampled_from(NAMES), both=st.booleans(), fails=st.integers(0, 9),
           amount=st.one_of(st.integers(0, 3_000), st.integers(0, 3_000), st.integers(0, 700_000)))
     def reserve(self, name, amount, both, fails):
-        one, budgets = on_api(), (KEY, TEAM) if both else (KEY,)
+        one, budgets = self.one(), (KEY, TEAM) if both else (KEY,)
         asked = hold(one, amount, *budgets)
         if not self.leases[name].take(asked):
             came = self.asked(name, asked, fails == 0)
@@ -354,7 +360,7 @@ class Walk(RuleBasedStateMachine):
         """More or less than it holds, elsewhere too: instead of what it held, or, refused, that stays."""
         if not self.held:
             return
-        one, before, old, name = self.held.pop(pick.choice(sorted(self.held)))
+        one, before, old, name = self.held.pop(pick.choice(list(self.held)))
         self.busy, amount = one.request_id, pick.choice((amount, amount + KEY.limit_nano // 2))
         budgets = (KEY, TEAM) if both else old
         asked, leases = hold(one, amount, *budgets), self.leases[name]
@@ -397,7 +403,7 @@ class Walk(RuleBasedStateMachine):
     def settle(self, pick, fails):
         if not self.held:
             return
-        one, amount, _, name = self.held.pop(pick.choice(sorted(self.held)))
+        one, amount, _, name = self.held.pop(pick.choice(list(self.held)))
         self.busy = one.request_id
         entry = spent(one, amount, pick.choice((0, amount, pick.randint(0, amount))))
         leases, key = self.leases[name], (one.request_id, 1)
@@ -417,7 +423,7 @@ class Walk(RuleBasedStateMachine):
     def void(self, pick):
         if not self.held:
             return
-        one, _, _, name = self.held.pop(pick.choice(sorted(self.held)))
+        one, _, _, name = self.held.pop(pick.choice(list(self.held)))
         key, leases = (one.request_id, 1), self.leases[name]
         if not leases.give_up(key):
             self.write(name, lambda touched, lent: treasury.release(

@@ -39,7 +39,7 @@ from proxy.ledger.writer import STOP, Item, Sync, Writer
 QUEUE_MAX = 20_000  # entries waiting for the writer; beyond it new ones are refused
 SPOOL_MAX = 100_000  # entries kept in memory while the ledger cannot be written
 BATCH_MAX = 1_000  # rows in one commit
-ASIDE_S = 0.001  # how often a busy event loop steps aside for the writer, and
+ASIDE_S = 0.002  # how often a busy event loop steps aside for the writer, and
 PAUSE_S = 0.000_02  # for how long
 MARK_RETRY_S = 0.2  # after a mark that could not be written, how often that is tried again, at most
 
@@ -220,7 +220,7 @@ class Journal:
         """Hand it over and wait for the commit."""
         loop = asyncio.get_running_loop()
         item.future = future = loop.create_future()
-        writer.queue.put(item)
+        writer.queue.give(item, loop)
         self._outstanding += 1
         if self._stepping_aside is not loop:
             self._stepping_aside = loop

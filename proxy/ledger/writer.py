@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import Any, Literal
 
 from sqlalchemy import Connection
@@ -23,6 +23,7 @@ from proxy.core.budgets import Hold, Reserved, Window
 from proxy.core.entries import Intent, RequestEntry
 from proxy.ledger import booking, lending, store, treasury
 from proxy.ledger.errors import LedgerUnavailable
+from proxy.ledger.inbox import Inbox
 from proxy.ledger.leases import Leases
 from proxy.ledger.lending import Lending
 from proxy.ledger.marks import Key, Marks, is_alive
@@ -81,7 +82,7 @@ class Writer(threading.Thread):
 
     def __init__(self, url: str, path: Path, marks: Marks, *, sync: Sync, batch_max: int, spool_max: int) -> None:
         super().__init__(name="breakeven-ledger", daemon=True)
-        self.queue: SimpleQueue[Item] = SimpleQueue()
+        self.queue: Inbox[Item] = Inbox()
         self.problem: LedgerUnavailable | None = None
         self.batches = self.settled = self.dropped = 0
         self.patience_s = 5.0

@@ -96,6 +96,9 @@ class Inbox:
         if item is not STOP:
             self._writer.set_turn()
 
+    def give(self, item: Item, _loop: asyncio.AbstractEventLoop) -> None:
+        self.put(item)
+
     def qsize(self) -> int:
         return len(self.items)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -47,13 +47,12 @@ class Inbox(Generic[T]):
                 self._wakes.get(timeout=timeout)
         finally:
             self._asleep = False
-        return self.get_nowait()
+        return self._items.popleft()
 
-    def get_nowait(self) -> T:
-        try:
-            return self._items.popleft()
-        except IndexError:
-            raise Empty from None
+    def take(self, most: int) -> list[T]:
+        """All that is there, up to so many."""
+        items = self._items
+        return [items.popleft() for _ in range(min(most, len(items)))]
 
     def _turn_ends(self) -> None:
         self._waking = None

@@ -9,13 +9,13 @@ again shortly. So nothing is refused that idle leases would have covered.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import orjson
 
-from proxy.core.budgets import GATEWAY, Hold, Line, Use, Window
+from proxy.core.budgets import GATEWAY, Hold, Use, Window
 from proxy.core.entries import RequestEntry
 from proxy.core.money import NS_PER_S
 from proxy.ledger.leases import Lease, Leases
@@ -74,18 +74,22 @@ class Lending:
             part = self._parts[window] = Part(lease, name, row, 0 if row is None else row[1])
             self._move(window, part, min(part.now, lease.row_nano) - part.now)
 
-    def settled(self, entries: Iterable[RequestEntry]) -> None:
+    def settled(self, entries: Mapping[Key, RequestEntry]) -> None:
         """What they cost is posted, and is in the lease no more; what they held beyond that lies idle in it again."""
+        ends: dict[Window, list[int]] = {}  # what ends, and how much of it was spent
         with self._leases.lock:
-            ended = [(entry, lines) for entry in entries
-                     if (lines := self._leases.held.get((entry.request_id, entry.attempt)))]
-        self.touch({line.window for _, lines in ended for line in lines})
-        for entry, lines in ended:
-            self._over.append((entry.request_id, entry.attempt))
-            billed = entry.api_most_nano if entry.backend_kind == "api" else 0
-            for line in lines:
-                cost = billed if line.budget.scope == GATEWAY else entry.posted_nano
-                self._ends(line, cost)
+            held = self._leases.held
+            for key, entry in entries.items():
+                for line in held.get(key, ()):
+                    if (amount := line.amount_nano):  # else the lease may be forgotten
+                        spent = _most_billed(entry) if line.budget.scope == GATEWAY else entry.posted_nano
+                        end = ends.setdefault(line.window, [0, 0])
+                        end[0] += amount
+                        end[1] += spent if spent < amount else amount
+            self._over += [key for key in entries if key in held]
+        self.touch(ends)
+        for window, (amount, spent) in ends.items():
+            self._ends(window, amount, spent)
 
     def moves(self, hold: Hold) -> bool:
         """The attempt asks for rows of its own: what it holds out of leases, if anything, ends with that."""
@@ -95,7 +99,8 @@ class Lending:
             return False
         self.touch(line.window for line in lines)
         for line in lines:
-            self._ends(line, line.amount_nano)
+            if line.amount_nano:
+                self._ends(line.window, line.amount_nano, line.amount_nano)
         self._over.append(hold.key)
         return True
 
@@ -107,12 +112,11 @@ class Lending:
                 self._move(line.window, self._parts[line.window], line.amount_nano)
         self._over.remove(hold.key)
 
-    def _ends(self, line: Line, cost_nano: int) -> None:
-        """So much of what it holds is in the lease no more; the rest is idle."""
-        if line.amount_nano:  # else the lease may be forgotten
-            part = self._parts[line.window]
-            part.over += line.amount_nano
-            self._move(line.window, part, -min(cost_nano, line.amount_nano, part.now))
+    def _ends(self, window: Window, amount_nano: int, spent_nano: int) -> None:
+        """So much is held no longer; what of it was spent is in the lease no more, and the rest is idle."""
+        part = self._parts[window]
+        part.over += amount_nano
+        self._move(window, part, -min(spent_nano, part.now))
 
     def give_back(self, window: Window, keep: int = 0) -> bool:
         """All that is idle in ours but so much. False: nothing was."""
@@ -191,6 +195,10 @@ class Lending:
         if amount:
             part.now += amount
             self._change(window).pending_nano += amount
+
+
+def _most_billed(entry: RequestEntry) -> int:
+    return entry.api_most_nano if entry.backend_kind == "api" else 0
 
 
 def _name(window: Window, owner: str) -> str:

@@ -2,7 +2,7 @@
 
     marks = Marks(ledger)          # creates LEDGER.owner-TOKEN, locked while this process lives
     marks.add(intent)              # one write, into the page cache: it survives the process, not the machine
-    marks.remove(key)              # settled: forgotten here, and in the file when it is written anew
+    marks.remove([key])            # settled: forgotten here, and in the file when it is written anew
 
 What a dead process left (the kernel lets go of its lock however it dies) is read by whoever starts next, or looks
 around: every mark without a row in the ledger is a request that was cut. A mark costs no commit, so sending waits for
@@ -15,8 +15,9 @@ import errno
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
@@ -28,6 +29,7 @@ Key = tuple[str, int]
 
 REWRITE_BYTES = 1 << 20  # from this size on the file is written anew with what is still open
 _NAMES = tuple(field.name for field in fields(Intent))
+_values_of = attrgetter(*_NAMES)
 
 
 class Marks:
@@ -60,13 +62,15 @@ class Marks:
 
     def add(self, intent: Intent) -> None:
         """Leave the mark; it is in the file when this returns."""
-        line = orjson.dumps([getattr(intent, name) for name in _NAMES]) + b"\n"
+        line = orjson.dumps(_values_of(intent)) + b"\n"
         self._append(line)
         self._open[intent.request_id, intent.attempt] = line
 
-    def remove(self, key: Key) -> None:
-        """It is settled, on the disk."""
-        self._open.pop(key, None)
+    def remove(self, keys: Iterable[Key]) -> None:
+        """They are settled, on the disk."""
+        pop = self._open.pop
+        for key in keys:
+            pop(key, None)
 
     def close(self) -> None:
         """Nothing is in flight any more; what is, is left for the next start to find."""

@@ -74,17 +74,17 @@ def entry_of(row: Mapping[str, Any]) -> RequestEntry:
     for name in _BOOLS:
         if name in values and values[name] is not None:
             values[name] = bool(values[name])
-    usage = Usage(*(row[bucket] for bucket in BUCKETS), consistent=bool(row["usage_consistent"]))
+    usage = Usage(**{bucket: row[bucket] for bucket in BUCKETS}, consistent=bool(row["usage_consistent"]))
     return RequestEntry(usage=usage, **values)
 
 
 def deltas(entries: Iterable[RequestEntry]) -> dict[RollupKey, list[int]]:
     """What the entries add to the rollups: sums in the order of `ROLLUP_SUMS`, by key."""
-    parts: dict[RollupKey, list[list[int]]] = {}
+    parts: dict[tuple[int, Any], list[list[int]]] = {}
     for entry in entries:
         dimensions, booked = _dimensions(entry), _booked(entry)
         ended = entry.ended_ns // NS_PER_MINUTE
-        parts.setdefault((ended, *dimensions), []).append(booked)
+        parts.setdefault((ended, dimensions), []).append(booked)
         if entry.work_ns:
             into = _FAILED if entry.failed_work else _WORK
             if entry.sent_ns // NS_PER_MINUTE == ended:
@@ -93,8 +93,9 @@ def deltas(entries: Iterable[RequestEntry]) -> dict[RollupKey, list[int]]:
                 for minute, work_ns in work_by_minute(entry.sent_ns, entry.ended_ns, entry.work_ns):
                     only = [0] * len(ROLLUP_SUMS)
                     only[into] = work_ns
-                    parts.setdefault((minute, *dimensions), []).append(only)
-    return {key: rows[0] if len(rows) == 1 else list(map(sum, zip(*rows, strict=True))) for key, rows in parts.items()}
+                    parts.setdefault((minute, dimensions), []).append(only)
+    return {(minute, *dimensions): rows[0] if len(rows) == 1 else list(map(sum, zip(*rows, strict=True)))
+            for (minute, dimensions), rows in parts.items()}
 
 
 _tokens = attrgetter(*BUCKETS)

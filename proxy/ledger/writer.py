@@ -180,17 +180,15 @@ class Writer(threading.Thread):
                     self._take(self.queue.get(timeout=left))
                 except Empty:
                     break
-        elif not self._spool and self._stopping_since is None:
+        elif not (self._spool or self.queue.qsize()) and self._stopping_since is None:
             try:
                 self._take(self.queue.get(timeout=self._rest_s()))
             except Empty:
                 pass
-        self._spool[:0], self._later = self._later, []
-        while len(self._spool) < self._batch_max:
-            try:
-                self._take(self.queue.get_nowait())
-            except Empty:
-                return
+        if self._later:
+            self._spool[:0], self._later = self._later, []
+        for item in self.queue.take(self._batch_max - len(self._spool)):
+            self._take(item)
 
     def _take(self, item: Item) -> None:
         if item is STOP:
@@ -216,9 +214,10 @@ class Writer(threading.Thread):
             if not all([item.entry is None or self._render(item) for item in batch]):
                 return  # who is wrong has been told; the rest is tried again at once
             if len(batch) != 1:  # one of them is wrong, and it is not seen which: each on its own
-                outcomes = self._one_by_one(batch)
-                if outcomes is None:
+                each = self._one_by_one(batch)
+                if each is None:
                     return
+                outcomes = each
             else:
                 log.exception("the ledger refused an entry: %r", batch[0].key)
                 outcomes = [batch[0].result(error=error)] if batch[0].future else []
@@ -274,11 +273,10 @@ class Writer(threading.Thread):
 
         Settlements come before holds, so that what they free is there to be held. Calls come before both: recovery asks
         which holds are ours, of those that are there."""
-        rows = {item.key: (item.entry, item.row) for item in reversed(batch)
-                if item.key is not None and item.entry is not None and item.row is not None}
-        settled = {key: entry for key, (entry, _) in rows.items()}
-        holds, voided = _holds_and_voids(batch)
-        calls = [item for item in batch if item.call is not None]
+        settled, rows = _settlements(batch)
+        others = [item for item in batch if item.entry is None]
+        holds, voided = _holds_and_voids(others)
+        calls = [item for item in others if item.call is not None]
         # Calls are rare, and what follows from one of them is not repeated: what a dead process left is removed.
         connection = self._connected(durable=bool((settled and self._full) or calls or self._failures))
         holding = self.leases.holding
@@ -290,9 +288,10 @@ class Writer(threading.Thread):
             values = [item.call(connection) for item in calls if item.call is not None]
             uses = Uses(connection)
             lent = self._lending(uses)
-            new = booking.settle(connection, settled, [row for _, row in rows.values()], uses) if settled else 0
-            lent.settled(settled.values())
-            treasury.release(connection, uses, [key for key in (*settled, *voided) if key in holding])
+            new = booking.settle(connection, settled, rows, uses) if settled else 0
+            lent.settled(settled)
+            if holding:
+                treasury.release(connection, uses, [key for key in (*settled, *voided) if key in holding])
             answers = self._reserved(connection, uses, lent, holds)
             lent.top_up()
             lent.write()
@@ -301,9 +300,9 @@ class Writer(threading.Thread):
         self.settled += new
         self._due.clear()
         holding.difference_update(settled, voided)
-        for key in settled:
-            self._marks.remove(key)
-            self._last = key
+        if settled:
+            self._marks.remove(settled)
+            self._last = next(reversed(settled))
         told = [*zip(calls, values, strict=True), *self._answered(holds, answers, held_nothing),
                 *((item, None) for item in batch if item.entry is not None)]
         return [item.result(value) for item, value in told if item.future is not None]
@@ -405,6 +404,18 @@ class Writer(threading.Thread):
                 connection.close()
             except store.ERRORS as error:  # the file may be gone; what matters was committed or is in the spool
                 log.warning("closing ledger %s: %s", self._path, error)
+
+
+def _settlements(batch: list[Item]) -> tuple[dict[Key, RequestEntry], list[Row]]:
+    """What is to be booked, in the order in which it came, and the row of each; of an attempt the first."""
+    settled: dict[Key, RequestEntry] = {}
+    rows: list[Row] = []
+    for item in batch:
+        key, entry, row = item.key, item.entry, item.row
+        if key is not None and entry is not None and row is not None and key not in settled:
+            settled[key] = entry
+            rows.append(row)
+    return settled, rows
 
 
 def _holds_and_voids(batch: list[Item]) -> tuple[list[Item], list[Key]]:

@@ -20,12 +20,7 @@ class Taker(threading.Thread):
 
     def run(self):
         while True:
-            batch = [self.inbox.get(None)]
-            while True:
-                try:
-                    batch.append(self.inbox.get_nowait())
-                except Empty:
-                    break
+            batch = [self.inbox.get(None), *self.inbox.take(1_000)]
             self.batches.append(batch)
             if batch[-1] is None:
                 return
@@ -61,8 +56,9 @@ def test_what_is_put_comes_in_order_without_a_loop():
     assert [inbox.get(None) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(Empty):
         inbox.get(0.01)
-    with pytest.raises(Empty):
-        inbox.get_nowait()
+    inbox.put(3)
+    inbox.put(4)
+    assert inbox.take(1) == [3] and inbox.take(9) == [4] and inbox.take(9) == []
 
 
 async def test_none_is_forgotten_and_each_giver_keeps_its_order():

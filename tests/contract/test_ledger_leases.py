@@ -410,7 +410,7 @@ class Walk(RuleBasedStateMachine):
 
         def work(touched, lent):
             booking.settle(self.connection, {key: entry}, [row_of(entry)], touched)
-            lent.settled([entry])
+            lent.settled({key: entry})
             treasury.release(self.connection, touched, [key] if key in leases.holding else [])
 
         for again in range(2 if fails else 3):  # tried again, and settled twice

@@ -36,7 +36,7 @@ class Marks:
     """This journal's own. One thread adds, any removes. OSError where the file cannot be written."""
 
     def __init__(self, ledger: Path) -> None:
-        self._ledger = ledger
+        self._ledger, self._folder = ledger, os.fspath(ledger.parent)
         self._open: dict[Key, bytes] = {}
         while True:
             self.token = secrets.token_hex(8)
@@ -53,7 +53,7 @@ class Marks:
 
     def beside_others(self) -> bool:
         """Whether other processes have this ledger open, or had: looked up again when the directory has changed."""
-        changed = os.stat(self._ledger.parent).st_mtime_ns
+        changed = os.stat(self._folder).st_mtime_ns
         if changed != self._looked:
             self._looked = changed
             mine = _file(self._ledger, self.token).name

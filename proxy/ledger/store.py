@@ -150,12 +150,12 @@ def empty_log(connection: Connection, path: Path) -> bool:
     return not busy
 
 
-def _begin(connection: Connection) -> None:
+def _begin(db: sqlite3.Connection) -> None:
     """Take the write lock, asking every millisecond or so for `BUSY_S`.
 
     SQLite's own patience sleeps longer and longer, up to 100 ms: beside three busy processes whoever sleeps finds the
     lock taken whenever it wakes, and gives up after a second (measured)."""
-    until, db = time.monotonic() + BUSY_S, raw(connection)
+    until = time.monotonic() + BUSY_S
     while True:
         try:
             db.execute("BEGIN IMMEDIATE")
@@ -169,13 +169,14 @@ def _begin(connection: Connection) -> None:
 @contextmanager
 def transaction(connection: Connection) -> Iterator[None]:
     """One write transaction: the lock is taken at once, so that what was read cannot change before the write."""
-    _begin(connection)
+    db = raw(connection)
+    _begin(db)
     try:
         yield
-        raw(connection).execute("COMMIT")
+        db.execute("COMMIT")
     except BaseException:
         try:
-            raw(connection).execute("ROLLBACK")
+            db.execute("ROLLBACK")
         except sqlite3.Error:  # SQLite rolls back by itself on a full disk
             pass
         raise

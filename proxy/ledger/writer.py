@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -94,7 +95,7 @@ class Writer(threading.Thread):
         self._spool: list[Item] = []
         self._later: list[Item] = []  # holds for which others have been asked to give back
         self._stopping_since: float | None = None
-        self._doubtful = False
+        self._doubtful = self._beside_others = False
         self._last: Key | None = None
         self._connection: Connection | None = store.writing(url)
         self._inode = path.stat().st_ino
@@ -227,7 +228,7 @@ class Writer(threading.Thread):
         self.batches += 1
         del self._spool[:len(batch)]
         _deliver(outcomes)
-        if self._marks.beside_others():  # who begins anew at once leaves no gap for who asks every millisecond
+        if self._beside_others:  # who begins anew at once leaves no gap for who asks every millisecond
             time.sleep(GAP_S)
 
     def _rendered(self) -> list[Item]:
@@ -337,7 +338,8 @@ class Writer(threading.Thread):
 
     def _lending(self, uses: Uses) -> Lending:
         """What this transaction does with our leases."""
-        now_ns, others = time.time_ns(), self._marks.beside_others()
+        now_ns = time.time_ns()
+        others = self._beside_others = self._marks.beside_others()
         wanted = lending.wanted(uses.db, now_ns) if others else set()
         if ending := self._stopping_since is not None:
             wanted |= set(self.leases.of)
@@ -357,7 +359,7 @@ class Writer(threading.Thread):
                                         "and a report or another process is in the way; it goes on when they are done")
             self._doubtful = False
         try:
-            moved = self._path.stat().st_ino != self._inode
+            moved = os.stat(self._path).st_ino != self._inode
         except FileNotFoundError:
             moved = True
         if moved:

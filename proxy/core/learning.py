@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from operator import mul
+from typing import Final
 
 RELAX_S = 300.0  # time constant of forgetting without news
 FORGET = 200.0  # observations after which old ones fade
@@ -211,7 +212,10 @@ class Margin:
     """
 
     __slots__ = ("value",)
-    LOWEST, HIGHEST, STEP, START = 0.05, 0.60, 0.001, 0.15
+    LOWEST: Final = 0.05
+    HIGHEST: Final = 0.60
+    STEP: Final = 0.001
+    START: Final = 0.15
 
     def __init__(self) -> None:
         self.value = self.START

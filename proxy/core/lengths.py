@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from typing import Final
 
 from proxy.core.learning import Ratio, RunningMean
 
@@ -60,9 +61,12 @@ class Stay:
 
     __slots__ = ("_expected", "_ratio", "_residence", "_square")
 
-    PRIOR, PRIOR_WEIGHT, MEMORY = 2.0, 20.0, 500.0  # ratio, and answers
-    PRIOR_SQUARE = 0.5  # of the deviation, relative to what is promised: exponential lengths again
-    LEAST, MOST = 1.0, 8.0
+    PRIOR: Final = 2.0  # ratio
+    PRIOR_WEIGHT: Final = 20.0  # answers
+    MEMORY: Final = 500.0  # answers
+    PRIOR_SQUARE: Final = 0.5  # of the deviation, relative to what is promised: exponential lengths again
+    LEAST: Final = 1.0
+    MOST: Final = 8.0
 
     def __init__(self) -> None:
         self._ratio = Ratio(self.PRIOR, self.PRIOR_WEIGHT, self.MEMORY)

@@ -236,7 +236,8 @@ class Line:
 
     def _crowd(self, index: int, now: float, starts_per_s: float) -> list[tuple[Job, Left]]:
         """Of equals in value: those with more of them ahead than will have started in time."""
-        bin_, ahead, left = self._bins[index], 0, []
+        bin_, ahead = self._bins[index], 0
+        left: list[tuple[Job, Left]] = []
         if len(bin_) <= 1 + starts_per_s * (bin_[0][0] - now):
             return []
         for latest, _, job in bin_[:]:

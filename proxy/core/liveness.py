@@ -9,6 +9,8 @@ prompts, whose iterations keep counting, is never mistaken for a stall.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from proxy.core.capacity import Capacity
 
 STALL_S_MIN = 3.0
@@ -31,7 +33,7 @@ def stall_budget_s(capacity: Capacity, backlog_tokens: float, heartbeat: bool) -
     return min(STALL_S_MAX, max(STALL_S_MIN, 2.0 * expected))
 
 
-def freshness(age_s: float | None, scrape_s: float) -> str:
+def freshness(age_s: float | None, scrape_s: float) -> Literal["fresh", "stale", "unknown"]:
     """fresh within three scrapes (at least 3 s), stale up to 30 s, then unknown."""
     if age_s is None or age_s > UNKNOWN_AFTER_S:
         return "unknown"

@@ -45,7 +45,8 @@ class PrefixIndex:
         """What is known of `prompt` under `label`; remembers it as seen at the API."""
         if len(prompt) < BLOCK_BYTES:
             return UNSEEN
-        chain, key, hit, blocks = [], hash(label), 0, {}
+        chain, key, hit = [], hash(label), 0
+        blocks: dict[str, int] = {}
         everywhere: set[str] | None = None  # replicas that have computed every block so far
         unbroken = True
         for start in range(0, min(len(prompt), PROMPT_BYTES_MAX) - BLOCK_BYTES + 1, BLOCK_BYTES):

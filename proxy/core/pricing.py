@@ -61,10 +61,14 @@ class Tier:
         return self.usd_per_mtok[bucket]
 
 
+_set_once = object.__setattr__  # on what is frozen
+
+
 class _Compiled:
     """Where a price keeps its rates: no field of it, for what it says does not depend on it."""
 
     __slots__ = ("_rates",)
+    _rates: Rates
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,7 @@ class Price(_Compiled):
         try:
             return self._rates
         except AttributeError:
-            object.__setattr__(self, "_rates", Rates.of(self))
+            _set_once(self, "_rates", Rates.of(self))
             return self._rates
 
     def cost_nano(self, usage: Usage) -> int | None:
@@ -188,9 +192,9 @@ class Ceiling:
     def nano(self, input_tokens: int, output_tokens: int) -> int | None:
         """The most that so many tokens may cost at any of the prices, rounded up; None where that is not known."""
         _, input_unknown, output_unknown, lines = self.steps[0]
-        for above, *step in self.steps:
-            if above < (input_tokens or 1):
-                input_unknown, output_unknown, lines = step
+        for step in self.steps:
+            if step[0] < (input_tokens or 1):
+                _, input_unknown, output_unknown, lines = step
         if (input_tokens and input_unknown) or (output_tokens and output_unknown):
             return None
         fixed, per_input, per_output = lines[0]

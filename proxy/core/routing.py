@@ -233,9 +233,9 @@ def _best_api(apis: Sequence[ApiState], demand: Demand, found: list[Refusal]) ->
         elif api.returning:
             found.append(Refusal(api.backend, None, "slow_start", "it failed a while ago and has its share", busy=True))
         elif best is None or _dearness(api) < _dearness(best):
-            best, api = api, best  # the dearer one is refused below
-            if api is not None:
-                found.append(Refusal(api.backend, None, "dearer_api", f"{api.usd} USD against {best.usd}"))
+            dearer, best = best, api
+            if dearer is not None:
+                found.append(Refusal(dearer.backend, None, "dearer_api", f"{dearer.usd} USD against {best.usd}"))
         else:
             found.append(Refusal(api.backend, None, "dearer_api", f"{api.usd} USD against {best.usd}"))
     return best

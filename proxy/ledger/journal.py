@@ -21,7 +21,6 @@ import functools
 import logging
 import os
 import time
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -204,6 +203,7 @@ class Journal:
         """`close` for those without an event loop."""
         writer, self._writer = self._writer, None
         marks_, self._marks = self._marks, None
+        _open_journals.discard(self)
         if writer is None:
             return 0
         writer.patience_s = patience_s
@@ -279,7 +279,7 @@ class Journal:
         self._outstanding = 0
 
 
-_open_journals: weakref.WeakSet[Journal] = weakref.WeakSet()
+_open_journals: set[Journal] = set()
 _abandoned: list[object] = []  # kept, because closing a parent's SQLite connection in a child is not safe
 
 

@@ -197,7 +197,7 @@ class Planner:
         else:
             output = lane.output.expect(label, each)
             if limit is not None and limit < output:
-                output = limit
+                output = float(limit)
             output *= sequences
         tenant, lifted = "", False
         if route.gpu_share_min is not None:

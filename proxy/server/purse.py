@@ -53,7 +53,7 @@ class Purse:
 
     def __init__(self, settings: Settings, planner: Planner, journal: Journal) -> None:
         self._settings, self._planner, self._journal = settings, planner, journal
-        self._budgets = {line.spending.scope: [] for line in settings.budgets}
+        self._budgets: dict[str, list[Budget]] = {line.spending.scope: [] for line in settings.budgets}
         for line in settings.budgets:
             self._budgets[line.spending.scope].append(line.spending)
         self._applying: dict[tuple[str, str], tuple[Budget, ...]] = {}
@@ -98,7 +98,8 @@ class Purse:
 
     def _most_nano(self, call: Call, limits: Mapping[str, int]) -> dict[str, int | None]:
         """By backend, an upper bound of what one attempt there is charged; None where no price is known."""
-        wire, found, prompt_most, known = call.wire, {}, prompt_tokens_most(call.wire), self._planner.context_tokens
+        wire, prompt_most, known = call.wire, prompt_tokens_most(call.wire), self._planner.context_tokens
+        found: dict[str, int | None] = {}
         for offer in call.lane.offers:
             if not offer.charges:
                 found[offer.name] = 0

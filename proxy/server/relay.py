@@ -313,8 +313,9 @@ class Attempt:
 
     def _left(self) -> Relayed:
         """The client is gone. An answer it saw the beginning of was one, and an API would have billed it."""
-        begun = self._answer is not None and self._first_at is not None
-        return self._ended("client_abort", self._answer.status if begun else STATUS_CLIENT_GONE)
+        answer = self._answer
+        return self._ended("client_abort", STATUS_CLIENT_GONE if answer is None or self._first_at is None
+                           else answer.status)
 
     def _failed(self, error: UpstreamError) -> Relayed:
         if self._exchange.gone:

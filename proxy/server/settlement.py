@@ -59,8 +59,9 @@ class Settlement:
         """One attempt that was sent, settled."""
         offer, wire, usage = self._planner.offers[placement.attempt.backend], call.wire, outcome.usage
         work_ns = marginal_nano = internal_nano = 0
+        api_nano: int | None = 0
+        price: Price | None = None
         if offer.on_gpu:
-            api_nano, price = 0, None
             work_ns = self._work_ns(call, placement, offer, usage)
             if offer.varying.ever:
                 marginal_nano = offer.varying.nano(work_ns, outcome.sent_ns)

@@ -79,7 +79,7 @@ class Watcher(Scraper):
 
     def _take(self, replica: Replica, found: dict[str, Any]) -> None:
         if found["gauges"] is not None and found["read_at"] != replica.read_at:
-            gauges = {name: tuple(value) if name in HISTOGRAMS and value is not None else value
+            gauges: dict[str, Any] = {name: tuple(value) if name in HISTOGRAMS and value is not None else value
                       for name, value in found["gauges"].items()}
             replica.take(EngineGauges(**gauges), found["read_at"])
         for name in SAID:

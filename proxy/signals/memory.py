@@ -26,12 +26,12 @@ WAYS = 16  # entries of a table that a key may take
 NOBODY = 0
 
 
-def words(count: int) -> memoryview:
+def words(count: int) -> memoryview[int]:
     """So many integers, 0 at first."""
     return memoryview(mmap.mmap(-1, max(8, 8 * count))).cast("q")
 
 
-def doubles(count: int) -> memoryview:
+def doubles(count: int) -> memoryview[float]:
     """So many floats, 0.0 at first."""
     return memoryview(mmap.mmap(-1, max(8, 8 * count))).cast("d")
 

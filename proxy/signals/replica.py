@@ -178,7 +178,7 @@ class Replica:
 
     def _queue(self, gauges: EngineGauges, before: EngineGauges | None, now: float) -> None:
         waiting = gauges.waiting_capacity if gauges.waiting_capacity is not None else gauges.waiting
-        holds = bool(waiting) and waiting > 0
+        holds = waiting is not None and waiting > 0
         preempted = (before is not None and before.preemptions is not None
                      and (gauges.preemptions or 0) > before.preemptions)
         refused = before is not None and before.rejections is not None and (gauges.rejections or 0) > before.rejections

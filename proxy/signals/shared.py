@@ -84,7 +84,8 @@ class SharedLoad(Load):
         self._version_at = shares.me * len(fleet.upstreams) + number
         self._version = fleet.versions[self._version_at]
         self._others_at = [fleet.row_at(other, number) for other in shares.others]
-        self._untold, self._told = False, ()
+        self._untold = False
+        self._told: tuple[float, ...] = ()
         # What others counted before we came is history; what they hold now we have not heard of yet.
         rows = [ROW.unpack_from(fleet.rows, at) for at in self._others_at]
         self._first = [(0.0,) * HELD + row[HELD:FIRST.size // 8] for row in rows]
@@ -225,12 +226,13 @@ class SharedPool(Pool):
 
     def __init__(self, replicas: list[Replica], shares: Shares, market: SharedMarket) -> None:
         super().__init__(replicas)
-        self._shares, self.market = shares, market
+        self._shares, self._traded = shares, market
+        self.market = market
 
     def refill(self, now: float) -> None:
         self._shares.sync(now)
         super().refill(now)
-        self.market.tell()
+        self._traded.tell()
 
 
 class Shares:
@@ -319,7 +321,7 @@ class Shares:
         number = self.fleet.place[backend, index]
         cells, load = self.fleet.cells, self.loads[number]
         breaker = SharedBreaker(Cell(cells, number))
-        replica = SharedReplica(backend, index, *more, load=load, breaker=breaker, **named)  # type: ignore[arg-type]
+        replica = SharedReplica(backend, index, *more, load=load, breaker=breaker, **named)  # type: ignore[arg-type,misc]
         replica.cell, replica._told_wedged = Cell(cells, number), False
         load.room, load.in_flight_max = replica.room, replica.in_flight_max
         self.replicas[number] = replica

@@ -90,8 +90,8 @@ class SharedBreaker(Breaker):
         """Change what all see, by the rules of one that nobody shares."""
         with self._cell.lock:
             self.take(self._cell.read())
-            one = Breaker(*(getattr(self, name) for name in BREAKER[:6]), self.alone, *(
-                getattr(self, name) for name in BREAKER[6:]))
+            one = Breaker(self.failures, self.ejections, self.ejected_until, self.held_off_until, self.trial, self.kept,
+                          self.alone, self.probation_until, self.returned_at)
             outcome = change(one, *how)
             self._cell.put(0, *(float(getattr(one, name)) for name in BREAKER))
             self.take(self._cell.read())
@@ -125,12 +125,13 @@ class SharedReplica(Replica):
     """A replica of which others find things out too."""
 
     __slots__ = ("_told_wedged", "cell")
-    breaker: SharedBreaker
+    cell: Cell
+    _told_wedged: bool
 
     def look(self) -> None:
         """Take what others have found."""
         found = self.cell.read()
-        self.breaker.take(found)
+        self.breaker.take(found)  # type: ignore[attr-defined]
         self.congested_until = max(self.congested_until, found[CONGESTED_UNTIL])
         if found[REVIVED_AT] > self.load.progress_at:
             super().revive(found[REVIVED_AT])

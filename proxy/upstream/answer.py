@@ -177,12 +177,13 @@ class HttpAnswer:
     def piece_came(self, piece: bytes) -> None:
         self._begun = True
         if self._sink is not None:
+            assert self.connection is not None
             self.connection.watch(self._loop.time() + self._target.idle_s)
             self._hand_over(piece)
             return
         self._held.append(piece)
         self._held_bytes += len(piece)
-        if self._held_bytes > UNTAKEN_BYTES_MAX:
+        if self._held_bytes > UNTAKEN_BYTES_MAX and self.connection is not None:
             self.connection.pause()
         self._wake()
 
@@ -201,8 +202,10 @@ class HttpAnswer:
     # ---- inside
 
     def _hand_over(self, piece: bytes) -> None:
+        sink = self._sink
+        assert sink is not None
         try:
-            self._sink(piece)
+            sink(piece)
         except Exception as exc:  # raised again in the task that pipes: the event loop could only log it
             self._raised = exc
             self.abort()
@@ -219,6 +222,7 @@ class HttpAnswer:
     async def _more(self) -> None:
         """Until something has happened: a piece that nobody took, the end, a fault, the abort, `stop`."""
         connection = self.connection
+        assert connection is not None
         connection.watch(inf if self._paused else self._patience())
         self._waiter = self._loop.create_future()
         try:

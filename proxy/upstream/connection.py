@@ -27,9 +27,10 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from enum import Enum
 from math import inf
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import httptools
 
@@ -104,15 +105,15 @@ class Keeper(Protocol):
     def again(self, answer: HttpAnswer) -> None:
         """Ask once more, on a new connection."""
 
-    def call_at(self, when: float, callback: object) -> asyncio.TimerHandle: ...
+    def call_at(self, when: float, callback: Callable[[], object]) -> asyncio.TimerHandle: ...
 
 
 class _Refused(Exception):
     """A head that is HTTP, but no answer we take."""
 
 
-class Connection(asyncio.Protocol):
-    """See the head of this file. Every method is called on the event loop's thread."""
+class Connection:
+    """See the head of this file: an asyncio.Protocol. Every method is called on the event loop's thread."""
 
     __slots__ = ("_answer", "_deadline", "_dry", "_fields", "_keep", "_keeper", "_loop", "_parser", "_passed",
                  "_paused", "_pieces", "_sent_at", "_timer", "_timer_at", "_transport", "_until_close", "idle_since",
@@ -124,11 +125,11 @@ class Connection(asyncio.Protocol):
         self.idle_since = 0.0
         self._keeper = keeper
         self._loop = keeper.loop
-        self._transport: asyncio.Transport | None = None
+        self._transport: Any = None  # an asyncio.Transport, from when there is one
         self._answer: HttpAnswer | None = None
         self._pieces: list[bytes] = []  # of the body, out of the read that is being parsed
-        self.on_body = self._pieces.append  # the parser's callback: no frame of Python for a piece
-        self._parser = httptools.HttpResponseParser(self)
+        self.on_body: Any = self._pieces.append  # the parser's callback: no frame of Python for a piece
+        self._parser: Any = httptools.HttpResponseParser(self)
         self._fields: dict[bytes, bytes] = {}
         self._dry = 0  # bytes that came since the last byte of a body
         self._keep = False
@@ -144,6 +145,7 @@ class Connection(asyncio.Protocol):
 
     def ask(self, answer: HttpAnswer, now: float) -> None:
         """Sends the answer's request. The connection is idle."""
+        assert answer.request is not None
         head, body = answer.request
         self.state = SENT
         self._answer = answer
@@ -208,7 +210,7 @@ class Connection(asyncio.Protocol):
 
     # ---- told by the transport
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: Any) -> None:
         self._transport = transport
         if self.state is CLOSED:
             transport.abort()
@@ -216,12 +218,13 @@ class Connection(asyncio.Protocol):
             self._keeper.opened(self)
 
     def data_received(self, data: bytes) -> None:
-        if self.state is SENT:
-            self.state = HEAD
-            self._answer.request = None  # it will not be sent again
-        elif self._answer is None:
+        answer = self._answer
+        if answer is None:
             self.abort()  # nobody asked
             return
+        if self.state is SENT:
+            self.state = HEAD
+            answer.request = None  # it will not be sent again
         self._dry += len(data)
         sound = True
         try:
@@ -239,7 +242,7 @@ class Connection(asyncio.Protocol):
             self._deadline = inf
             if self.state is HEADED:
                 self.state = BODY
-            self._answer.piece_came(piece)
+            answer.piece_came(piece)
             if self.state is CLOSED:  # whoever took it wants no more
                 return
         if self.state is ENDED:
@@ -288,6 +291,7 @@ class Connection(asyncio.Protocol):
         self._deadline = inf  # from here on whoever takes the body says how long
         self._keep = self._parser.should_keep_alive()
         self._until_close = b"content-length" not in fields and b"transfer-encoding" not in fields
+        assert self._answer is not None
         self._answer.head_came(status, fields)
 
     def on_message_complete(self) -> None:
@@ -298,7 +302,9 @@ class Connection(asyncio.Protocol):
 
     def _end(self, sound: bool) -> None:
         """Its declared end has come. `sound`: and nothing behind it."""
-        answer, self._answer = self._answer, None
+        answer = self._answer
+        assert answer is not None
+        self._answer = None
         answer.end_came()
         self._deadline = inf
         if sound and self._keep and not self._transport.get_write_buffer_size():
@@ -324,6 +330,7 @@ class Connection(asyncio.Protocol):
         if (self.state is SENT and self.reused and trouble in (Trouble.LOST, Trouble.RESET)
                 and self._loop.time() - self._sent_at <= STALE_S_MAX):
             answer = self._answer
+            assert answer is not None
             self.abort()
             self._keeper.again(answer)
         else:
@@ -331,6 +338,7 @@ class Connection(asyncio.Protocol):
 
     def _give_up(self, fault: Fault) -> None:
         answer = self._answer
+        assert answer is not None
         self.abort()
         answer.failed(fault)
 

@@ -13,6 +13,7 @@ import functools
 import ssl
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from proxy.core.errors import UpstreamFailed, UpstreamTimeout
 from proxy.upstream.answer import HttpAnswer, Request
@@ -46,7 +47,7 @@ class Pool:
                  "_target", "_tls", "loop")
 
     def __init__(self, target: Target, origin: Origin) -> None:
-        self.loop: asyncio.AbstractEventLoop | None = None
+        self.loop: Any = None  # from the first request on
         self._target = target
         self._origin = origin
         self._name = None if is_address(origin.host) else Name(origin)

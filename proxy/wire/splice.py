@@ -42,7 +42,8 @@ def spliced(body: bytes, document: Mapping[str, Any], changes: Mapping[str, Any]
     if more:
         end = body.rfind(b"}")
         spans.append((end, end, b"".join(more)))
-    pieces, at = [], 0
+    pieces: list[bytes] = []
+    at = 0
     for start, end, text in sorted(spans):
         pieces += (body[at:start], text)
         at = end

@@ -24,7 +24,7 @@ _USAGE = {**{bucket: f"usage.{bucket}" for bucket in BUCKETS}, "usage_consistent
 _entry_values = attrgetter(*({**_USAGE, "decision": "decision_json"}.get(name, name) for name in REQUEST_COLUMNS))
 _BOOLS = ("final", "stream", "usage_consistent", "slo_met")
 _COUNTS = tuple(c.name for c in requests.columns
-                if c.name.endswith("_nano") or c.name in (*BUCKETS, "work_ns", "output_tokens_delivered"))
+                if c.name.endswith("_nano") or c.name in BUCKETS or c.name in ("work_ns", "output_tokens_delivered"))
 _is_count = tuple(name in _COUNTS for name in REQUEST_COLUMNS)
 _counts_of = itemgetter(*(index for index, count in enumerate(_is_count) if count))
 _flight_of = itemgetter(REQUEST_COLUMNS.index("sent_ns"), REQUEST_COLUMNS.index("ended_ns"))

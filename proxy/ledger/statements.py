@@ -118,7 +118,7 @@ WANTED = """
 DELETE_WANTED = "DELETE FROM holds WHERE request_id = ?"
 
 
-def spent_in(scope: str, start_ns: int, end_ns: int | None) -> Select[tuple[int]]:
+def spent_in(scope: str, start_ns: int, end_ns: int | None) -> Select[Any]:
     """What the rows say a window has taken. By `ended_ns`, which has an index, then by when they arrived."""
     api = requests.c.backend_kind == "api"
     most = func.coalesce(requests.c.api_nano, requests.c.hold_nano, 0)

@@ -20,8 +20,7 @@ from proxy.ledger.schema import ROLLUP_SUMS, requests
 Row = tuple[Any, ...]
 REQUEST_COLUMNS = tuple(c.name for c in requests.columns if c.name != "id")
 
-_USAGE = {**{bucket: f"usage.{bucket}" for bucket in BUCKETS}, "usage_consistent": "usage.consistent"}
-_entry_values = attrgetter(*({**_USAGE, "decision": "decision_json"}.get(name, name) for name in REQUEST_COLUMNS))
+_OF_USAGE = {*BUCKETS, "usage_consistent"}
 _BOOLS = ("final", "stream", "usage_consistent", "slo_met")
 _COUNTS = tuple(c.name for c in requests.columns
                 if c.name.endswith("_nano") or c.name in BUCKETS or c.name in ("work_ns", "output_tokens_delivered"))
@@ -39,7 +38,7 @@ _WORK, _FAILED = _AT["work_ns"], _AT["failed_work_ns"]
 
 def rows_of(entries: Sequence[RequestEntry]) -> list[Row]:
     """`row_of` each, in a third of the time. What is no integer and no text passes: a table refuses that itself."""
-    rows = list(map(_entry_values, entries))
+    rows = list(map(_values, entries))
     return rows if _sound(rows) else list(map(row_of, entries))
 
 
@@ -53,9 +52,29 @@ def _sound(rows: Sequence[Row]) -> bool:
     return bool(least >= 0 and longest <= FLIGHT_NS_MAX)
 
 
+def _values(entry: RequestEntry) -> Row:
+    """In the order of `REQUEST_COLUMNS`. Truth is written as 1 and 0, because the driver takes six times as long for a
+    bool as for an integer (and four times for None)."""
+    usage, met = entry.usage, entry.slo_met
+    return (
+        entry.request_id, entry.attempt, 1 if entry.final else 0,
+        entry.started_ns, entry.sent_ns, entry.first_token_ns, entry.ended_ns,
+        entry.endpoint, 1 if entry.stream else 0, entry.route, entry.key_id, entry.tags,
+        entry.client_model, entry.backend, entry.backend_kind, entry.model,
+        entry.status, entry.end_reason,
+        usage.input_text, usage.cache_read, usage.cache_write_5m, usage.cache_write_1h, usage.input_audio,
+        usage.input_image, usage.output_text, usage.reasoning, usage.output_audio,
+        1 if usage.consistent else 0, entry.usage_source, entry.output_tokens_delivered,
+        entry.api_nano, entry.price_version, entry.marginal_nano, entry.work_ns,
+        entry.baseline_nano, entry.baseline_model, entry.baseline_price_version,
+        entry.baseline_cached_tokens, met if met is None else 1 if met else 0, entry.reason, entry.decision_json,
+        entry.hold_nano, entry.internal_nano, entry.posted_nano,
+    )
+
+
 def row_of(entry: RequestEntry) -> Row:
     """The entry's row, in the order of `REQUEST_COLUMNS`. ValueError when it could never be booked right."""
-    row: Row = _entry_values(entry)
+    row = _values(entry)
     for name, value, count in zip(REQUEST_COLUMNS, row, _is_count, strict=True):
         kind = type(value)
         if kind is int:
@@ -70,7 +89,7 @@ def row_of(entry: RequestEntry) -> Row:
 
 def entry_of(row: Mapping[str, Any]) -> RequestEntry:
     """The entry that a row of `requests` was made from."""
-    values = {name: row[name] for name in REQUEST_COLUMNS if name not in _USAGE}
+    values = {name: row[name] for name in REQUEST_COLUMNS if name not in _OF_USAGE}
     for name in _BOOLS:
         if name in values and values[name] is not None:
             values[name] = bool(values[name])

@@ -98,11 +98,14 @@ class Handler:
             self._admit()
             principal = auth.authenticate(exchange.headers, self._do.keys, ("application", "admin"))
             self._do.rates.count(principal)
-            call = await self._parse(exchange, principal, request_id)
-            call, ticket = self._first_or_again(exchange, call)
-            call = await self._do.purse.reserve(call)
-            placement = await self._place(exchange, call)
-            answered = await self._carry(exchange, call, placement)
+            try:
+                call = await self._parse(exchange, principal, request_id)
+                call, ticket = self._first_or_again(exchange, call)
+                call = await self._do.purse.reserve(call)
+                placement = await self._place(exchange, call)
+                answered = await self._carry(exchange, call, placement)
+            finally:  # before the client hears the end: it may ask another worker again at once
+                self._over_with(call, ticket, None if answered is None else answered.entry)
             replies.finish(exchange, call, answered.placement, answered.relayed, answered.entry)
         except ClientGone:
             log.debug("%s: client left", request_id)
@@ -118,7 +121,6 @@ class Handler:
         finally:
             self.in_flight -= 1
             self._bodies.over(exchange)
-            self._over_with(call, ticket, None if answered is None else answered.entry)
 
     def _over_with(self, call: Call | None, ticket: Ticket | None, entry: RequestEntry | None) -> None:
         """What was set aside for the request and not used is given back."""

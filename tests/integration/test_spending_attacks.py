@@ -10,6 +10,7 @@ import pytest
 from proxy.core.money import NS_PER_S
 from proxy.ledger.keys import KeyLimits, KeyStore
 from proxy.ledger.verify import balanced, verify
+from proxy.server import replies
 from proxy.server.purse import MOST_NANO
 from tests.support.world import world
 
@@ -87,6 +88,23 @@ async def test_refused_requests_leave_nothing_in_the_memory_of_repetitions(tmp_p
         for number in range(5):
             assert (await there.post(CHAT, **{**headers, "idempotency-key": f"k{number}"}))[0] == 429
         assert len(there.gateway.handler._do.repeats) == 0
+
+
+async def test_a_request_is_no_longer_in_flight_when_its_client_hears_the_end(tmp_path, monkeypatch):
+    """Who asked again at once, at another worker, was told that the first was in flight."""
+    async with world(tmp_path, monkeypatch, engines=0, **KEYS) as there:
+        repeats, told = there.gateway.handler._do.repeats, []
+        rich, poor = key_of(there, budget="1/day"), key_of(there, budget="0.000001/day")
+
+        def noting(name):
+            say = getattr(replies, name)
+            monkeypatch.setattr(replies, name, lambda *a: (told.append((name, len(repeats._in_flight))), say(*a)))
+
+        noting("finish")
+        noting("refuse")
+        asked = ((CHAT, rich, "k"), (CHAT, poor, "k"), ({**CHAT, "stream": True}, rich, "s"))
+        statuses = [(await there.post(body, **headers, idempotency_key=key))[0] for body, headers, key in asked]
+        assert statuses == [200, 429, 200] and told == [("finish", 0), ("refuse", 0), ("finish", 0)]
 
 
 async def test_whose_budget_it_is_not_learns_no_figures_of_it(tmp_path, monkeypatch):

@@ -117,23 +117,23 @@ def deltas(entries: Iterable[RequestEntry]) -> dict[RollupKey, list[int]]:
             for (minute, dimensions), rows in parts.items()}
 
 
-_tokens = attrgetter(*BUCKETS)
-
-
 def _booked(entry: RequestEntry) -> list[int]:
     """One entry's figures but its work. A baseline belongs to a final, succeeded attempt only; where it is
     unknown, what the API really cost stands in for it, so that nothing is saved on it."""
-    usage, api, final = entry.usage, entry.api_nano, entry.final
+    usage, final = entry.usage, entry.final
+    api = entry.api_nano or 0
     billed = final and entry.succeeded
     baseline = entry.baseline_nano if billed else None
     unknown = billed and baseline is None
     estimated = entry.usage_source == "estimated"
     return [
-        1, int(final), int(billed), *_tokens(usage),
-        api or 0, int(api is None), 0 if final else api or 0, entry.marginal_nano,
-        baseline or 0, int(unknown), (api or 0) if unknown else 0,
-        (baseline or 0) if entry.slo_met is False else 0,
-        int(estimated), usage.total if estimated else 0, 0, 0, entry.internal_nano, 0, 0,
+        1, 1 if final else 0, 1 if billed else 0,
+        usage.input_text, usage.cache_read, usage.cache_write_5m, usage.cache_write_1h, usage.input_audio,
+        usage.input_image, usage.output_text, usage.reasoning, usage.output_audio,
+        api, 1 if entry.api_nano is None else 0, 0 if final else api, entry.marginal_nano,
+        baseline or 0, 1 if unknown else 0, api if unknown else 0,
+        baseline if baseline is not None and entry.slo_met is False else 0,
+        1 if estimated else 0, usage.total if estimated else 0, 0, 0, entry.internal_nano, 0, 0,
     ]
 
 

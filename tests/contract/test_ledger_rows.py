@@ -83,6 +83,37 @@ def test_what_can_never_be_booked_right_is_refused(changes):
         row_of(entry(**changes))
 
 
+ALL_DIFFERENT = {
+    **{name: 1000 + number for number, name in enumerate(
+        ("attempt", "started_ns", "sent_ns", "first_token_ns", "ended_ns", "status", "output_tokens_delivered",
+         "api_nano", "marginal_nano", "work_ns", "baseline_nano", "baseline_cached_tokens", "hold_nano",
+         "internal_nano", "posted_nano"))},
+    **{name: f"{name} of it" for name in (
+        "endpoint", "route", "key_id", "tags", "client_model", "backend", "backend_kind", "model", "end_reason",
+        "usage_source", "price_version", "baseline_model", "baseline_price_version", "reason", "decision")},
+    "usage": Usage(*range(1, len(BUCKETS) + 1)),
+}
+
+
+@pytest.mark.parametrize("flags", [{"final": True, "stream": False, "slo_met": False, "consistent": True},
+                                   {"final": False, "stream": True, "slo_met": True, "consistent": False},
+                                   {"final": True, "stream": True, "slo_met": None, "consistent": True}])
+def test_every_column_holds_the_field_of_its_name(flags):
+    flags = dict(flags)
+    usage = replace(ALL_DIFFERENT["usage"], consistent=flags.pop("consistent"))
+    made = entry(**{**ALL_DIFFERENT, **flags, "usage": usage})
+    for name, value in zip(REQUEST_COLUMNS, row_of(made), strict=True):
+        holder = usage if name in BUCKETS else made
+        wanted = usage.consistent if name == "usage_consistent" else getattr(holder, name)
+        assert value == wanted and type(value) is not bool, name
+    assert entry_of(dict(zip(REQUEST_COLUMNS, row_of(made), strict=True))) == made
+
+
+def test_each_bucket_is_summed_under_its_name():
+    totals = summed([entry(usage=ALL_DIFFERENT["usage"])] * 3)
+    assert [totals[bucket] for bucket in BUCKETS] == [3 * number for number in range(1, len(BUCKETS) + 1)]
+
+
 def summed(entries):
     totals = dict.fromkeys(ROLLUP_SUMS, 0)
     for sums in deltas(entries).values():

@@ -259,7 +259,7 @@ def listen(host: str, port: int, *, beside_others: bool = False) -> socket.socke
     workers listen there as well, each on a socket of its own."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # The protocol is named, or asyncio would leave Nagle's algorithm on.
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, or asyncio leaves Nagle on
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if beside_others:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

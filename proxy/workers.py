@@ -168,6 +168,8 @@ class Worker(Gateway):
         self._obey()
         self._shares.sync(now)
         self._shares.exchange(now)
+        for pool in self.planner.pools:
+            pool.market.tell()  # type: ignore[attr-defined]  # of those who left the line: no decision follows from that
         self._prefixes.hear(now)
         self._limits.tell()
         if isinstance(self._scraper, Watcher):

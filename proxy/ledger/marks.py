@@ -15,6 +15,7 @@ import errno
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from operator import attrgetter
@@ -27,6 +28,7 @@ from proxy.core.entries import Intent
 
 Key = tuple[str, int]
 
+SETTLED_NS = 100_000_000  # a directory that changed later than this may change again within one tick of its clock
 REWRITE_BYTES = 1 << 20  # from this size on the file is written anew with what is still open
 _NAMES = tuple(field.name for field in fields(Intent))
 _values_of = attrgetter(*_NAMES)
@@ -55,7 +57,7 @@ class Marks:
         """Whether other processes have this ledger open, or had: looked up again when the directory has changed."""
         changed = os.stat(self._folder).st_mtime_ns
         if changed != self._looked:
-            self._looked = changed
+            self._looked = changed if time.time_ns() - changed > SETTLED_NS else -1
             mine = _file(self._ledger, self.token).name
             self._others = any(path.name.removesuffix(".new") != mine for path in _files(self._ledger))
         return self._others

@@ -178,7 +178,7 @@ class Attempt:
             return
         if self._cancels:
             answer.abort()
-        else:
+        elif self._drained is None:  # who reads too slowly is heard of twice: by that, and when its connection closes
             self._drain_from = self.meter.content_frames
             self._drained = asyncio.get_running_loop().call_later(self._backend.drain_s_max, answer.abort)
 
@@ -222,8 +222,9 @@ class Attempt:
         except UpstreamError as error:
             return self._cut_short(error)
         finally:
-            if self._catching_up is not None:
+            if self._catching_up is not None:  # nothing more is passed on: nobody is waited for
                 self._catching_up.cancel()
+                answer.resume()
         meter, exchange = self.meter, self._exchange
         last = self._named(meter.flush())
         if meter.error is not None or meter.malformed is not None or not meter.clean:

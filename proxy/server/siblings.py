@@ -25,6 +25,7 @@ Kind = Literal["metrics", "status", "decisions"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 PAGE_BYTES_MAX = 8 << 20  # of one worker; only what is used takes memory
 PATIENCE_S = 1.0
+READ_AGAIN_S, READS = 0.002, 25  # a page that is being written; its writer may have died over it
 
 
 class Pages:
@@ -88,11 +89,19 @@ class Siblings:
                         await self._rung.wait()
         except TimeoutError:
             log.warning("not all workers answered within %.0f s", PATIENCE_S)
-        found = [(self._has(other, index, number), self._read(other, kind)) for other in self._others]
+        found = [(self._has(other, index, number), await self._whole(other, kind)) for other in self._others]
         return [(now, page) for now, page in found if page is not None]
 
     def _has(self, other: int, index: int, number: int) -> bool:
         return self._pages.answered[other * len(KINDS) + index] >= number
+
+    async def _whole(self, worker: int, kind: Kind) -> Any:
+        """Its page. One that is being written this moment is waited for: without it, totals would seem to fall."""
+        for _ in range(READS):
+            if (found := self._read(worker, kind)) is not None or not self._pages.of(worker, kind).version:
+                return found
+            await asyncio.sleep(READ_AGAIN_S)
+        return None
 
     def _read(self, worker: int, kind: Kind) -> Any:
         found = self._pages.of(worker, kind).read()

@@ -122,7 +122,6 @@ class SocketExchange:
     def start(self, status: int, headers: Headers) -> None:
         if self.gone:
             raise ClientGone
-        self.started = True
         lines = [STATUS_LINE[status]]
         self._framing = "chunked"
         for name, value in (*self._default_headers, *headers):
@@ -135,7 +134,7 @@ class SocketExchange:
         lines.append(b"transfer-encoding: chunked\r\n\r\n" if self._framing == "chunked" else b"\r\n")
         if CONTROL.search(b"\t".join(lines[3::4])):  # the values: a status line, then four parts to a field
             raise ValueError("a header's value holds a control character")
-        self._head = b"".join(lines)
+        self._head, self.started = b"".join(lines), True
 
     def write(self, data: bytes) -> bool:
         if self.gone:

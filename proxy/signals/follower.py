@@ -50,6 +50,10 @@ class Watcher(Scraper):
         if self._leads():
             super().start()
 
+    async def stop(self) -> None:
+        self._leads = lambda: False  # whoever leads from here on, we begin nothing
+        await super().stop()
+
     def look(self, now: float) -> None:
         """Take over, or take what the leader has read; called some twenty times a second."""
         if self._leads():

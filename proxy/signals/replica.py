@@ -91,7 +91,6 @@ class Replica:
     _excess_before: float = 0.0
     _waiting_before: bool = False
     _batches: deque[int] = field(default_factory=lambda: deque(maxlen=BATCHES_SEEN))
-    _rate_at: float | None = None
     _capacities: dict[float, Capacity] = field(default_factory=dict)  # by load, until something new is learned
     _learned: int = -1
     room: Room = field(init=False)

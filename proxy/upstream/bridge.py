@@ -75,7 +75,7 @@ class Exchange:
         if answer.status >= 400:
             self.error_body = await answer.read(ERROR_BYTES_MAX)
             return httpx.Response(answer.status, headers=headers, content=self.error_body)
-        return httpx.Response(answer.status, headers=headers, 
+        return httpx.Response(answer.status, headers=headers,
                               stream=_Body(self, answer, self._outgoing.stream, self._data_only))
 
     def _headers(self, request: httpx.Request) -> dict[str, str]:

@@ -41,21 +41,24 @@ class Name:
     async def connected(self) -> socket.socket:
         """A socket that is connected. Raises OSError (gaierror: no such name), or RuntimeError, as uvloop may."""
         loop = asyncio.get_running_loop()
-        if not self._found or loop.time() - self._found_at > TTL_S:
-            await self._look_up(loop)
-        self._found.rotate(-1)
+        found = self._found
+        if not found or loop.time() - self._found_at > TTL_S:
+            found = await self._look_up(loop)
+        found.rotate(-1)
         try:
-            return await start_connection(tuple(self._found), happy_eyeballs_delay=NEXT_ADDRESS_S, loop=loop)
+            return await start_connection(tuple(found), happy_eyeballs_delay=NEXT_ADDRESS_S, loop=loop)
         except (OSError, RuntimeError):
-            self._found.clear()  # it may have moved
+            if found is self._found:
+                self._found = deque()  # it may have moved
             raise
 
-    async def _look_up(self, loop: asyncio.AbstractEventLoop) -> None:
+    async def _look_up(self, loop: asyncio.AbstractEventLoop) -> deque[AddrInfoType]:
         if self._looking is None:
             self._looking = asyncio.ensure_future(
                 loop.getaddrinfo(self._origin.host, self._origin.port, type=socket.SOCK_STREAM))
             self._looking.add_done_callback(self._looked_up)
-        await asyncio.shield(self._looking)  # others wait for it too
+        addresses = await asyncio.shield(self._looking)  # others wait for it too
+        return self._found or deque(addresses)  # another of them may have tried them meanwhile, in vain
 
     def _looked_up(self, looking: asyncio.Future[list[AddrInfoType]]) -> None:
         self._looking = None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
+from proxy.ledger.marks import Marks
 from tests.bench.budgets import run, short
 
 
@@ -15,3 +18,16 @@ def test_the_last_cent_is_spent_once_and_nobody_is_refused_who_had_room(tmp_path
 
 def test_no_cost_is_above_its_hold():
     assert short(5_000, 3, lambda more: None) == 0
+
+
+def test_who_comes_within_one_tick_of_the_directorys_clock_is_seen(tmp_path):
+    """A look and a change in the same tick leave the directory's time as it was."""
+    mine = Marks(tmp_path / "ledger.db")
+    assert not mine.beside_others()
+    at_ns = os.stat(tmp_path).st_mtime_ns
+    other = Marks(tmp_path / "ledger.db")
+    os.utime(tmp_path, ns=(at_ns, at_ns))
+    assert mine.beside_others()
+    other.close()
+    assert not mine.beside_others()
+    mine.close()

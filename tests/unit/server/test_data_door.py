@@ -206,3 +206,14 @@ async def test_one_timer_watches_a_connection():
     slow.connection.data_received(b"X: y\r\n")
     await asyncio.sleep(0.04)
     assert slow.wire.closing, "no byte buys more time"
+
+
+async def test_a_head_that_may_not_be_sent_leaves_room_for_an_error():
+    async def serve(exchange: SocketExchange) -> None:
+        with pytest.raises(ValueError, match="control character"):
+            exchange.start(200, [(b"x-odd", b"a\rb")])
+        assert not exchange.started
+        exchange.start(500, [(b"content-length", b"0")])
+        exchange.finish()
+
+    assert (await Door(serve).hear(sized(b"{}"))).startswith(b"HTTP/1.1 500 ")

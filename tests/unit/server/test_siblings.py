@@ -88,3 +88,24 @@ async def test_whoever_asks_is_answered_by_all_and_waits_for_nobody_that_is_dead
         found = await made[1].gather("metrics")
     assert [(now, one["worker"]) for now, one in found] == [(True, 2), (False, 3)]
     assert Siblings(pages, crew, 3, render(3)).left("metrics")["worker"] == 3
+
+
+async def test_a_page_that_is_being_written_is_waited_for():
+    pages, crew = Pages(2), Crew(2)
+    made = {me: Siblings(pages, crew, me, {kind: lambda me=me: me for kind in ("metrics", "status", "decisions")})
+            for me in (1, 2)}
+    crew.ring = lambda worker: asyncio.get_running_loop().call_soon(made[worker].answer)
+    for me in (1, 2):
+        crew.begins(me)
+        crew.says_ready(me)
+    assert await made[1].gather("metrics") == [(True, 2)]
+    answer = made[2].answer
+
+    def leaves():
+        """It answers, and is in the middle of leaving its page once more."""
+        answer()
+        pages.of(2, "metrics")._head[0] |= 1
+        asyncio.get_running_loop().call_later(0.01, made[2].leave, "metrics")
+
+    made[2].answer = leaves
+    assert await made[1].gather("metrics") == [(True, 2)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -13,6 +15,7 @@ from proxy.core.market import Market
 from proxy.core.room import Room
 from proxy.signals.market import LEFT_ALONE_S, MarketMemory, SharedMarket
 from proxy.signals.memory import Lock
+from proxy.workers import Worker
 
 CAPACITY = Capacity(8000.0, 0.012, 0.0004, 0.0, 100_000, 24)
 
@@ -133,3 +136,18 @@ def test_a_tenants_share_is_of_what_all_workers_gave_it():
     assert first.below("a", one.work / share_s * 2.5, 0.0)
     assert first.below("a", one.work / share_s * 1.5, 600.0), "forgotten"
     assert first.below("b", one.work / share_s * 0.1, 0.0)
+
+
+def test_who_has_left_the_line_is_not_waited_for_by_other_workers():
+    """Its client left, and no decision followed that would have told them."""
+    (first, second), rung, _ = markets()
+    gone = job(0.9)
+    second.line.add(gone)
+    second.tell()
+    assert first.waiting_elsewhere == 1
+    second.line.remove(gone)
+    worker = MagicMock(_left_at=float("inf"))
+    worker.planner.pools = [SimpleNamespace(market=second)]
+    Worker._heed(worker)
+    first.offer()
+    assert first.waiting_elsewhere == 0 and rung == []

@@ -226,6 +226,19 @@ async def test_a_name_is_asked_for_again_when_it_is_old_or_did_not_serve(looked_
     assert len(asked) == 4
 
 
+async def test_a_name_whose_addresses_fail_at_once_is_not_called_unknown(looked_up, monkeypatch):
+    asked, _ = looked_up([])
+
+    async def unreachable(infos, **_):
+        assert infos, "nothing to try"
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr("proxy.upstream.names.start_connection", unreachable)
+    name = Name(Origin("http", "engine.internal", 9))
+    told = await asyncio.gather(*(name.connected() for _ in range(5)), return_exceptions=True)
+    assert [str(one) for one in told] == ["[Errno 101] Network is unreachable"] * 5 and len(asked) == 1
+
+
 async def test_who_gives_up_waiting_for_a_name_does_not_take_it_from_others(looked_up):
     asked, _ = looked_up([])
     name = Name(Origin("http", "engine.internal", 9))

@@ -134,7 +134,7 @@ class Writer(threading.Thread):
         try:
             if self._due:
                 self._commit([])
-        except (LedgerUnavailable, *store.ERRORS) as error:  # then somebody's recovery does
+        except (LedgerUnavailable, OSError, *store.ERRORS) as error:  # then somebody's recovery does
             log.warning("ledger %s: leases stay until the next start: %s", self._path, error)
         self._disconnect()
 
@@ -151,7 +151,11 @@ class Writer(threading.Thread):
                 self._due |= wanted & self.leases.of.keys()
 
     def _polls(self) -> bool:
-        return self.leases.any_open() and self._marks.beside_others()
+        try:
+            return self.leases.any_open() and self._marks.beside_others()
+        except OSError as error:  # the directory is away; the next batch meets it, too, and says so
+            log.debug("leases: %s", error)
+            return False
 
     def _rest_s(self) -> float | None:
         """How long there is nothing to do unless somebody asks; None: for ever."""

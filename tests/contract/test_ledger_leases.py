@@ -252,6 +252,22 @@ async def test_asking_again_out_of_a_lease_holds_that_instead(journal, url):
     assert verify(url) == []
 
 
+async def test_a_lease_outlives_a_directory_that_is_away_for_a_moment(tmp_path):
+    home, away = tmp_path / "data", tmp_path / "away"
+    home.mkdir()
+    async with Journal(f"sqlite:///{home}/ledger.db") as journal:
+        await leased(journal)
+        one = on_api()
+        await journal.reserve(hold(one, 100))
+        assert journal._writer.leases.any_open()
+        home.rename(away)
+        await asyncio.sleep(1.5 * writer.TICK_S)  # it looks at its leases, and whether others want something
+        assert journal._writer.is_alive()
+        away.rename(home)
+        await journal.settle(spent(one, 100, 30))
+        assert uses(journal)["key:key_a"][0] == 34
+
+
 async def test_a_lease_outlives_a_disk_that_fails(url, monkeypatch):
     journal = Journal(url).open()
     await leased(journal)

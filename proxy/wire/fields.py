@@ -101,7 +101,7 @@ def refuse_fields(document: dict[str, Any], allowed: frozenset[str] = frozenset(
     if document.keys() <= ORDINARY_FIELDS:
         return
     for field in document:
-        name = field.lower().replace("-", "_")
+        name = field.casefold().replace("-", "_")
         if name in FORBIDDEN_FIELDS or name.startswith(FORBIDDEN_PREFIXES):
             raise ForbiddenField(f"The field '{_shown(field)}' is not accepted: upstreams, credentials and "
                                  "prices are chosen by the gateway's configuration.", param=_shown(field))

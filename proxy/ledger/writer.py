@@ -293,8 +293,8 @@ class Writer(threading.Thread):
             values = [item.call(connection) for item in calls if item.call is not None]
             uses = Uses(connection)
             lent = self._lending(uses)
-            new = booking.settle(connection, settled, rows, uses) if settled else 0
-            lent.settled(settled)
+            old = booking.settle(connection, settled, rows, uses) if settled else ()
+            lent.settled(settled, old)
             if holding:
                 treasury.release(connection, uses, [key for key in (*settled, *voided) if key in holding])
             answers = self._reserved(connection, uses, lent, holds)
@@ -302,7 +302,7 @@ class Writer(threading.Thread):
             lent.write()
             uses.write()
         lent.done()
-        self.settled += new
+        self.settled += len(settled) - len(old)
         self._due.clear()
         holding.difference_update(settled, voided)
         if settled:

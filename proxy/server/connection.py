@@ -94,6 +94,8 @@ class DataProtocol(HttpToolsProtocol):
             return
         if self._idle:
             self._idle, self._ends_at = False, 0.0
+        if not self._in_head:  # one large piece allows no read full of small ones
+            self._piece_bytes = min(self._piece_bytes, (self._pieces + PIECES_MAX) * PIECE_BYTES_MIN)
         self._unread += len(data)
         while data:
             try:

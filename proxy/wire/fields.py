@@ -36,7 +36,7 @@ FORBIDDEN_FIELDS: frozenset[str] = frozenset({
 READ_FIELDS: frozenset[str] = frozenset({
     "model", "messages", "prompt", "input", "suffix", "tools", "functions", "response_format", "documents",
     "prediction", "modalities", "n", "best_of", "max_tokens", "max_completion_tokens", "stream", "stream_options",
-    "service_tier",
+    "service_tier", "web_search_options",
 })
 FORBIDDEN_PREFIXES: tuple[str, ...] = (
     "aws_", "azure_", "vertex_", "watsonx_", "sagemaker_", "gcp_", "oci_", "sap_", "litellm_", "router_",

@@ -304,3 +304,46 @@ async def test_one_large_piece_of_a_body_allows_no_read_full_of_small_ones():
     door.connection.connection_lost(None)
     assert b" 200 " in await Door(serve).hear(head, *[small * (PIECES_MAX // 2), large] * 8, b"0\r\n\r\n")
     assert bodies == [9 * (1 << 20) + 4 * PIECES_MAX]
+
+
+class Sluggish(Wire):
+    """Its buffer is full after every write, and empty a moment later."""
+
+    unsent, connection = 0, None
+
+    def write(self, data: bytes) -> None:
+        super().write(data)
+        if not self.unsent:
+            self.connection.pause_writing()
+            asyncio.get_running_loop().call_later(0.001, self.send)
+        self.unsent += len(data)
+
+    def send(self) -> None:
+        self.unsent = 0
+        self.connection.resume_writing()
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+
+@settings(deadline=None, max_examples=30)
+@given(REQUESTS, st.data())
+def test_a_slow_reader_gets_the_same(requests, data):
+    sent = b"".join(framed(body) for framed, body in requests)
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(sent)), max_size=8)))
+    pieces = [sent[start:end] for start, end in zip([0, *cuts], [*cuts, len(sent)], strict=True)]
+
+    async def slowly() -> bytes:
+        door = Door(echo, Sluggish())
+        door.wire.connection = door.connection
+        await door.hear(*pieces)
+        while door.wire.unsent or door.state.tasks:
+            await asyncio.sleep(0.001)
+        assert door.wire.reading, "the next request may come"
+        door.connection.connection_lost(None)
+        return door.wire.said
+
+    async def quickly() -> bytes:
+        return await Door(echo).hear(sent)
+
+    assert asyncio.run(slowly()) == asyncio.run(quickly())

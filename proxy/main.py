@@ -62,7 +62,7 @@ class Gateway:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings = self._replicas(settings)
         self.started_ns = time.time_ns()
-        self.journal = Journal(settings.ledger, sync=settings.sync).open()
+        self.journal = self._journal().open()
         self.prices: PriceBook = load_price_book(settings)
         self.keys = KeyRing(settings.ledger) if settings.keys.required else None
         self.board = self._board()
@@ -95,6 +95,9 @@ class Gateway:
 
     def _replicas(self, settings: Settings) -> Settings:
         return with_replicas(settings)
+
+    def _journal(self) -> Journal:
+        return Journal(self.settings.ledger, sync=self.settings.sync)
 
     def _board(self) -> Board:
         return Board(self.settings, time.monotonic)

@@ -23,6 +23,7 @@ from proxy import main
 from proxy.config.model import Settings
 from proxy.config.replicas import with_replicas
 from proxy.ledger.errors import LedgerUnavailable
+from proxy.ledger.journal import Journal
 from proxy.main import DECISIONS_KEPT, Gateway
 from proxy.server import status
 from proxy.server.chores import Chores
@@ -35,6 +36,7 @@ from proxy.server.supervisor import Supervisor
 from proxy.signals.board import Board
 from proxy.signals.crew import Crew
 from proxy.signals.follower import Readings, Watcher
+from proxy.signals.memory import Turn
 from proxy.signals.minutes import MinuteBook
 from proxy.signals.scraper import Scraper
 from proxy.signals.shared import Fleet, Shares
@@ -55,6 +57,7 @@ class Commons:
         self.prompts = Prompts(workers)
         self.readings = Readings(sum(index is not None for _, index in self.fleet.upstreams))
         self.limits, self.pages = Limits(workers), Pages(workers)
+        self.turn = Turn(workers)  # of commits
         self.started_ns = time.time_ns()
 
     def released(self, worker: int) -> None:
@@ -62,6 +65,7 @@ class Commons:
         self.fleet.died(worker)
         self.limits.lock.recover(worker)
         self.pages.lock.recover(worker)
+        self.turn.recover(worker)
 
 
 class SharedPlanner(Planner):
@@ -84,7 +88,7 @@ class Worker(Gateway):
     def __init__(self, commons: Commons, number: int, settings: Settings) -> None:
         self.number, self._commons, self._crew = number, commons, commons.crew
         self._shares = Shares(commons.fleet, number)
-        commons.limits.lock.me = number
+        commons.limits.lock.me = commons.turn.me = number
         self._deaths, self._switched = self._crew.deaths, self._crew.switch
         super().__init__(settings)
         self.chores = Chores(self.journal, MinuteBook(settings, self.board), self.purse, self._leads)
@@ -105,6 +109,9 @@ class Worker(Gateway):
         return self._crew.leader == self.number
 
     # ---- what is shared
+
+    def _journal(self) -> Journal:
+        return Journal(self.settings.ledger, sync=self.settings.sync, turn=self._commons.turn)
 
     def _board(self) -> Board:
         return Board(self.settings, time.monotonic, self._shares.parts)

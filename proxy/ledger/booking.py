@@ -40,21 +40,19 @@ from proxy.ledger.treasury import Uses
 Key = tuple[str, int]
 
 
-def settle(connection: Connection, entries: Mapping[Key, RequestEntry], rows: Sequence[Row],
-           uses: Uses) -> Collection[Key]:
-    """Append the entries that are new, each with its row; add them to the rollups, charge their budgets. Returns those
-    that were booked before."""
+def settle(connection: Connection, entries: Mapping[Key, RequestEntry], rows: Sequence[Row], uses: Uses) -> int:
+    """Append the entries that are new, each with its row; add them to the rollups, charge their budgets. Returns how
+    many were new."""
     db = store.raw(connection)
     before = db.total_changes
     INSERT_REQUESTS(db, rows)
     new, added = list(entries.values()), db.total_changes - before
-    old: Collection[Key] = ()
     if added < len(new):
         old = _known(db, entries, since=added)
         new = [entry for key, entry in entries.items() if key not in old]
     UPSERT_ROLLUP(db, [(*key, *sums) for key, sums in deltas(new).items()])
     treasury.post(uses, new)
-    return old
+    return added
 
 
 def _known(db: sqlite3.Connection, keys: Iterable[Key], since: int = 0) -> set[Key]:
@@ -101,14 +99,13 @@ def recover(connection: Connection, ledger: Path, dead: Sequence[Orphans], now_n
     found = {key: interrupted(intent, now_ns, final=last.get(intent.request_id) == intent.attempt)
              for key, intent in orphans.items()}
     uses = Uses(connection)
-    if found:
-        settle(connection, found, list(map(row_of, found.values())), uses)
+    count = settle(connection, found, list(map(row_of, found.values())), uses) if found else 0
     treasury.release(connection, uses, list(found))
     uses.write()
     ended = {process.token for process in dead}
     gone = {owner for owner in treasury.holders(connection) if owner in ended or not marks.is_alive(ledger, owner)}
     treasury.void_lost(connection, gone, now_ns, ours, known)
-    return len(found)
+    return count
 
 
 def interrupted(intent: Intent, now_ns: int, *, final: bool = True) -> RequestEntry:

@@ -2,14 +2,16 @@
 
 The writer is woken once for all that one turn of an event loop hands over, at its end. Woken by the first of them it
 would compete with the loop for the interpreter lock all through the turn, and find one item where it could have found
-twenty: each commit costs what it costs.
+twenty: each commit costs what it costs. Where processes take turns to commit, even a whole turn of a busy loop is
+little: for a moment after a commit (`fill`) the writer waits until a turn has brought nothing more.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -23,6 +25,8 @@ class Inbox(Generic[T]):
         self._wakes: SimpleQueue[None] = SimpleQueue()
         self._asleep = False
         self._waking: asyncio.AbstractEventLoop | None = None  # who will wake at the end of its turn
+        self._given = self._seen = 0  # by that loop; at the end of its turn before
+        self._fills_until = 0.0
 
     def qsize(self) -> int:
         return len(self._items)
@@ -35,9 +39,14 @@ class Inbox(Generic[T]):
     def give(self, item: T, loop: asyncio.AbstractEventLoop) -> None:
         """At the end of the turn of this loop, which runs; sooner if the writer is awake."""
         self._items.append(item)
-        if self._asleep and self._waking is not loop:
+        self._given += 1
+        if self._waking is not loop and (self._asleep or self._fills_until):
             self._waking = loop
-            loop.call_soon(self._turn_ends)
+            loop.call_soon(self._turn_ends, loop)
+
+    def fill(self, seconds: float) -> None:
+        """For so long from now on, what a busy loop hands over is not got before a turn brings nothing."""
+        self._fills_until = time.monotonic() + seconds
 
     def get(self, timeout: float | None) -> T:
         """The next, if there is one within so many seconds (None: however long it takes); Empty if not."""
@@ -45,6 +54,11 @@ class Inbox(Generic[T]):
         try:
             while not self._items:  # who was woken twice finds nothing the second time
                 self._wakes.get(timeout=timeout)
+            while self._waking is not None and (left := self._fills_until - time.monotonic()) > 0:
+                self._wakes.get(timeout=left)
+        except Empty:
+            if not self._items:
+                raise
         finally:
             self._asleep = False
         return self._items.popleft()
@@ -54,7 +68,11 @@ class Inbox(Generic[T]):
         items = self._items
         return [items.popleft() for _ in range(min(most, len(items)))]
 
-    def _turn_ends(self) -> None:
+    def _turn_ends(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._waking is loop and self._given != self._seen and time.monotonic() < self._fills_until:
+            self._seen = self._given
+            loop.call_soon(self._turn_ends, loop)
+            return
         self._waking = None
         self._wake()
 

@@ -33,7 +33,7 @@ from proxy.core.savings import GpuMinute, RateLine
 from proxy.ledger import booking, marks, store, treasury
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.marks import Marks
-from proxy.ledger.writer import STOP, Item, Sync, Writer
+from proxy.ledger.writer import STOP, Item, Sync, Turn, Writer
 
 QUEUE_MAX = 20_000  # entries waiting for the writer; beyond it new ones are refused
 SPOOL_MAX = 100_000  # entries kept in memory while the ledger cannot be written
@@ -51,12 +51,12 @@ class Journal:
     """One per process. Safe to call from any event loop of that process; after a fork the child opens its own."""
 
     def __init__(self, url: str, *, sync: Sync = "full", queue_max: int = QUEUE_MAX, spool_max: int = SPOOL_MAX,
-                 batch_max: int = BATCH_MAX) -> None:
+                 batch_max: int = BATCH_MAX, turn: Turn | None = None) -> None:
         self.url = url
         self.path = store.path_of(url)
         self._sync: Sync = sync
         self._limits = {"batch_max": batch_max, "spool_max": spool_max}
-        self._queue_max = queue_max
+        self._queue_max, self._turn = queue_max, turn
         self._writer: Writer | None = None
         self._marks: Marks | None = None
         self._unmarked: LedgerUnavailable | None = None  # why no marks can be left at the moment
@@ -71,7 +71,7 @@ class Journal:
             try:
                 marks_ = Marks(self.path)
                 try:
-                    self._writer = Writer(self.url, self.path, marks_, sync=self._sync, **self._limits)
+                    self._writer = Writer(self.url, self.path, marks_, sync=self._sync, turn=self._turn, **self._limits)
                 except BaseException:
                     marks_.close()
                     raise

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from sqlalchemy import Connection
 
@@ -33,7 +33,9 @@ from proxy.ledger.treasury import Uses
 
 log = logging.getLogger("breakeven.ledger")
 
+FILL_S = 0.015  # for how long after its commit a worker of several lets a batch grow, while its event loop is busy
 GAP_S = 0.002  # between two commits where several processes share the ledger
+TURN_S = 0.25  # how long another worker's commit is waited for before SQLite is asked all the same
 TICK_S = 0.5  # how often leases are looked at: what nobody asks for is given back at the second look
 POLL_S = 0.02  # how often it is looked whether others want what lies idle in leases
 AGAIN_S = 0.005  # how soon what others may have given back is asked for again
@@ -70,6 +72,16 @@ class Item:
         return future, value, error
 
 
+class Turn(Protocol):
+    """Whose commit is next, where workers share a ledger. It spares them asking SQLite again and again, and lets
+    batches grow while another's is on its way to the disk; what is right does not depend on it."""
+
+    def take_within(self, seconds: float) -> bool:
+        """False: somebody had it all the time."""
+
+    def give(self) -> None: ...
+
+
 STOP = Item()
 REHEARSAL = booking.interrupted(Intent("", 0, 0, "", "", "", "", "gpu", "", "", 0, 0, ""), 0)
 
@@ -81,14 +93,15 @@ class _Undo(Exception):
 class Writer(threading.Thread):
     """Takes `Item`s from `queue` until STOP, and then until all is written or the patience is over."""
 
-    def __init__(self, url: str, path: Path, marks: Marks, *, sync: Sync, batch_max: int, spool_max: int) -> None:
+    def __init__(self, url: str, path: Path, marks: Marks, *, sync: Sync, batch_max: int, spool_max: int,
+                 turn: Turn | None = None) -> None:
         super().__init__(name="breakeven-ledger", daemon=True)
         self.queue: Inbox[Item] = Inbox()
         self.problem: LedgerUnavailable | None = None
         self.batches = self.settled = self.dropped = 0
         self.patience_s = 5.0
         self._url, self._path, self._marks = url, path, marks
-        self._batch_max, self._spool_max = batch_max, spool_max
+        self._batch_max, self._spool_max, self._ours = batch_max, spool_max, turn
         self.leases = Leases()
         self._tick_at = 0.0
         self._due: set[Window] = set()  # leases that are to be looked at in the next transaction
@@ -125,8 +138,18 @@ class Writer(threading.Thread):
         """Write what is there to be written."""
         if self.leases.of:
             self._look_at_leases()
-        if self._spool or self._failures or self._due:
+        if not (self._spool or self._failures or self._due):
+            return
+        taken = self._ours is not None and self._ours.take_within(TURN_S)
+        try:
+            self._gather()  # what has come meanwhile
             self._write_some()
+        finally:
+            if taken and self._ours is not None:
+                self._ours.give()
+                self.queue.fill(FILL_S)
+        if self._beside_others:  # who begins anew at once leaves no gap for who asks every millisecond
+            time.sleep(GAP_S)
 
     def _end(self) -> None:
         """Give back all leases."""
@@ -134,7 +157,7 @@ class Writer(threading.Thread):
         try:
             if self._due:
                 self._commit([])
-        except (LedgerUnavailable, OSError, *store.ERRORS) as error:  # then somebody's recovery does
+        except (LedgerUnavailable, *store.ERRORS) as error:  # then somebody's recovery does
             log.warning("ledger %s: leases stay until the next start: %s", self._path, error)
         self._disconnect()
 
@@ -151,11 +174,7 @@ class Writer(threading.Thread):
                 self._due |= wanted & self.leases.of.keys()
 
     def _polls(self) -> bool:
-        try:
-            return self.leases.any_open() and self._marks.beside_others()
-        except OSError as error:  # the directory is away; the next batch meets it, too, and says so
-            log.debug("leases: %s", error)
-            return False
+        return self.leases.any_open() and self._marks.beside_others()
 
     def _rest_s(self) -> float | None:
         """How long there is nothing to do unless somebody asks; None: for ever."""
@@ -185,13 +204,17 @@ class Writer(threading.Thread):
                     self._take(self.queue.get(timeout=left))
                 except Empty:
                     break
-        elif not (self._spool or self.queue.qsize()) and self._stopping_since is None:
+        elif not self._spool and self._stopping_since is None:
             try:
                 self._take(self.queue.get(timeout=self._rest_s()))
             except Empty:
                 pass
         if self._later:
             self._spool[:0], self._later = self._later, []
+        self._gather()
+
+    def _gather(self) -> None:
+        """Move what is there, to a batch's size."""
         for item in self.queue.take(self._batch_max - len(self._spool)):
             self._take(item)
 
@@ -232,8 +255,6 @@ class Writer(threading.Thread):
         self.batches += 1
         del self._spool[:len(batch)]
         _deliver(outcomes)
-        if self._beside_others:  # who begins anew at once leaves no gap for who asks every millisecond
-            time.sleep(GAP_S)
 
     def _rendered(self) -> list[Item]:
         """The next batch, with the rows of its entries; without those that could never be booked right."""
@@ -293,8 +314,8 @@ class Writer(threading.Thread):
             values = [item.call(connection) for item in calls if item.call is not None]
             uses = Uses(connection)
             lent = self._lending(uses)
-            old = booking.settle(connection, settled, rows, uses) if settled else ()
-            lent.settled(settled, old)
+            new = booking.settle(connection, settled, rows, uses) if settled else 0
+            lent.settled(settled)
             if holding:
                 treasury.release(connection, uses, [key for key in (*settled, *voided) if key in holding])
             answers = self._reserved(connection, uses, lent, holds)
@@ -302,7 +323,7 @@ class Writer(threading.Thread):
             lent.write()
             uses.write()
         lent.done()
-        self.settled += len(settled) - len(old)
+        self.settled += new
         self._due.clear()
         holding.difference_update(settled, voided)
         if settled:

@@ -1,6 +1,7 @@
 """A configured backend's replica into the upstream that speaks its protocol.
 
-Neither importing this nor `build` loads litellm: it waits for the first commercial call, or for `commercial.warm_up`.
+Importing this loads neither aiohttp nor litellm: `build` loads the first, for any kind, and the
+second waits for the first commercial call (or for `commercial.warm_up`).
 """
 
 from __future__ import annotations

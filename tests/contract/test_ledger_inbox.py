@@ -101,3 +101,38 @@ async def test_a_loop_that_ended_before_its_turn_did_is_no_reason_to_sleep():
     assert taker.batches == [["of a loop that is closed", "of one that runs"]]
     inbox.put(None)
     await asyncio.to_thread(taker.join, 5)
+
+
+async def test_after_a_commit_a_busy_loop_fills_one_batch_and_a_quiet_one_is_not_waited_for():
+    inbox, loop = Inbox(), asyncio.get_running_loop()
+    taker = Taker(inbox)
+    taker.start()
+    await asleep(inbox)
+    inbox.fill(60)
+    for turn in range(20):
+        inbox.give(turn, loop)
+        await asyncio.sleep(0)
+    while not taker.batches:
+        await asyncio.sleep(0.001)
+    assert taker.batches == [list(range(20))]
+    await asleep(inbox)
+    inbox.put(None)
+    await asyncio.to_thread(taker.join, 5)
+
+
+async def test_a_batch_is_filled_for_so_long_and_no_longer():
+    inbox, loop = Inbox(), asyncio.get_running_loop()
+    taker = Taker(inbox)
+    taker.start()
+    inbox.fill(0.02)
+    while not taker.batches:  # a loop that is never quiet
+        inbox.give(0, loop)
+        await asyncio.sleep(0)
+    ended = asyncio.new_event_loop()
+    await asleep(inbox)
+    inbox.fill(0.02)
+    inbox.give(1, ended)
+    ended.close()
+    await asyncio.to_thread(inbox.put, None)
+    await asyncio.to_thread(taker.join, 5)
+    assert taker.batches[-1][-2:] == [1, None]

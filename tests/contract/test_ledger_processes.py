@@ -6,6 +6,8 @@ import os
 
 import pytest
 
+from proxy.ledger import writer
+from proxy.ledger.journal import Journal
 from proxy.ledger.marks import Marks
 from tests.bench.budgets import run, short
 
@@ -31,3 +33,24 @@ def test_who_comes_within_one_tick_of_the_directorys_clock_is_seen(tmp_path):
     other.close()
     assert not mine.beside_others()
     mine.close()
+
+
+async def test_a_turn_that_never_comes_prevents_nothing_and_one_that_does_is_given_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "TURN_S", 0.01)
+    given = []
+
+    class Turn:
+        comes = False
+
+        def take_within(self, seconds):
+            return self.comes
+
+        def give(self):
+            given.append(self.comes)
+
+    turn = Turn()
+    async with Journal(f"sqlite:///{tmp_path}/ledger.db", turn=turn) as journal:
+        assert await journal.book_gpu_minutes([]) == 0 and not given
+        turn.comes = True
+        assert [await journal.book_gpu_minutes([]) for _ in range(3)] == [0, 0, 0]
+    assert given == [True, True, True]

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 
-from proxy.signals.memory import WAYS, Blob, Lock, Table, doubles, key_of, words
+from proxy.signals.memory import WAYS, Blob, Lock, Table, Turn, doubles, key_of, words
 
 
 def forked(work):
@@ -60,6 +60,32 @@ def test_a_lock_whose_holder_was_killed_is_given_back_and_one_that_lives_keeps_i
     assert lock.recover(2) and not lock.recover(2)
     with lock:
         pass
+
+
+def test_a_turn_is_waited_for_so_long_and_comes_back_from_who_died_with_it():
+    turn, told = Turn(2), words(1)
+
+    def hold():
+        turn.me = 1
+        told[0] = turn.take_within(5)
+        time.sleep(60)
+
+    pid = forked(hold)
+    while not told[0]:
+        time.sleep(0.001)
+    turn.me = 2
+    assert not turn.take_within(0.02)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert not turn.take_within(0.02), "until it is reaped"
+    turn.me = 0
+    assert turn.recover(1) and not turn.recover(2)
+    turn.me = 2
+    for _ in range(3):
+        assert turn.take_within(0)
+        turn.give()
+    turn.give()
+    assert turn.take_within(0) and not turn.take_within(0), "given back twice, it is one turn all the same"
 
 
 def test_bytes_come_whole_or_not_at_all():

@@ -23,7 +23,7 @@ RUN_READY := $(VENV)/.run-$(call crc,requirements/run.txt)
 DEV_READY := $(VENV)/.dev-$(call crc,requirements/run.txt requirements/dev.txt)
 
 .PHONY: help run test lint lock accept cells sensitivity decision-bench week live live-replay test-vllm clean
-.PHONY: bench bench-short budgets crash disconnects disk fuzz hold overload scaling simulate soak workers steps
+.PHONY: bench bench-short budgets compiled crash disconnects disk fuzz hold overload scaling simulate soak workers steps
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -64,6 +64,9 @@ steps: $(DEV_READY) ## microseconds of event loop of each step of a request: gua
 
 scaling: $(DEV_READY) ## how each step's cost grows with backends, keys, rows of the ledger, requests that wait (2 minutes)
 	@exec $(VENV)/bin/python -m tests.bench.scaling $(ARGS)
+
+compiled: $(DEV_READY) ## the hot path as machine code, in build/compiled (2 minutes); docs/performance.md says how to run it
+	@exec $(VENV)/bin/python -m proxy.compiled build/compiled
 
 week: $(DEV_READY) ## a production week on four fleet sizes; TRACE=path/to/servegen_m_large_week1.csv.zst (10 minutes)
 	@[ -n "$(TRACE)" ] || { echo "make week TRACE=path/to/servegen_m_large_week1.csv.zst" >&2; exit 2; }

@@ -40,19 +40,21 @@ from proxy.ledger.treasury import Uses
 Key = tuple[str, int]
 
 
-def settle(connection: Connection, entries: Mapping[Key, RequestEntry], rows: Sequence[Row], uses: Uses) -> int:
-    """Append the entries that are new, each with its row; add them to the rollups, charge their budgets. Returns how
-    many were new."""
+def settle(connection: Connection, entries: Mapping[Key, RequestEntry], rows: Sequence[Row],
+           uses: Uses) -> Collection[Key]:
+    """Append the entries that are new, each with its row; add them to the rollups, charge their budgets. Returns those
+    that were booked before."""
     db = store.raw(connection)
     before = db.total_changes
     INSERT_REQUESTS(db, rows)
     new, added = list(entries.values()), db.total_changes - before
+    old: Collection[Key] = ()
     if added < len(new):
         old = _known(db, entries, since=added)
         new = [entry for key, entry in entries.items() if key not in old]
     UPSERT_ROLLUP(db, [(*key, *sums) for key, sums in deltas(new).items()])
     treasury.post(uses, new)
-    return added
+    return old
 
 
 def _known(db: sqlite3.Connection, keys: Iterable[Key], since: int = 0) -> set[Key]:
@@ -99,13 +101,14 @@ def recover(connection: Connection, ledger: Path, dead: Sequence[Orphans], now_n
     found = {key: interrupted(intent, now_ns, final=last.get(intent.request_id) == intent.attempt)
              for key, intent in orphans.items()}
     uses = Uses(connection)
-    count = settle(connection, found, list(map(row_of, found.values())), uses) if found else 0
+    if found:
+        settle(connection, found, list(map(row_of, found.values())), uses)
     treasury.release(connection, uses, list(found))
     uses.write()
     ended = {process.token for process in dead}
     gone = {owner for owner in treasury.holders(connection) if owner in ended or not marks.is_alive(ledger, owner)}
     treasury.void_lost(connection, gone, now_ns, ours, known)
-    return count
+    return len(found)
 
 
 def interrupted(intent: Intent, now_ns: int, *, final: bool = True) -> RequestEntry:

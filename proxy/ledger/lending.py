@@ -74,15 +74,17 @@ class Lending:
             part = self._parts[window] = Part(lease, name, row, 0 if row is None else row[1])
             self._move(window, part, min(part.now, lease.row_nano) - part.now)
 
-    def settled(self, entries: Mapping[Key, RequestEntry]) -> None:
-        """What they cost is posted, and is in the lease no more; what they held beyond that lies idle in it again."""
+    def settled(self, entries: Mapping[Key, RequestEntry], old: Collection[Key]) -> None:
+        """What they cost is posted, and is in the lease no more; what they held beyond that lies idle in it again.
+        `old`: were booked before, by a commit of which we heard that it failed: it took their cost out of the lease."""
         ends: dict[Window, list[int]] = {}  # what ends, and how much of it was spent
         with self._leases.lock:
             held = self._leases.held
             for key, entry in entries.items():
                 for line in held.get(key, ()):
                     if (amount := line.amount_nano):  # else the lease may be forgotten
-                        spent = _most_billed(entry) if line.budget.scope == GATEWAY else entry.posted_nano
+                        spent = 0 if key in old else (
+                            _most_billed(entry) if line.budget.scope == GATEWAY else entry.posted_nano)
                         end = ends.setdefault(line.window, [0, 0])
                         end[0] += amount
                         end[1] += spent if spent < amount else amount

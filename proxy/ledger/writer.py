@@ -157,7 +157,7 @@ class Writer(threading.Thread):
         try:
             if self._due:
                 self._commit([])
-        except (LedgerUnavailable, *store.ERRORS) as error:  # then somebody's recovery does
+        except (LedgerUnavailable, OSError, *store.ERRORS) as error:  # then somebody's recovery does
             log.warning("ledger %s: leases stay until the next start: %s", self._path, error)
         self._disconnect()
 
@@ -174,7 +174,11 @@ class Writer(threading.Thread):
                 self._due |= wanted & self.leases.of.keys()
 
     def _polls(self) -> bool:
-        return self.leases.any_open() and self._marks.beside_others()
+        try:
+            return self.leases.any_open() and self._marks.beside_others()
+        except OSError as error:  # the directory is away; the next batch meets it, too, and says so
+            log.debug("leases: %s", error)
+            return False
 
     def _rest_s(self) -> float | None:
         """How long there is nothing to do unless somebody asks; None: for ever."""
@@ -314,8 +318,8 @@ class Writer(threading.Thread):
             values = [item.call(connection) for item in calls if item.call is not None]
             uses = Uses(connection)
             lent = self._lending(uses)
-            new = booking.settle(connection, settled, rows, uses) if settled else 0
-            lent.settled(settled)
+            old = booking.settle(connection, settled, rows, uses) if settled else ()
+            lent.settled(settled, old)
             if holding:
                 treasury.release(connection, uses, [key for key in (*settled, *voided) if key in holding])
             answers = self._reserved(connection, uses, lent, holds)
@@ -323,7 +327,7 @@ class Writer(threading.Thread):
             lent.write()
             uses.write()
         lent.done()
-        self.settled += new
+        self.settled += len(settled) - len(old)
         self._due.clear()
         holding.difference_update(settled, voided)
         if settled:

@@ -8,6 +8,8 @@ Invariants, for every connection:
 - Between two events of the parser at most `bytes_max` bytes are read: heads, trailers and chunk extensions that never
   end are cut off while they grow.
 - Nothing is written in the place of an answer that is owed to an earlier request.
+- Of answers that the client does not take, one waits and HIGH_WATER_LIMIT bytes of those before it: until they are
+  read, nothing more is answered or read. Whoever takes nothing for `stall_s` is gone, and so when we mean to close.
 - No field arrives after the head. The parser reports trailers as headers, which in one read would be in front of
   whoever looks for a key (RFC 9110 section 6.5.1); requests with trailers are refused.
 - What one read can make us do is bounded: requests in it that wait for an answer, and pieces of a body.
@@ -71,6 +73,7 @@ class DataProtocol(HttpToolsProtocol):
         self._in_head, self._begun, self._idle = True, False, False  # `_begun`: the head, by a first byte
         self._replaying, self._deaf, self._unread = False, False, 0
         self._pieces = self._piece_bytes = 0
+        self._unsent = 0  # bytes that the client had to read when it was last looked, if they are waited for
         self._active: Any = None  # the request that is being answered; self.cycle is the one that came last
         super().connection_made(transport)
         self._wait(self.rules.header_s)
@@ -91,6 +94,8 @@ class DataProtocol(HttpToolsProtocol):
             return
         if self._idle:
             self._idle, self._ends_at = False, 0.0
+        if not self._in_head:  # one large piece allows no read full of small ones
+            self._piece_bytes = min(self._piece_bytes, (self._pieces + PIECES_MAX) * PIECE_BYTES_MIN)
         self._unread += len(data)
         while data:
             try:
@@ -104,14 +109,20 @@ class DataProtocol(HttpToolsProtocol):
                     self._refuse(400, "The request is malformed.")
                 return
         if self.transport.is_closing():
+            self._until_taken()
             return
         if self._unread > self.rules.bytes_max:
             self._refuse(431, f"The head of the request is larger than {self.rules.bytes_max} bytes.")
         elif not self._ends_at:
-            if not self._in_head:
-                self._wait(self.rules.body_s + GRACE_S)
-            elif self._begun or not self._answering():
-                self._wait(self.rules.header_s)
+            self._until_whole()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unsent and not self.transport.is_closing():
+            self._unsent, self._ends_at = 0, 0.0
+            if self._begun or not self._in_head:
+                self._until_whole()
+            self._go_on()
 
     def _ignore_upgrade(self) -> None:
         """Read on as if no upgrade had been asked for: a new parser is told how long the body is."""
@@ -199,7 +210,7 @@ class DataProtocol(HttpToolsProtocol):
         before, self.cycle = self.cycle, SocketExchange(
             path, fields, self.transport, self.flow, self.server_state.default_headers, self.on_response_complete,
             keep_alive=version != "1.0" and self.parser.should_keep_alive(), expects_continue=_expects_continue(fields),
-            stall_s=rules.stall_s)
+            stall_s=rules.stall_s, chunks=version != "1.0")
         if before is None or before.response_complete:
             self._start_asgi_task(self.cycle, wrong)
         else:
@@ -228,8 +239,13 @@ class DataProtocol(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if self._active is self.cycle and not self.cycle.more_body:
             self._active = self.cycle = None  # an idle connection holds on to nothing
-        if self.transport.is_closing():
-            return
+        if self.flow.write_paused or self.transport.is_closing():
+            self._until_taken()
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """With the next request, here or to come."""
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
@@ -242,6 +258,21 @@ class DataProtocol(HttpToolsProtocol):
     def _answering(self) -> bool:
         return bool(self.pipeline) or (self._active is not None and not self._active.response_complete)
 
+    def _until_whole(self) -> None:
+        """Waits for the rest of a request."""
+        if not self._in_head:
+            self._wait(self.rules.body_s + GRACE_S)
+        elif self._begun or not self._answering():
+            self._wait(self.rules.header_s)
+
+    def _until_taken(self) -> None:
+        """Waits for the client to read on, and reads nothing itself."""
+        self._unsent = self.transport.get_write_buffer_size()
+        if self._unsent:
+            if not self.transport.is_closing():
+                self.flow.pause_reading()
+            self._wait(self.rules.stall_s)
+
     def _wait(self, seconds: float) -> None:
         """One timer serves the whole connection: it looks when it fires whether the time is over."""
         self._ends_at = at = self.loop.time() + seconds
@@ -252,10 +283,14 @@ class DataProtocol(HttpToolsProtocol):
 
     def _look(self) -> None:
         self._timer = None
-        if not self._ends_at or self.transport.is_closing():
+        if not self._ends_at or (self.transport.is_closing() and not self._unsent):
             return
         if self.loop.time() < self._ends_at:
             self._timer = self.loop.call_at(self._ends_at, self._look)
+        elif self._unsent and self.transport.get_write_buffer_size() < self._unsent:
+            self._until_taken()  # slowly, but it reads
+        elif self._unsent:
+            self.transport.abort()
         elif self._idle and not self.transport.get_write_buffer_size():
             self.transport.close()
         elif self._answering() and (self._in_head or self.pipeline):
@@ -280,6 +315,7 @@ class DataProtocol(HttpToolsProtocol):
             lines = [b"%b: %b\r\n" % field for field in headers]
             self.transport.write(b"".join([STATUS_LINE[status], *lines, b"connection: close\r\n\r\n", body]))
         self.transport.close()
+        self._until_taken()
 
     def _refusal(self, status: int, message: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
         body = error_body(message, "invalid_request_error", None, CODES[status])

@@ -403,9 +403,6 @@ class Planner:
     def api(self, backend: str) -> Api:
         return self._board.apis[backend]
 
-    def replicas(self, backend: str) -> list[Replica]:
-        return self._board.replicas[backend]
-
 
 # What of a request's features a backend must offer; the rest is the upstream's business.
 ROUTED_FEATURES = frozenset({"tools", "json_schema", "logprobs", "n", "images", "audio"})

@@ -22,25 +22,26 @@ from proxy.server.exchange import ClientGone, Headers
 from proxy.server.guard import CONTROL
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-Body = Literal["chunked", "whole"]
+Body = Literal["chunked", "whole", "until close"]
 
 
 class SocketExchange:
     """One request on one connection. `flow` is the connection's, `default_headers` go with every answer, `on_complete`
     is called when the answer has ended and the connection is kept."""
 
-    __slots__ = ("_callback", "_changed", "_default_headers", "_flow", "_framing", "_head", "_late", "_on_complete",
-                 "_pieces", "_size", "_stall_s", "_transport", "_waits_for_continue", "gone", "headers", "keep_alive",
-                 "method", "more_body", "path", "response_complete", "started")
+    __slots__ = ("_callback", "_changed", "_chunks", "_default_headers", "_flow", "_framing", "_head", "_late",
+                 "_on_complete", "_pieces", "_size", "_stall_s", "_transport", "_waits_for_continue", "gone", "headers",
+                 "keep_alive", "method", "more_body", "path", "response_complete", "started")
 
     def __init__(self, path: str, headers: dict[bytes, bytes], transport: Any, flow: FlowControl,
                  default_headers: list[tuple[bytes, bytes]], on_complete: Callable[[], None], *, keep_alive: bool,
-                 expects_continue: bool, stall_s: float) -> None:
+                 expects_continue: bool, stall_s: float, chunks: bool = True) -> None:
         self.method, self.path, self.headers = "POST", path, headers
         self.gone = self.started = self.response_complete = False
         self.more_body, self.keep_alive = True, keep_alive
         self._transport, self._flow, self._default_headers = transport, flow, default_headers
         self._on_complete, self._stall_s, self._waits_for_continue = on_complete, stall_s, expects_continue
+        self._chunks = chunks  # the client knows them (RFC 9112 section 6.1)
         self._pieces: list[bytes] = []
         self._size = 0
         self._changed: asyncio.Future[None] | None = None  # somebody waits for more of the body
@@ -123,7 +124,7 @@ class SocketExchange:
         if self.gone:
             raise ClientGone
         lines = [STATUS_LINE[status]]
-        self._framing = "chunked"
+        self._framing = "chunked" if self._chunks else "until close"
         for name, value in (*self._default_headers, *headers):
             lines += (name, b": ", value, b"\r\n")
             if name == b"content-length":

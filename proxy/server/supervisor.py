@@ -95,7 +95,14 @@ class Supervisor:
     def _start(self, number: int, place: _Place) -> None:
         self._crew.begins(number)
         place.started_at = time.monotonic()
-        place.pid = os.fork()
+        try:
+            place.pid = os.fork()
+        except OSError as error:  # memory or processes are short this moment: who lives must not end of it
+            if not self._told:
+                raise
+            place.start_at = place.started_at + BACKOFF_S_MAX
+            log.error("worker %d cannot be started: %s; tried again in %.0f s", number, error.strerror, BACKOFF_S_MAX)
+            return
         if place.pid == 0:
             self._be(number)
         if self._told:

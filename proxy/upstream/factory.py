@@ -1,7 +1,6 @@
 """A configured backend's replica into the upstream that speaks its protocol.
 
-Importing this loads neither aiohttp nor litellm: `build` loads the first, for any kind, and the
-second waits for the first commercial call (or for `commercial.warm_up`).
+Neither importing this nor `build` loads litellm: it waits for the first commercial call, or for `commercial.warm_up`.
 """
 
 from __future__ import annotations

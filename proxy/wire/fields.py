@@ -36,7 +36,7 @@ FORBIDDEN_FIELDS: frozenset[str] = frozenset({
 READ_FIELDS: frozenset[str] = frozenset({
     "model", "messages", "prompt", "input", "suffix", "tools", "functions", "response_format", "documents",
     "prediction", "modalities", "n", "best_of", "max_tokens", "max_completion_tokens", "stream", "stream_options",
-    "service_tier",
+    "service_tier", "web_search_options",
 })
 FORBIDDEN_PREFIXES: tuple[str, ...] = (
     "aws_", "azure_", "vertex_", "watsonx_", "sagemaker_", "gcp_", "oci_", "sap_", "litellm_", "router_",
@@ -101,7 +101,7 @@ def refuse_fields(document: dict[str, Any], allowed: frozenset[str] = frozenset(
     if document.keys() <= ORDINARY_FIELDS:
         return
     for field in document:
-        name = field.lower().replace("-", "_")
+        name = field.casefold().replace("-", "_")
         if name in FORBIDDEN_FIELDS or name.startswith(FORBIDDEN_PREFIXES):
             raise ForbiddenField(f"The field '{_shown(field)}' is not accepted: upstreams, credentials and "
                                  "prices are chosen by the gateway's configuration.", param=_shown(field))

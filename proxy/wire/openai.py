@@ -52,6 +52,7 @@ _FEATURE_FIELDS = frozenset((  # without any of them, a request asks for nothing
     "top_logprobs", "modalities", "prediction"))
 _NOTHING: frozenset[str] = frozenset()
 _STREAM = frozenset({"stream"})
+_STREAM_OPTIONS = frozenset({"include_usage", "continuous_usage_stats"})
 
 
 class UsageInjection(Enum):
@@ -303,6 +304,10 @@ def _stream_options(document: dict[str, Any], stream: bool) -> tuple[bool, bool]
     if not stream:
         raise InvalidRequest("The 'stream_options' parameter is only allowed when 'stream' is enabled.",
                              param="stream_options")
+    for option in options:
+        if option not in _STREAM_OPTIONS and option.casefold() in _STREAM_OPTIONS:  # as with READ_FIELDS
+            raise InvalidRequest(f"'stream_options.{option.casefold()}' must be spelled that way.",
+                                 param="stream_options")
     wants = _bool(options, "include_usage", "stream_options.")
     # As vLLM has it: continuous statistics come only with include_usage.
     return wants, _bool(options, "continuous_usage_stats", "stream_options.") and wants

@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import socket
 import time
+from urllib.parse import urlsplit
 
 import pytest
 
+from proxy.server.handler import Handler
 from tests.support.raw import connected, statuses
 from tests.support.world import world
 
@@ -90,3 +93,59 @@ async def test_a_refused_caller_cannot_hold_the_connection_with_its_body(tmp_pat
             head = b"POST " + path + b" HTTP/1.1\r\n" + HEAD + b"Content-Length: 60000\r\n\r\n{"
             said = await dripped(there.url, head, b" ")
             assert statuses(said) in ([401], [404]) and b"connection: close" in said.lower()
+
+
+LARGE = 1 << 20
+
+
+async def at_length(exchange):
+    """Instead of the handler: a megabyte for a few bytes."""
+    at_length.served += 1
+    await exchange.body(1 << 20, 5.0)
+    exchange.start(200, [(b"content-length", b"%d" % LARGE)])
+    exchange.finish(b"x" * LARGE)
+
+
+@pytest.fixture
+async def talkative(tmp_path, monkeypatch):
+    at_length.served = 0
+    monkeypatch.setattr(Handler, "serve", lambda _, exchange: at_length(exchange))
+    async with world(tmp_path, monkeypatch, engines=0, server={"client_write_stall_s": 1.0}) as one:
+        yield one
+
+
+async def listener(url, room):
+    """A socket that takes about so many bytes before it is read."""
+    where = urlsplit(url)
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, (where.hostname, where.port))
+    return sock
+
+
+async def test_who_asks_and_does_not_read_is_answered_no_further(talkative):
+    """A hundred bytes of a request, a megabyte of memory for its answer: it was as many as one liked to ask."""
+    loop = asyncio.get_running_loop()
+    sock = await listener(talkative.url, 2048)
+    with pytest.raises(ConnectionError):
+        async with asyncio.timeout(10):
+            for _ in range(2000):
+                await loop.sock_sendall(sock, WHOLE)
+                await asyncio.sleep(0.005)
+    assert 1 <= at_length.served < 16, "what the system buffers, and one"
+    sock.close()
+
+
+async def test_who_reads_slowly_gets_it_all(talkative):
+    loop = asyncio.get_running_loop()
+    sock = await listener(talkative.url, 1 << 18)
+    await loop.sock_sendall(sock, WHOLE * 8)
+    got = 0
+    while got < 8 * LARGE:
+        part = await loop.sock_recv(sock, 1 << 17)
+        assert part, "cut off"
+        got += len(part)
+        await asyncio.sleep(0.04)
+    assert at_length.served == 8
+    sock.close()

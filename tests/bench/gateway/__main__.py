@@ -2,7 +2,8 @@
 
 A mock backend and a load generator in C, compiled into .bench/; nginx (Debian: nginx-light) as a plain reverse proxy;
 our gateway as its real command: keys, budgets, limits, two engines and an API to choose from, the ledger on this disk
-with full sync. Contenders take turns, in another order each round; gateway on one CPU, backend and load on the other.
+with full sync; once more as machine code where `make compiled` was run. Contenders take turns, in another order each
+round; gateway on one CPU, backend and load on the other.
 
     python -m tests.bench.gateway [--rounds 5] [--phases sat,paced] [--only nginx,ours] [--peers FILE] [--profile]
     python -m tests.bench.gateway --short          # two minutes
@@ -32,7 +33,7 @@ import yaml
 from proxy.config import ConfigError, load
 from tests.bench.gateway import contenders, holding, machine, phases, profile, show
 from tests.bench.gateway.contenders import Contender
-from tests.bench.gateway.figures import FLOOR, NORMAL, OURS, REFERENCE, TWO, Results
+from tests.bench.gateway.figures import COMPILED, FLOOR, NORMAL, OURS, REFERENCE, TWO, Results
 
 Make = Callable[[Sequence[int], Path], Contender]
 SETTINGS_NORMAL = {"sync": "normal"}
@@ -102,6 +103,8 @@ def field(options: argparse.Namespace, ports: Sequence[int]) -> dict[str, Make]:
     for name, more in ((NORMAL, SETTINGS_NORMAL), (TWO, SETTINGS_TWO)):
         if supported(more):
             found[name] = partial(contenders.ours, more=more)
+    if machine.COMPILED.exists():
+        found[COMPILED] = partial(contenders.ours, compiled=True)
     if options.peers is not None:
         found |= contenders.peers(options.peers, ports)
     if options.only:

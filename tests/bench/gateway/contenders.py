@@ -133,8 +133,9 @@ def nginx(ports: Sequence[int], folder: Path) -> Contender:
                                      str(folder / "nginx.conf")))
 
 
-def ours(ports: Sequence[int], folder: Path, more: Mapping[str, Any] | None = None) -> Contender:
-    """`breakeven serve` with everything on, and a new ledger on this disk."""
+def ours(ports: Sequence[int], folder: Path, more: Mapping[str, Any] | None = None, *,
+         compiled: bool = False) -> Contender:
+    """`breakeven serve` with everything on, and a new ledger on this disk. `compiled`: as `make compiled` made it."""
     ledger = folder / "ledger.db"
     asked = settings(ports, ledger) | dict(more or {})
     (folder / "config.yaml").write_text(yaml.safe_dump(asked, sort_keys=False))
@@ -143,7 +144,8 @@ def ours(ports: Sequence[int], folder: Path, more: Mapping[str, Any] | None = No
     _, admin = keys.create("me", role="admin")
     (port,) = machine.free_ports(1)
     return Contender("ours", port, (sys.executable, "-m", "proxy.cli", "serve", "--config", str(folder / "config.yaml"),
-                                    "--port", str(port)), key=key, admin_key=admin,
+                                    "--port", str(port)),
+                     machine.compiled() if compiled else {}, key=key, admin_key=admin,
                      workers=asked["server"].get("workers", 1))
 
 

@@ -16,6 +16,7 @@ from tests.bench.gateway.phases import STREAMS_HELD, lag_ms
 
 Session = Mapping[str, Any]
 FLOOR, REFERENCE, OURS, NORMAL, TWO = "direct", "nginx", "ours", "ours (sync: normal)", "ours (two workers)"
+COMPILED = "ours (compiled)"
 
 
 def requests(phase: Mapping[str, Any]) -> float:

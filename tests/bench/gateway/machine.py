@@ -23,6 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 BUILT = ROOT / ".bench"  # git ignores it
+COMPILED = ROOT / "build" / "compiled"  # so it does this
 OUT = BUILT / "out"
 HERE = Path(__file__).resolve().parent
 PROGRAMS = {"mock": ("mock", "answers", "due"), "loadgen": ("loadgen", "loadgen_parts")}
@@ -199,3 +200,8 @@ def fsync_us(folder: Path) -> dict[str, float]:
             os.fdatasync(file.fileno())
             took.append((time.perf_counter_ns() - began) / 1e3)
     return {"p50": statistics.median(took), "p99": statistics.quantiles(took, n=100)[98]}
+
+
+def compiled() -> dict[str, str]:
+    """What makes a Python import the compiled package, wherever it is started."""
+    return {"PYTHONSAFEPATH": "1", "PYTHONPATH": f"{COMPILED}{os.pathsep}{ROOT}"}

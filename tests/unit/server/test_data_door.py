@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
 from proxy.core.errors import BodyTooLarge
-from proxy.server.connection import Rules, protocol
+from proxy.server.connection import PIECES_MAX, Rules, protocol
 from proxy.server.exchange import ClientGone
 from proxy.server.socket_exchange import SocketExchange
 
@@ -62,12 +62,12 @@ class Wire(asyncio.Transport):
 class Door:
     """One connection, served by `serve`."""
 
-    def __init__(self, serve, **rules) -> None:
+    def __init__(self, serve, wire: Wire | None = None, **rules) -> None:
         config = uvicorn.Config(lambda *_: None, http=protocol(Rules(serve=serve, **rules)), ws="none", lifespan="off",
                                 log_config=None)
         config.load()
         self.state = ServerState()
-        self.wire = Wire()
+        self.wire = wire or Wire()
         self.connection = config.http_protocol_class(config=config, server_state=self.state, app_state={})
         self.connection.connection_made(self.wire)
 
@@ -217,3 +217,133 @@ async def test_a_head_that_may_not_be_sent_leaves_room_for_an_error():
         exchange.finish()
 
     assert (await Door(serve).hear(sized(b"{}"))).startswith(b"HTTP/1.1 500 ")
+
+
+class Clogged(Wire):
+    """Takes all that is written, and the client nothing of it."""
+
+    taken = 0
+
+    def get_write_buffer_size(self) -> int:
+        return len(self.said) - self.taken
+
+
+async def test_until_an_answer_is_read_nothing_more_is_answered():
+    served = []
+
+    async def serve(exchange):
+        served.append(1)
+        await exchange.body(100, 5.0)
+        exchange.start(200, [(b"content-length", b"1000")])
+        door.connection.pause_writing()  # as a transport does whose buffer is full
+        exchange.finish(b"x" * 1000)
+
+    door = Door(serve, Clogged(), stall_s=5.0)
+    door.connection.data_received(sized(b"{}") * 3 + CHAT[:20])
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert served == [1] and not door.wire.reading
+    for answered in (2, 3):
+        door.wire.taken = len(door.wire.said)
+        door.connection.resume_writing()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert len(served) == answered
+    door.connection.resume_writing()
+    assert door.wire.reading, "the rest of the fourth is waited for"
+    door.connection.connection_lost(None)
+
+
+@pytest.mark.parametrize("closes", [False, True], ids=["kept", "to be closed"])
+async def test_who_reads_nothing_of_an_answer_is_cut_off_and_who_reads_slowly_is_not(closes):
+    cut = []
+
+    async def serve(exchange):
+        await exchange.body(100, 5.0)
+        door.connection.pause_writing()  # as a transport does whose buffer is full
+        exchange.start(200, [(b"content-length", b"100000")])
+        exchange.finish(b"x" * 100_000)
+
+    door = Door(serve, Clogged(), stall_s=0.05)
+    door.wire.abort = lambda: cut.append(1)
+    door.connection.data_received(sized(b"{}").replace(b"Host: x", b"Host: x\r\nConnection: close" if closes
+                                                       else b"Host: x"))
+    for _ in range(40):
+        await asyncio.sleep(0.005)
+        door.wire.taken += 1
+    assert not cut, "four times as long as one may be silent"
+    async with asyncio.timeout(5):
+        while not cut:
+            await asyncio.sleep(0.01)
+    door.connection.connection_lost(None)
+
+
+@pytest.mark.parametrize(("version", "chunks"), [(b"1.0", False), (b"1.1", True)])
+async def test_http_1_0_knows_no_chunks(version, chunks):
+    said = await Door(echo).hear(sized(b"stream").replace(b"HTTP/1.1", b"HTTP/" + version))
+    head, _, body = said.partition(b"\r\n\r\n")
+    assert (b"transfer-encoding" in head, b"connection: close" in head) == (chunks, not chunks)
+    assert body == (b"6\r\nstream\r\n3\r\nend\r\n0\r\n\r\n" if chunks else b"streamend")
+
+
+async def test_one_large_piece_of_a_body_allows_no_read_full_of_small_ones():
+    """A quarter of a megabyte of them kept everybody waiting for 60 ms."""
+    bodies = []
+
+    async def serve(exchange):
+        bodies.append(len(await exchange.body(1 << 24, 5.0)))
+        exchange.start(200, [(b"content-length", b"0")])
+        exchange.finish()
+
+    large, small = b"%x\r\n" % (1 << 20) + b"x" * (1 << 20) + b"\r\n", b"1\r\nx\r\n"
+    head = CHAT + b"Transfer-Encoding: chunked\r\n\r\n" + large
+    door = Door(lambda exchange: asyncio.sleep(0))
+    door.connection.data_received(head)
+    door.connection.data_received(small * 2 * PIECES_MAX)
+    assert door.wire.said.startswith(b"HTTP/1.1 400 ") and door.wire.closing
+    door.connection.connection_lost(None)
+    assert b" 200 " in await Door(serve).hear(head, *[small * (PIECES_MAX // 2), large] * 8, b"0\r\n\r\n")
+    assert bodies == [9 * (1 << 20) + 4 * PIECES_MAX]
+
+
+class Sluggish(Wire):
+    """Its buffer is full after every write, and empty a moment later."""
+
+    unsent, connection = 0, None
+
+    def write(self, data: bytes) -> None:
+        super().write(data)
+        if not self.unsent:
+            self.connection.pause_writing()
+            asyncio.get_running_loop().call_later(0.001, self.send)
+        self.unsent += len(data)
+
+    def send(self) -> None:
+        self.unsent = 0
+        self.connection.resume_writing()
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+
+@settings(deadline=None, max_examples=30)
+@given(REQUESTS, st.data())
+def test_a_slow_reader_gets_the_same(requests, data):
+    sent = b"".join(framed(body) for framed, body in requests)
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(sent)), max_size=8)))
+    pieces = [sent[start:end] for start, end in zip([0, *cuts], [*cuts, len(sent)], strict=True)]
+
+    async def slowly() -> bytes:
+        door = Door(echo, Sluggish())
+        door.wire.connection = door.connection
+        await door.hear(*pieces)
+        while door.wire.unsent or door.state.tasks:
+            await asyncio.sleep(0.001)
+        assert door.wire.reading, "the next request may come"
+        door.connection.connection_lost(None)
+        return door.wire.said
+
+    async def quickly() -> bytes:
+        return await Door(echo).hear(sent)
+
+    assert asyncio.run(slowly()) == asyncio.run(quickly())

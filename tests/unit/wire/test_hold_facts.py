@@ -40,6 +40,22 @@ def test_what_is_read_must_be_spelled_as_it_is_read(name):
         refuse_fields({name.title(): 1})
 
 
+@pytest.mark.parametrize("name", ["max_to\u212aens", "max_token\u017f", "me\u017f\u017fages", "\u017ftream",
+                                  "api_ba\u017fe"])
+def test_letters_that_are_others_without_regard_to_case_are_those(name):
+    """Go folds the Kelvin sign and the long s too; lower case leaves the second as it is."""
+    with pytest.raises(ForbiddenField):
+        refuse_fields({name: 1})
+
+
+@pytest.mark.parametrize("name", ["Include_Usage", "include_u\u017fage", "CONTINUOUS_USAGE_STATS"])
+def test_a_second_spelling_of_what_is_asked_of_a_stream_does_not_unask_it(name):
+    body = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": True,
+                         "stream_options": {"include_usage": True, name: False}})
+    with pytest.raises(InvalidRequest, match="must be spelled"):
+        parse_request(Endpoint.CHAT, body)
+
+
 def test_a_body_of_nothing_but_brackets_is_not_parsed():
     """Twenty MiB of them took half a gigabyte, and the event loop for seconds."""
     prefix = b'{"model":"m","messages":[{"role":"user","content":"a"}],"x":['

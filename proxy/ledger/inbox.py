@@ -26,7 +26,7 @@ class Inbox(Generic[T]):
         self._asleep = False
         self._waking: asyncio.AbstractEventLoop | None = None  # who will wake at the end of its turn
         self._given = self._seen = 0  # by that loop; at the end of its turn before
-        self._fills_until = 0.0
+        self._fills_until: float = 0
 
     def qsize(self) -> int:
         return len(self._items)

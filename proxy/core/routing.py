@@ -62,14 +62,15 @@ class Limits:
 class Plan:
     """Ranked attempts, or the wish to wait until `wait_s` from now, or neither: unavailable."""
 
-    __slots__ = ("attempts", "bid_price", "fallback", "job", "readings", "reason", "refusals", "room", "value_usd",
-                 "wait_s")
+    __slots__ = ("_density", "attempts", "bid_price", "fallback", "job", "readings", "reason", "refusals", "room",
+                 "value_usd", "wait_s")
 
     def __init__(self, attempts: tuple[Attempt, ...], reason: str, refusals: Sequence[Refusal] = (),
                  wait_s: float = 0.0, value_usd: float | None = None, job: Job | None = None, bid_price: float = 0.0,
                  room: Room | None = None, fallback: Attempt | None = None) -> None:
         self.attempts, self.reason, self.refusals, self.wait_s = attempts, reason, tuple(refusals), wait_s
         self.value_usd, self.job, self.bid_price, self.room = value_usd, job, bid_price, room
+        self._density: float | None = None
         self.fallback = fallback  # of one that waits: the API it may go to
         self.readings: tuple[tuple[ReplicaState, Moved | None], ...] = ()  # that it was decided on, and what had moved
 
@@ -81,7 +82,14 @@ class Plan:
     @property
     def density(self) -> float | None:
         """Value density on the pool's reference replica, USD per GPU-second."""
-        return None if self.job is None or self.job.forced else self.job.density
+        if self.job is None:
+            return self._density
+        return None if self.job.forced else self.job.density
+
+    def placed(self) -> None:
+        """It is carried out, and kept as long as the answer takes: what only the placing asked for is let go of."""
+        self._density = self.density
+        self.job = self.room = self.fallback = None
 
 
 def unable(demand: Demand, capabilities: frozenset[str], context_tokens: int | None, region: str | None,

@@ -14,7 +14,6 @@ class Bodies:
     """How many bytes of bodies the requests in flight have, or said they would send."""
 
     def __init__(self) -> None:
-        self._bytes: dict[int, int] = {}  # by the exchange's identity, while it lives
         self.total = 0
 
     def more_than(self, most: int, exchange: Exchange, longest: int) -> bool:
@@ -24,18 +23,19 @@ class Bodies:
         size = min(longest, int(declared)) if declared is not None else longest
         if self.total and self.total + size > most:
             return True
-        self._bytes[id(exchange)] = size
-        self.total += size
+        self._count(exchange, size)
         return False
 
     def read(self, exchange: Exchange, size: int) -> None:
         """How long it was."""
-        self.over(exchange)
-        self._bytes[id(exchange)] = size
-        self.total += size
+        self._count(exchange, size)
 
     def over(self, exchange: Exchange) -> None:
-        self.total -= self._bytes.pop(id(exchange), 0)
+        self._count(exchange, 0)
+
+    def _count(self, exchange: Exchange, size: int) -> None:
+        self.total += size - exchange.body_bytes
+        exchange.body_bytes = size
 
 
 def no_answer(body: bytes) -> str | None:

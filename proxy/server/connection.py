@@ -19,18 +19,21 @@ Invariants, for every connection:
 
 from __future__ import annotations
 
-import asyncio
+import contextvars
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr, is_ssl
 
 from proxy.server.exchange import Exchange
+from proxy.server.flow import Flow
 from proxy.server.guard import CODES, foreign_page, objection
 from proxy.server.ids import new_id
 from proxy.server.socket_exchange import SocketExchange
+from proxy.upstream.timers import Moment, Timers
 from proxy.wire.endpoints import ENDPOINTS
 from proxy.wire.openai import error_body
 
@@ -40,7 +43,8 @@ PIPELINE_MAX = 32  # requests that wait on their connection for an earlier one's
 PIECES_MAX = 1024  # of a body, where they are smaller on average than PIECE_BYTES_MIN: work without end for few bytes
 PIECE_BYTES_MIN = 16
 
-
+NO_CONTEXT = contextvars.Context()  # for what looks for nothing there; a copy for each would be kept
+NO_HEADERS: list[tuple[bytes, bytes]] = []  # of the request that was read; never changed
 PATHS = {path.encode(): path for path in ENDPOINTS}
 
 
@@ -59,29 +63,58 @@ class Rules:
     serve: Callable[[Exchange], Awaitable[None]] | None = None
 
 
+class Line(list[Any]):
+    """Requests that wait for an earlier one's answer. uvicorn's deque takes 760 bytes, and nearly all are empty."""
+
+    __slots__ = ()
+
+    def appendleft(self, one: Any) -> None:
+        self.insert(0, one)
+
+
 class DataProtocol(HttpToolsProtocol):
     """One connection, under its class's `rules`. A request to a data route becomes a `SocketExchange`; everything else
     goes on to the application, as uvicorn does it."""
 
+    # uvicorn's as well as ours: beyond 30 attributes a dict takes four times as much, and many connections are open.
+    __slots__ = ("_active", "_begun", "_deaf", "_ends_at", "_idle", "_in_head", "_piece_bytes", "_pieces",
+                 "_replaying", "_timer", "_unread", "_unsent", "app", "client", "cycle", "expect_100_continue", "flow",
+                 "headers", "parser", "pipeline", "scheme", "scope", "server", "timeout_keep_alive_task", "transport",
+                 "url")
+
     rules = Rules()
+    timers: ClassVar[Timers | None] = None  # of all connections of the listener
 
     # ---- the connection
 
+    def __init__(self, config: Any, server_state: Any, app_state: dict[str, Any], _loop: Any = None) -> None:
+        """What uvicorn keeps of its listener with each connection is kept once, with the class."""
+        kind = type(self)
+        if kind.__dict__.get("server_state") is not server_state:
+            for name, value in vars(HttpToolsProtocol(config, server_state, app_state, _loop)).items():
+                if name not in DataProtocol.__slots__:
+                    setattr(kind, name, value)
+        self.app = config.loaded_app  # a function, which as a class's own would be its method
+        self.timeout_keep_alive_task = self.cycle = self.client = None
+        self._new_parser()
+
     def connection_made(self, transport: Any) -> None:
-        self._timer: asyncio.TimerHandle | None = None
+        """As uvicorn does it, but for what only an application is told: that waits for a request to one."""
+        self.connections.add(self)
+        self.transport, self.flow, self.pipeline = transport, Flow(transport), Line()
+        self._timer: Moment | None = None
         self._ends_at = 0.0  # when whoever we wait for has had his time; 0: nobody owes us anything
         self._in_head, self._begun, self._idle = True, False, False  # `_begun`: the head, by a first byte
         self._replaying, self._deaf, self._unread = False, False, 0
         self._pieces = self._piece_bytes = 0
         self._unsent = 0  # bytes that the client had to read when it was last looked, if they are waited for
         self._active: Any = None  # the request that is being answered; self.cycle is the one that came last
-        super().connection_made(transport)
         self._wait(self.rules.header_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._ends_at = 0.0
         if self._timer is not None:
-            self._timer.cancel()
+            self._timer.leave(self)
         for cycle in {self._active, self.cycle, *(cycle for cycle, _ in self.pipeline)}:
             if type(cycle) is SocketExchange:
                 cycle.lost()
@@ -96,6 +129,8 @@ class DataProtocol(HttpToolsProtocol):
             self._idle, self._ends_at = False, 0.0
         if not self._in_head:  # one large piece allows no read full of small ones
             self._piece_bytes = min(self._piece_bytes, (self._pieces + PIECES_MAX) * PIECE_BYTES_MIN)
+        if self.parser is None:
+            self._new_parser()
         self._unread += len(data)
         while data:
             try:
@@ -127,11 +162,14 @@ class DataProtocol(HttpToolsProtocol):
     def _ignore_upgrade(self) -> None:
         """Read on as if no upgrade had been asked for: a new parser is told how long the body is."""
         framing = b"".join(b"%s: %s\r\n" % field for field in self.headers if field[0] in FRAMING)
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        self._new_parser()
         self._replaying = True
         self.parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n")
         self._replaying = False
+
+    def _new_parser(self) -> None:
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
 
     # ---- what the parser tells
 
@@ -185,14 +223,18 @@ class DataProtocol(HttpToolsProtocol):
         self._in_head, self._unread, self._ends_at = True, 0, 0.0
         if type(self.cycle) is not SocketExchange:
             super().on_message_complete()
-        elif not self.cycle.response_complete:
-            self.cycle.all_fed()
+        else:
+            self.url, self.headers = b"", NO_HEADERS
+            if not self.cycle.response_complete:
+                self.cycle.all_fed()
 
     # ---- where a request goes
 
     def _to_application(self) -> None:
         """As uvicorn does it; what it gathers while it reads a head, it gets now."""
-        url, headers = self.url, self.headers
+        url, headers, transport = self.url, self.headers, self.transport
+        self.server, self.client = get_local_addr(transport), get_remote_addr(transport)
+        self.scheme = "https" if is_ssl(transport) else "http"
         super().on_message_begin()
         self.url, self.headers = url, headers
         self.scope["headers"] = headers
@@ -208,9 +250,8 @@ class DataProtocol(HttpToolsProtocol):
             wrong = foreign_page(headers)
         fields = dict(headers)
         before, self.cycle = self.cycle, SocketExchange(
-            path, fields, self.transport, self.flow, self.server_state.default_headers, self.on_response_complete,
-            keep_alive=version != "1.0" and self.parser.should_keep_alive(), expects_continue=_expects_continue(fields),
-            stall_s=rules.stall_s, chunks=version != "1.0")
+            path, fields, self, keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            expects_continue=_expects_continue(fields), stall_s=rules.stall_s, chunks=version != "1.0")
         if before is None or before.response_complete:
             self._start_asgi_task(self.cycle, wrong)
         else:
@@ -230,10 +271,14 @@ class DataProtocol(HttpToolsProtocol):
             cycle.start(status, headers)
             cycle.finish(body)
         else:
-            task = self.loop.create_task(self.rules.serve(cycle))
+            task = self.loop.create_task(self.rules.serve(cycle), name="request")
             self.tasks.add(task)
-            task.add_done_callback(cycle.over)
-            task.add_done_callback(self.tasks.discard)
+            task.add_done_callback(cycle.over, context=NO_CONTEXT)
+
+    def streams(self) -> None:
+        """An answer has begun that may take long: meanwhile nothing is kept to read a next request with."""
+        if self._in_head and not self._begun:
+            self.parser = None
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
@@ -276,17 +321,23 @@ class DataProtocol(HttpToolsProtocol):
     def _wait(self, seconds: float) -> None:
         """One timer serves the whole connection: it looks when it fires whether the time is over."""
         self._ends_at = at = self.loop.time() + seconds
-        if self._timer is None or self._timer.when() > at:
+        if self._timer is None or self._timer.when > at:
             if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self.loop.call_at(at, self._look)
+                self._timer.leave(self)
+            self._timer = self._due_at(at)
 
-    def _look(self) -> None:
+    def _due_at(self, when: float) -> Moment:
+        timers = self.timers
+        if timers is None:
+            timers = type(self).timers = Timers(self.loop, NO_CONTEXT)
+        return timers.at(when, self)
+
+    def due(self) -> None:
         self._timer = None
         if not self._ends_at or (self.transport.is_closing() and not self._unsent):
             return
         if self.loop.time() < self._ends_at:
-            self._timer = self.loop.call_at(self._ends_at, self._look)
+            self._timer = self._due_at(self._ends_at)
         elif self._unsent and self.transport.get_write_buffer_size() < self._unsent:
             self._until_taken()  # slowly, but it reads
         elif self._unsent:
@@ -329,4 +380,4 @@ def _expects_continue(headers: dict[bytes, bytes]) -> bool:
 
 def protocol(rules: Rules) -> type[DataProtocol]:
     """The protocol class under these rules, as uvicorn takes it."""
-    return type("DataProtocol", (DataProtocol,), {"rules": rules})
+    return type("DataProtocol", (DataProtocol,), {"rules": rules, "timers": None, "__slots__": ()})

@@ -208,6 +208,7 @@ class Dispatcher:
             self.on_plan(call, plan)
             self._planner.went(call, replica, uncached)
         claim.told_s = attempt.ttft_s
+        plan.placed()
         return Placement(attempt, plan, claim, now - call.arrived)
 
 

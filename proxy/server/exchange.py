@@ -26,6 +26,7 @@ class Exchange(Protocol):
     method: str
     path: str
     headers: dict[bytes, bytes]
+    body_bytes: int  # that count towards what all may have, as whoever counts them keeps it here
     gone: bool
     started: bool
 

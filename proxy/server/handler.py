@@ -22,6 +22,7 @@ from proxy.config.model import Route, Settings
 from proxy.config.routes import RouteTable
 from proxy.core.entries import RequestEntry
 from proxy.core.errors import BodyTooLarge, GatewayError, InvalidRequest, ModelNotFound, Unavailable
+from proxy.core.routing import NOBODY
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.journal import Journal
 from proxy.server import auth, replies
@@ -43,6 +44,7 @@ from proxy.wire.openai import parse_request, refuse_fields
 
 log = logging.getLogger("breakeven.server")
 
+NOTHING: dict[bytes, bytes] = {}  # never changed
 MEDIA = frozenset({"images", "audio", "video", "files"})
 
 
@@ -84,6 +86,8 @@ class Handler:
         self._judge = Judge(doors.settings, doors.board, doors.planner, doors.clock)
         self._afterwards: set[asyncio.Task[None]] = set()
         self._bodies = Bodies()
+        self._forward = frozenset(name.encode() for backend in doors.settings.backends.values()
+                                  for name in backend.forward_headers)
         self.in_flight = 0
         self.draining = False
 
@@ -101,6 +105,7 @@ class Handler:
             try:
                 call = await self._parse(exchange, principal, request_id)
                 call, ticket = self._first_or_again(exchange, call)
+                exchange.headers = self._forwarded(exchange.headers)
                 call = await self._do.purse.reserve(call)
                 placement = await self._place(exchange, call)
                 answered = await self._carry(exchange, call, placement)
@@ -178,11 +183,15 @@ class Handler:
             return call, ticket
         return replace(call, request_id=ticket.request_id, first_attempt=ticket.attempts + 1, budgets=()), ticket
 
+    def _forwarded(self, headers: dict[bytes, bytes]) -> dict[bytes, bytes]:
+        """What upstreams may be told of a request's headers. The rest has been read, and is not kept."""
+        return {name: headers[name] for name in self._forward if name in headers} if self._forward else NOTHING
+
     async def _place(self, exchange: Exchange, call: Call) -> Placement:
         """plan and wait. A request that gets no place is booked as such."""
         first = call.first_attempt
         try:
-            return await self._placed(exchange, call, frozenset(), first)
+            return await self._placed(exchange, call, NOBODY, first)
         except asyncio.CancelledError:
             if not exchange.gone:
                 raise
@@ -215,8 +224,8 @@ class Handler:
 
         Ends, because each round adds to `tried` (two at most) or to `bare` (once per backend).
         """
-        tried: frozenset[str] = frozenset()
-        bare: frozenset[str] = frozenset()  # backends that refused to be asked for usage
+        tried = NOBODY
+        bare = NOBODY  # backends that refused to be asked for usage
         self._judge.asked()
         for attempt_no in itertools.count(call.first_attempt):
             attempt, relayed = await self._send(exchange, call, placement, attempt_no, bare)
@@ -258,15 +267,11 @@ class Handler:
         chosen, attempt, relayed = placement.attempt, None, None
         backend = self._do.settings.backends[chosen.backend]
 
-        def start(status: int, content_type: str, upstream: Mapping[str, str]) -> None:
-            head = replies.head(call.request_id, placement, content_type, upstream, stream=True)
-            exchange.start(status, [*head, *call.headers])
-
         try:
             self._do.journal.intend(self._do.settlement.intent(call, placement, attempt_no))
             upstream = self._do.upstreams[chosen.backend, chosen.replica or 0]
             attempt = Attempt(call, placement, exchange, backend, upstream, self._judge.injection(backend, call, bare),
-                              self._judge.fingerprint(placement), self._do.clock, start)
+                              self._judge.fingerprint(placement), self._do.clock, replies.begin)
             self._do.purse.sent(call.request_id, attempt_no)
             relayed = await attempt.run()
             return attempt, relayed

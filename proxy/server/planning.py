@@ -54,7 +54,7 @@ class Governor(Protocol):
 @dataclass(slots=True, eq=False)
 class Call:
     """A parsed request with all that stays the same while it is placed. The last four fields are filled in while it is
-    parsed; from then on nothing changes it."""
+    parsed; from then on only `begun` changes it."""
 
     lane: Lane
     request_id: str
@@ -66,7 +66,6 @@ class Call:
     limits: Limits
     key_id: str
     tags: str
-    label: str  # route and key: what answer lengths are learned by
     demand: Demand
     model: str  # as the caller names it
     tier: str | None  # of service, if the caller names one
@@ -84,6 +83,13 @@ class Call:
         """UTC at `now`, by the clock as it stood when the request arrived: should that be set meanwhile, no request
         seems to have ended before it began, or to have taken a month."""
         return self.arrived_ns + round((now - self.arrived) * NS_PER_S)
+
+    def begun(self) -> None:
+        """Its answer has begun, so no upstream is asked again: what only they are told is let go of, however long the
+        answer takes."""
+        self.wire, self.headers, self.output_limits = self.wire.facts(), (), None
+        if self.seen.chain:
+            self.seen = Seen([], self.seen.repeated, {})
 
     def held_for(self, backend: str) -> int | None:
         """The most that an attempt there may cost, where a budget holds that."""
@@ -185,7 +191,7 @@ class Planner:
         """The request as the decision sees it: estimated tokens, features, targets."""
         lane, endpoint = self._lanes[route.name], wire.endpoint.value
         prompts, limit = wire.prompt_count, wire.max_tokens
-        label = f"{route.name}\0{key_id}"
+        label = _label(route, key_id)
         prompt = wire.prompt_chars / lane.bytes_per_token.value + wire.prompt_token_ids
         if prompt < 1.0:
             prompt = 1.0
@@ -202,11 +208,11 @@ class Planner:
         tenant, lifted = "", False
         if route.gpu_share_min is not None:
             tenant, lifted = label, lane.pool.market.below(label, route.gpu_share_min, arrived)
-        demand = Demand(endpoint, wire.features & ROUTED_FEATURES if wire.features else NOBODY, prompt, output,
-                        sequences, least, 0.0, NOBODY, tenant, lifted)
+        demand = Demand(endpoint, wire.features & ROUTED_FEATURES or NOBODY, prompt, output, sequences, least, 0.0,
+                        NOBODY, tenant, lifted)
         seen = UNSEEN if wire.prompt_chars < BLOCK_BYTES else self.prefixes.look(
             route.name, prompt_bytes(wire), arrived)
-        return Call(lane, request_id, endpoint, arrived, arrived_ns, wire, route, lane.limits, key_id, tags, label,
+        return Call(lane, request_id, endpoint, arrived, arrived_ns, wire, route, lane.limits, key_id, tags,
                     demand, wire.model, wire.service_tier, prompt + (output if limit is None else limit * sequences),
                     each, seen)
 
@@ -384,7 +390,8 @@ class Planner:
         if text_only and wire.prompt_chars >= LEARN_BYTES_MIN and (tokens := usage.input_total):
             lane.bytes_per_token.add(wire.prompt_chars, tokens)
         if complete and call.endpoint != Endpoint.EMBEDDINGS.value:
-            lane.output.observe(call.label, call.prompt_each, usage.output_total // max(1, call.demand.sequences))
+            each = usage.output_total // max(1, call.demand.sequences)
+            lane.output.observe(_label(call.route, call.key_id), call.prompt_each, each)
 
     def _usual_usd(self, route: Route, model: str, demand: Demand, at_ns: int) -> float | None:
         """What the route's baseline would charge in the default tier."""
@@ -402,6 +409,11 @@ class Planner:
 
     def api(self, backend: str) -> Api:
         return self._board.apis[backend]
+
+
+def _label(route: Route, key_id: str) -> str:
+    """What answer lengths are learned by, and shares of a pool are measured by."""
+    return f"{route.name}\0{key_id}"
 
 
 # What of a request's features a backend must offer; the rest is the upstream's business.

@@ -195,6 +195,8 @@ class Purse:
         """From here on only its settlement ends its hold."""
         if (held := self._held.get(request_id)) is not None:
             held.pop(attempt_no, None)
+            if not held:
+                del self._held[request_id]
 
     def release(self, call: Call) -> None:
         """The request is over: void what it held and never sent."""

@@ -52,11 +52,15 @@ class Relayed:
 
 
 class Attempt:
-    """One attempt. Mutable while it runs; `run` is called once."""
+    """One attempt. Mutable while it runs; `run` is called once. `start` writes the head of a stream."""
+
+    __slots__ = ("_abandoned", "_answer", "_backend", "_call", "_catching_up", "_claim", "_clock", "_delivered",
+                 "_drain_from", "_drained", "_early", "_exchange", "_first_at", "_first_ns", "_placement", "_seen",
+                 "_sent_at", "_sent_ns", "_start", "_upstream", "injection", "meter")
 
     def __init__(self, call: Call, placement: Placement, exchange: Exchange, backend: Backend, upstream: Upstream,
                  injection: UsageInjection, fingerprint: str | None, clock: Callable[[], float],
-                 start: Callable[[int, str, Mapping[str, str]], None]) -> None:
+                 start: Callable[[Exchange, Call, Placement, int, str, Mapping[str, str]], None]) -> None:
         self._call, self._placement, self._exchange, self._backend = call, placement, exchange, backend
         self._upstream, self.injection, self._clock, self._start = upstream, injection, clock, start
         self._claim = placement.claim
@@ -275,13 +279,20 @@ class Attempt:
                 self._early = out
                 return
             if not exchange.started:
-                self._claim.abandon = None  # from here on it cannot be replayed
-                self._start(answer.status, answer.headers.get("content-type", "text/event-stream"), answer.headers)
+                self._begin(answer)
         if not exchange.write(out):
             answer.pause()
             if self._catching_up is None:
                 self._catching_up = asyncio.create_task(self._catch_up(answer))
         self._delivered = self._seen
+
+    def _begin(self, answer: Answer) -> None:
+        """From here on it cannot be replayed, and nothing is kept that could only serve to."""
+        self._claim.abandon = None
+        self._start(self._exchange, self._call, self._placement, answer.status,
+                    answer.headers.get("content-type", "text/event-stream"), answer.headers)
+        self._call.begun()
+        answer.forget_head()
 
     async def _catch_up(self, answer: Answer) -> None:
         """The client reads slowly, so its upstream must wait."""

@@ -45,6 +45,12 @@ def head(request_id: str, placement: Placement, content_type: str, upstream: Map
     return headers
 
 
+def begin(exchange: Exchange, call: Call, placement: Placement, status: int, content_type: str,
+          upstream: Mapping[str, str]) -> None:
+    """The head of a stream."""
+    exchange.start(status, [*head(call.request_id, placement, content_type, upstream, stream=True), *call.headers])
+
+
 def finish(exchange: Exchange, call: Call, placement: Placement, relayed: Relayed, entry: RequestEntry) -> None:
     """The end of the answer, now that it is booked."""
     if exchange.gone or entry.end_reason == "client_abort":

@@ -12,38 +12,53 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from proxy.core.errors import BodyTooLarge
 from proxy.server.exchange import ClientGone, Headers
+from proxy.server.flow import Flow
 from proxy.server.guard import CONTROL
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 Body = Literal["chunked", "whole", "until close"]
+NO_PIECES: list[bytes] = []  # never changed
+
+
+class Owner(Protocol):
+    """The connection that the request came on. The `default_headers` of its server go with every answer."""
+
+    transport: Any
+    flow: Flow
+    server_state: Any
+    tasks: set[Any]
+
+    def streams(self) -> None:
+        """An answer has begun that comes piece by piece."""
+
+    def on_response_complete(self) -> None:
+        """The answer has ended."""
 
 
 class SocketExchange:
-    """One request on one connection. `flow` is the connection's, `default_headers` go with every answer, `on_complete`
-    is called when the answer has ended and the connection is kept."""
+    """One request on one connection, its owner's."""
 
-    __slots__ = ("_callback", "_changed", "_chunks", "_default_headers", "_flow", "_framing", "_head", "_late",
-                 "_on_complete", "_pieces", "_size", "_stall_s", "_transport", "_waits_for_continue", "gone", "headers",
+    __slots__ = ("_callback", "_changed", "_chunks", "_flow", "_framing", "_head", "_late", "_owner", "_pieces",
+                 "_size", "_stall_s", "_transport", "_waits_for_continue", "body_bytes", "gone", "headers",
                  "keep_alive", "method", "more_body", "path", "response_complete", "started")
 
-    def __init__(self, path: str, headers: dict[bytes, bytes], transport: Any, flow: FlowControl,
-                 default_headers: list[tuple[bytes, bytes]], on_complete: Callable[[], None], *, keep_alive: bool,
+    def __init__(self, path: str, headers: dict[bytes, bytes], owner: Owner, *, keep_alive: bool,
                  expects_continue: bool, stall_s: float, chunks: bool = True) -> None:
         self.method, self.path, self.headers = "POST", path, headers
         self.gone = self.started = self.response_complete = False
         self.more_body, self.keep_alive = True, keep_alive
-        self._transport, self._flow, self._default_headers = transport, flow, default_headers
-        self._on_complete, self._stall_s, self._waits_for_continue = on_complete, stall_s, expects_continue
+        self._owner, self._transport, self._flow = owner, owner.transport, owner.flow
+        self._stall_s, self._waits_for_continue = stall_s, expects_continue
         self._chunks = chunks  # the client knows them (RFC 9112 section 6.1)
         self._pieces: list[bytes] = []
-        self._size = 0
+        self._size = self.body_bytes = 0
         self._changed: asyncio.Future[None] | None = None  # somebody waits for more of the body
         self._callback: Callable[[], object] | None = None
         self._late = False  # the body did not come in time; what is left of it cannot be waited for
@@ -96,7 +111,7 @@ class SocketExchange:
             raise ClientGone
         if self._size > bytes_max:
             raise BodyTooLarge(f"The body is larger than {bytes_max} bytes.")
-        pieces, self._pieces = self._pieces, []
+        pieces, self._pieces = self._pieces, NO_PIECES
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def _rest_of_body(self, bytes_max: int, timeout_s: float) -> None:
@@ -125,7 +140,7 @@ class SocketExchange:
             raise ClientGone
         lines = [STATUS_LINE[status]]
         self._framing = "chunked" if self._chunks else "until close"
-        for name, value in (*self._default_headers, *headers):
+        for name, value in (*self._owner.server_state.default_headers, *headers):
             lines += (name, b": ", value, b"\r\n")
             if name == b"content-length":
                 self._framing = "whole"
@@ -136,6 +151,8 @@ class SocketExchange:
         if CONTROL.search(b"\t".join(lines[3::4])):  # the values: a status line, then four parts to a field
             raise ValueError("a header's value holds a control character")
         self._head, self.started = b"".join(lines), True
+        if self._framing != "whole":
+            self._owner.streams()
 
     def write(self, data: bytes) -> bool:
         if self.gone:
@@ -172,10 +189,11 @@ class SocketExchange:
         self.response_complete = True
         if not self.keep_alive:
             self._transport.close()
-        self._on_complete()
+        self._owner.on_response_complete()
 
-    def over(self, _: object = None) -> None:
+    def over(self, task: asyncio.Task[None] | None = None) -> None:
         """The handler has returned: an answer that it left unfinished must not look like a whole one."""
+        self._owner.tasks.discard(task)
         self._callback = None
         if not self.response_complete and not self.gone:
             self.gone = True

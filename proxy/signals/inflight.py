@@ -22,7 +22,7 @@ class Claim:
     """One attempt on one replica. `abandon` (set by the relay) ends it when the engine is found wedged."""
 
     __slots__ = ("_in_iteration", "_iteration", "_load", "abandon", "batch", "decoding", "delivered", "expected",
-                 "first_at", "found", "learned", "prompt", "released", "sent_at", "sequences", "silent", "told_s",
+                 "first_at", "found", "prompt", "released", "sent_at", "sequences", "silent", "told_s",
                  "uncached")
 
     def __init__(self, load: Load, prompt: float, uncached: float, expected: float, sequences: int, found: Found,
@@ -30,9 +30,8 @@ class Claim:
         self._load = load
         self.prompt, self.uncached, self.expected, self.sequences = prompt, uncached, expected, sequences
         self.sent_at = self.first_at = now
-        self.found = found
+        self.found: Found | None = found  # until something was learned from its first token
         self.told_s: float | None = None  # until its first token, as the decision expected
-        self.learned = False  # from that token
         self.batch = 0  # sequences beside it at its first token, itself included
         self.delivered = 0
         self._iteration, self._in_iteration = -1, 0  # that gave the last token, and how many it gave
@@ -74,9 +73,9 @@ class Claim:
         self.first_token(now)
         load, second = self._load, self.delivered > 0
         self._iterated(load, count, now)
-        if second and not self.learned and load.on_second is not None:
-            self.learned = True
+        if second and self.found is not None and load.on_second is not None:
             load.on_second(self, now)
+            self.found = None
         self.delivered += count
         load.kv_tokens += count
         load.output_done += count

@@ -38,7 +38,7 @@ BATCHES_SEEN = 8  # full batches looked at, to learn how large they get
 CACHED_MEMORY_TOKENS = 50_000.0
 SURE_OF_ENGINE, SURE_OF_QUEUE = 0.95, 0.7  # of its cache by its own word; of its batch by the requests it holds back
 LOST = frozenset({"unreachable", "wedged"})  # whoever was that returns gently
-CAPACITIES_KEPT = 1024
+CAPACITIES_KEPT = 256
 REFILL_S = 0.05  # what only time changes, such as health, is looked at this often
 
 
@@ -306,20 +306,20 @@ class Replica:
     # ---- learning
 
     def learn_first(self, claim: Claim, now: float) -> None:
-        """Its first token came, and all others of the same iteration: compare with what was predicted."""
-        if claim.told_s is None:
+        """Its first token came, and all others of the same iteration: compare with what was predicted, once."""
+        found = claim.found
+        if claim.told_s is None or found is None:
             return
-        computed = self.load.iterations.computed(claim.sent_at, self._iteration_of_first(claim)) - claim.found.started
-        share = self._share(claim.found.sequences + claim.sequences + self.foreign)
-        self.speed.first_token(claim.told_s, claim.first_at - claim.sent_at, claim.found, self.foreign,
+        computed = self.load.iterations.computed(claim.sent_at, self._iteration_of_first(claim)) - found.started
+        share = self._share(found.sequences + claim.sequences + self.foreign)
+        self.speed.first_token(claim.told_s, claim.first_at - claim.sent_at, found, self.foreign,
                                max(claim.uncached, computed), share, now)
 
     def learn(self, claim: Claim, tpot_s: float | None) -> None:
         """The answer has ended, its later tokens so far apart; others' prompts were computed meanwhile."""
         now, load = self.load.progress_at, self.load
         self._learn_steps(now)
-        if not claim.learned:
-            self.learn_first(claim, now)
+        self.learn_first(claim, now)
         if tpot_s is not None and claim.delivered >= LEARN_TOKENS_MIN:
             steps = max(1, claim.delivered // claim.sequences)
             batch = max(1.0, (claim.batch + load.sequences) / 2 + self.foreign)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.core.errors import UpstreamFailed
 from proxy.upstream.faults import Fault, broken_off
+from proxy.upstream.heads import NO_FIELDS, Fields
 from proxy.upstream.transport import Target
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ Request = tuple[bytes, bytes | None]  # head and body
 class HttpAnswer:
     """See `transport.Answer` and `transport.Opening` for what it promises. At most one task awaits it at a time."""
 
-    __slots__ = ("_aborted", "_begun", "_ended", "_fault", "_fields", "_headers", "_held", "_held_bytes", "_loop",
+    __slots__ = ("_aborted", "_begun", "_ended", "_fault", "_fields", "_held", "_held_bytes", "_loop",
                  "_paused", "_raised", "_sink", "_target", "_waiter", "connecting", "connection", "first_byte_at",
                  "request", "status")
 
@@ -39,9 +40,8 @@ class HttpAnswer:
         self.connecting: asyncio.Task[None] | None = None
         self._target = target
         self._loop = loop
-        self._fields: Mapping[bytes, bytes] = {}
-        self._headers: dict[str, str] | None = None
-        self._held: list[bytes] = []  # came, and nobody has taken it
+        self._fields: Mapping[bytes, bytes] = NO_FIELDS
+        self._held: list[bytes] | tuple[()] = ()  # came, and nobody has taken it
         self._held_bytes = 0
         self._begun = False  # a byte of the body has come
         self._ended = False  # its clean end has come
@@ -80,10 +80,10 @@ class HttpAnswer:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        if self._headers is None:
-            self._headers = {name.decode("latin-1"): value.decode("latin-1").rstrip(" \t")
-                             for name, value in self._fields.items()}
-        return self._headers
+        return Fields(self._fields)
+
+    def forget_head(self) -> None:
+        self._fields = NO_FIELDS
 
     @property
     def ended(self) -> bool:
@@ -116,7 +116,10 @@ class HttpAnswer:
                 raise self._failure()
             if self._ended:
                 return b""
-            await self._more()
+            try:
+                await self._more()
+            finally:
+                self._heard()
         return self._drained()
 
     async def pipe(self, sink: Callable[[bytes], object]) -> None:
@@ -132,6 +135,7 @@ class HttpAnswer:
                 raise self._failure()
         finally:
             self._sink = None
+            self._heard()
 
     def stop(self) -> None:
         self._sink = None
@@ -155,7 +159,7 @@ class HttpAnswer:
             return
         self._aborted = True
         self.request = None
-        self._held.clear()
+        self._held = ()
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.abort()
@@ -181,7 +185,10 @@ class HttpAnswer:
             self.connection.watch(self._loop.time() + self._target.idle_s)
             self._hand_over(piece)
             return
-        self._held.append(piece)
+        if self._held:
+            self._held.append(piece)
+        else:
+            self._held = [piece]
         self._held_bytes += len(piece)
         if self._held_bytes > UNTAKEN_BYTES_MAX and self.connection is not None:
             self.connection.pause()
@@ -213,24 +220,24 @@ class HttpAnswer:
     def _drained(self) -> bytes:
         held = self._held
         data = held[0] if len(held) == 1 else b"".join(held)
-        held.clear()
-        self._held_bytes = 0
+        self._held, self._held_bytes = (), 0
         if self.connection is not None and not self._paused:
             self.connection.resume()
         return data
 
-    async def _more(self) -> None:
-        """Until something has happened: a piece that nobody took, the end, a fault, the abort, `stop`."""
-        connection = self.connection
-        assert connection is not None
-        connection.watch(inf if self._paused else self._patience())
+    def _more(self) -> asyncio.Future[None]:
+        """Done when something has happened: a piece that nobody took, the end, a fault, the abort, `stop`. Who waits
+        for it calls `_heard` in the end. No coroutine, which would be there as long as the answer takes."""
+        assert self.connection is not None
+        self.connection.watch(inf if self._paused else self._patience())
         self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
+        return self._waiter
+
+    def _heard(self) -> None:
+        if self._waiter is not None:
             self._waiter = None
             if self.connection is not None:  # else it may serve another by now
-                connection.watch(inf)
+                self.connection.watch(inf)
 
     def _patience(self) -> float:
         """Until when to wait for the next byte, from now on."""

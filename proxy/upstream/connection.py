@@ -27,7 +27,6 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from enum import Enum
 from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
@@ -40,6 +39,7 @@ from proxy.upstream.heads import unusable
 
 if TYPE_CHECKING:
     from proxy.upstream.answer import HttpAnswer
+    from proxy.upstream.timers import Due, Moment
 
 HEAD_BYTES_MAX = 32 * 1024
 HEAD_FIELDS_MAX = 128
@@ -105,7 +105,7 @@ class Keeper(Protocol):
     def again(self, answer: HttpAnswer) -> None:
         """Ask once more, on a new connection."""
 
-    def call_at(self, when: float, callback: Callable[[], object]) -> asyncio.TimerHandle: ...
+    def due_at(self, when: float, who: Due) -> Moment: ...
 
 
 class _Refused(Exception):
@@ -130,7 +130,7 @@ class Connection:
         self._pieces: list[bytes] = []  # of the body, out of the read that is being parsed
         self.on_body: Any = self._pieces.append  # the parser's callback: no frame of Python for a piece
         self._parser: Any = httptools.HttpResponseParser(self)
-        self._fields: dict[bytes, bytes] = {}
+        self._fields: Any = {}  # of the head that is being read, bytes by name
         self._dry = 0  # bytes that came since the last byte of a body
         self._keep = False
         self._until_close = False
@@ -138,7 +138,7 @@ class Connection:
         self._sent_at = 0.0
         self._deadline = inf  # when it has been silent for too long
         self._passed = inf  # the deadline that was found to have passed
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Moment | None = None
         self._timer_at = inf
 
     # ---- asked by the pool and the answer
@@ -167,9 +167,9 @@ class Connection:
         self._deadline = deadline
         if deadline < self._timer_at:
             if self._timer is not None:
-                self._timer.cancel()
+                self._timer.leave(self)
             self._timer_at = deadline
-            self._timer = self._keeper.call_at(deadline, self._on_timer)
+            self._timer = self._keeper.due_at(deadline, self)
 
     def pause(self) -> None:
         """Reads nothing more, so that the upstream is slowed. Idempotent."""
@@ -292,6 +292,7 @@ class Connection:
         self._keep = self._parser.should_keep_alive()
         self._until_close = b"content-length" not in fields and b"transfer-encoding" not in fields
         assert self._answer is not None
+        self._fields = None  # they are the answer's
         self._answer.head_came(status, fields)
 
     def on_message_complete(self) -> None:
@@ -342,7 +343,8 @@ class Connection:
         self.abort()
         answer.failed(fault)
 
-    def _on_timer(self) -> None:
+    def due(self) -> None:
+        """The timer's time has come; the deadline's, if it has not moved."""
         self._timer, self._timer_at = None, inf
         deadline, now = self._deadline, self._loop.time()
         if deadline - now > _EARLY_S:
@@ -350,14 +352,14 @@ class Connection:
         elif deadline != self._passed:
             self._passed = deadline
             self._timer_at = now + _GRACE_S
-            self._timer = self._keeper.call_at(self._timer_at, self._on_timer)
+            self._timer = self._keeper.due_at(self._timer_at, self)
         else:
             self._fail(Trouble.LATE)
 
     def _stop_timer(self) -> None:
         self._deadline = inf
         if self._timer is not None:
-            self._timer.cancel()
+            self._timer.leave(self)
             self._timer, self._timer_at = None, inf
 
 

@@ -6,7 +6,8 @@ What is the same for every request of an upstream is written once, so a request 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from proxy.upstream.origin import Origin
 
@@ -19,6 +20,8 @@ NOT_FORWARDED = frozenset((
     "authorization", "api-key", "x-api-key", "proxy-authorization", "cookie", "host", "content-length",
     "content-type", "transfer-encoding", "connection", "keep-alive", "te", "trailer", "upgrade", "expect",
     "accept-encoding", "user-agent", "x-request-id"))
+
+NO_FIELDS: Mapping[bytes, bytes] = {}
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
@@ -59,3 +62,25 @@ def unusable(status: int, fields: Mapping[bytes, bytes]) -> str | None:
     if coding is not None and coding.strip().lower() != b"chunked":
         return "answered in a transfer coding that was not asked for"
     return None
+
+
+class Fields(Mapping[str, str]):
+    """The fields of a head, each decoded when it is asked for."""
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, raw: Mapping[bytes, bytes]) -> None:
+        self._raw = raw
+
+    def __getitem__(self, name: str) -> str:
+        return self._raw[name.encode("latin-1")].decode("latin-1").rstrip(" \t")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        value = self._raw.get(name.encode("latin-1"))
+        return default if value is None else value.decode("latin-1").rstrip(" \t")
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.decode("latin-1") for name in self._raw)
+
+    def __len__(self) -> int:
+        return len(self._raw)

@@ -12,7 +12,6 @@ import contextvars
 import functools
 import ssl
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 from proxy.core.errors import UpstreamFailed, UpstreamTimeout
@@ -21,6 +20,7 @@ from proxy.upstream.connection import IDLE, Connection
 from proxy.upstream.faults import Fault, connecting
 from proxy.upstream.names import Name, is_address
 from proxy.upstream.origin import Origin
+from proxy.upstream.timers import Due, Limit, Moment, Timers
 from proxy.upstream.transport import Target
 
 # uvicorn, hence vLLM and SGLang, closes idle connections after 5 s; leave before it does.
@@ -44,7 +44,7 @@ class Pool:
     """Opens nothing before the first request; from then on it belongs to that event loop."""
 
     __slots__ = ("_closed", "_connecting", "_context", "_idle", "_keepalive_s", "_name", "_open", "_origin", "_sweep",
-                 "_target", "_tls", "loop")
+                 "_target", "_timers", "_tls", "loop")
 
     def __init__(self, target: Target, origin: Origin) -> None:
         self.loop: Any = None  # from the first request on
@@ -56,7 +56,8 @@ class Pool:
         self._idle: deque[Connection] = deque()  # the one that waits longest first
         self._open: set[Connection] = set()
         self._connecting: dict[asyncio.Task[None], HttpAnswer] = {}
-        self._sweep: asyncio.TimerHandle | None = None
+        self._timers: Timers | None = None
+        self._sweep: Moment | None = None
         self._closed = False
         # Tasks, timers and transports keep the context that they were made in. Here that is an empty one, or the first
         # request of a connection would live as long as the connection.
@@ -92,7 +93,7 @@ class Pool:
             connection.shut()
         self._idle.clear()
         if self._sweep is not None:
-            self._sweep.cancel()
+            self._sweep.leave(self)
             self._sweep = None
 
     # ---- told by connections
@@ -118,18 +119,24 @@ class Pool:
         connection.idle_since = now = self.loop.time()
         self._idle.append(connection)
         if self._sweep is None:
-            self._sweep = self.call_at(now + self._keepalive_s, self._on_sweep)
+            self._sweep = self.due_at(now + self._keepalive_s, self)
 
-    def call_at(self, when: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
-        return self.loop.call_at(when, callback, context=self._context)
+    def due_at(self, when: float, who: Due) -> Moment:
+        return self.timers.at(when, who)
 
     # ---- inside
+
+    @property
+    def timers(self) -> Timers:
+        if self._timers is None:
+            self._timers = Timers(self.loop, self._context)
+        return self._timers
 
     async def _connect(self, answer: HttpAnswer) -> None:
         connection = Connection(self)
         fault: Fault | None = _CLOSED
         try:
-            async with asyncio.timeout_at(min(self.loop.time() + self._target.connect_s, answer.first_byte_at)):
+            with Limit(self.timers, min(self.loop.time() + self._target.connect_s, answer.first_byte_at)):
                 await self._dial(connection)
             if connection.state is IDLE:
                 fault = None
@@ -153,7 +160,7 @@ class Pool:
         await self.loop.create_connection(lambda: connection, ssl=self._tls,
                                           server_hostname=host if self._tls is not None else None, **where)
 
-    def _on_sweep(self) -> None:
+    def due(self) -> None:
         """Closes what has been idle for too long."""
         self._sweep = None
         idle, now = self._idle, self.loop.time()
@@ -162,4 +169,4 @@ class Pool:
                 break
             idle.popleft().close()
         if idle:
-            self._sweep = self.call_at(max(now, idle[0].idle_since + self._keepalive_s), self._on_sweep)
+            self._sweep = self.due_at(max(now, idle[0].idle_since + self._keepalive_s), self)

@@ -22,6 +22,9 @@ class Pulled:
     def abort(self) -> None:
         raise NotImplementedError
 
+    def forget_head(self) -> None:
+        pass
+
     async def pipe(self, sink: Callable[[bytes], object]) -> None:
         self._sink = sink
         try:

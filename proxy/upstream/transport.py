@@ -80,6 +80,10 @@ class Answer(Protocol):
         """Lower-case names; of a repeated header the last."""
         ...
 
+    def forget_head(self) -> None:
+        """It was passed on: nobody asks for `headers` any more."""
+        ...
+
     @property
     def ended(self) -> bool:
         """It was read to its end, and can be released at once."""

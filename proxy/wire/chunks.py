@@ -16,6 +16,7 @@ CHOICES_MAX = 256  # of one stream, remembered one by one: twice what OpenAI's `
 FINGERPRINT_CHARS_MAX = 256
 
 _COUNTS = {"prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details", "completion_tokens_details"}
+_NONE: dict[int, Usage | dict[str, Any]] = {}  # never changed
 _NUMBERS = {int, type(None)}
 
 
@@ -26,29 +27,31 @@ class RunningUsage:
     choices used the sum of the last count of each, and each prompt once; choices are numbered
     prompt by prompt. Of more choices than CHOICES_MAX no sum is known."""
 
-    __slots__ = ("_endpoint", "_last", "_per_prompt", "_seen", "_too_many", "simple")
+    __slots__ = ("_endpoint", "_last", "_lone", "_per_prompt", "_seen", "_too_many", "simple")
 
     def __init__(self, endpoint: Endpoint, choices: int, prompts: int) -> None:
         self._endpoint = endpoint
         self._per_prompt = max(1, choices // max(1, prompts))
-        self._last: dict[int, Usage | dict[str, Any]] = {}  # a dict: short, and not read yet
+        self._lone: Usage | dict[str, Any] | None = None  # of a stream of one choice; a dict: short, and not read yet
         self._seen = self._too_many = False
         self.simple = choices == 1  # whatever its index, the last count is the count
+        self._last: dict[int, Usage | dict[str, Any]] = _NONE if self.simple else {}  # of others
 
     def __bool__(self) -> bool:
         return self._seen
 
     def note_short(self, usage: dict[str, Any]) -> None:
         """A short count of a stream of one choice: kept as it is, and read when somebody asks."""
-        self._last[0], self._seen = usage, True
+        self._lone, self._seen = usage, True
 
     def note(self, index: int, usage: dict[str, Any]) -> None:
         """Any count. Of what is not short only the numbers are kept: an upstream may add to it without end."""
         self._seen = True
-        index = 0 if self.simple else index
         short = _COUNTS.issuperset(usage) and _NUMBERS.issuperset(map(type, usage.values()))
         read = usage if short else usage_from_dict(usage, self._endpoint)
-        if read is None:
+        if self.simple:
+            self._lone = read
+        elif read is None:
             self._last.pop(index, None)
         elif index in self._last or len(self._last) < CHOICES_MAX:
             self._last[index] = read
@@ -59,8 +62,9 @@ class RunningUsage:
         """None when no usable count came."""
         if self._too_many:
             return None
-        read = {index: usage_from_dict(usage, self._endpoint) if isinstance(usage, dict) else usage
-                for index, usage in self._last.items()}
+        if self.simple:
+            return self._read(self._lone)
+        read = {index: self._read(usage) for index, usage in self._last.items()}
         counts = {index: usage for index, usage in read.items() if usage is not None}
         if len(counts) <= 1:
             return next(iter(counts.values()), None)
@@ -76,6 +80,9 @@ class RunningUsage:
             output_text=sum(u.output_text for u in outs), reasoning=sum(u.reasoning for u in outs),
             output_audio=sum(u.output_audio for u in outs),
             consistent=all(u.consistent for u in outs))
+
+    def _read(self, usage: Usage | dict[str, Any] | None) -> Usage | None:
+        return usage_from_dict(usage, self._endpoint) if isinstance(usage, dict) else usage
 
 
 def text_bytes(choices: list[dict[str, Any]]) -> int:

@@ -64,6 +64,10 @@ class StreamMeter:
     Between two calls at most 1 MiB is kept, whatever the upstream sends: a frame that has not ended
     (with what a growing buffer takes besides), a held chunk, the end, and a few facts of each choice."""
 
+    __slots__ = ("_choices", "_comments", "_end", "_endpoint", "_final", "_finished", "_held", "_keys", "_plain",
+                 "_running", "_splitter", "_strip", "content_bytes", "content_frames", "done", "error", "fingerprint",
+                 "malformed", "served_model", "service_tier")
+
     def __init__(self, endpoint: Endpoint, *, strip: Strip, choices: int = 1, prompts: int = 1,
                  fingerprint: str | None = None, frame_bytes_max: int = FRAME_BYTES_MAX) -> None:
         self._splitter = FrameSplitter(frame_bytes_max)

@@ -53,6 +53,7 @@ _FEATURE_FIELDS = frozenset((  # without any of them, a request asks for nothing
 _NOTHING: frozenset[str] = frozenset()
 _STREAM = frozenset({"stream"})
 _STREAM_OPTIONS = frozenset({"include_usage", "continuous_usage_stats"})
+_NO_DOCUMENT: dict[str, Any] = {}
 
 
 class UsageInjection(Enum):
@@ -96,6 +97,13 @@ class WireRequest:
     service_tier: str | None
     document: dict[str, Any]
     body: bytes
+
+    def facts(self) -> WireRequest:
+        """The same without the text."""
+        return WireRequest(self.endpoint, self.model, self.stream, self.n, self.max_tokens, self.wants_usage,
+                           self.wants_continuous_usage, self.features, self.remote_media, self.prompt_chars,
+                           self.prompt_token_ids, self.media_count, self.media_bytes, self.prompt_count,
+                           self.service_tier, _NO_DOCUMENT, b"")
 
     @property
     def choices(self) -> int:

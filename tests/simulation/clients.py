@@ -31,6 +31,7 @@ class Client:
         self.sim, self.path, self.headers, self._body, self.way = sim, path, headers, body, way
         self.gone = self.started = False
         self.status, self.request_id, self.done = 0, "", ""
+        self.body_bytes = 0
         self.answer: list[bytes] = []
         self._callback: Callable[[], object] | None = None
         self._writes = 0

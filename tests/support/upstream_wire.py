@@ -91,6 +91,9 @@ class Timer:
     def cancel(self) -> None:
         self.cancelled = True
 
+    def leave(self, _who: Connection) -> None:
+        self.cancelled = True
+
 
 class Loop:
     def __init__(self) -> None:
@@ -166,8 +169,8 @@ class Wire:
     def again(self, answer: HttpAnswer) -> None:
         self.asked_again.append(answer)
 
-    def call_at(self, when: float, callback: Callable[[], object]) -> Timer:
-        self.timers.append(timer := Timer(when, callback))
+    def due_at(self, when: float, who: Connection) -> Timer:
+        self.timers.append(timer := Timer(when, who.due))
         return timer
 
     # ---- the transport's side

@@ -58,6 +58,9 @@ class Answer:
             await self.then()
             raise UpstreamCut("one: the answer broke off before its end")
 
+    def forget_head(self):
+        pass
+
     def pause(self):
         self.paused = True
 
@@ -74,7 +77,7 @@ class Answer:
 def attempt(exchange, answer, **backend):
     wire = SimpleNamespace(stream=True, endpoint=Endpoint.CHAT, wants_usage=True, wants_continuous_usage=False,
                            prompt_count=1)
-    call = SimpleNamespace(wire=wire, arrived_ns=0, at_ns=lambda now: 0,
+    call = SimpleNamespace(wire=wire, arrived_ns=0, at_ns=lambda now: 0, begun=lambda: None,
                            route=SimpleNamespace(response_model="upstream"),
                            demand=SimpleNamespace(sequences=1, prompt_tokens=3.0, output_tokens=3.0))
     claim = SimpleNamespace(tokens=lambda count, now: None, abandon=None)

@@ -55,7 +55,8 @@ def _sound(rows: Sequence[Row]) -> bool:
 def _values(entry: RequestEntry) -> Row:
     """In the order of `REQUEST_COLUMNS`. Truth is written as 1 and 0, because the driver takes six times as long for a
     bool as for an integer (and four times for None)."""
-    usage, met = entry.usage, entry.slo_met
+    usage = entry.usage
+    met: bool | None = entry.slo_met
     return (
         entry.request_id, entry.attempt, 1 if entry.final else 0,
         entry.started_ns, entry.sent_ns, entry.first_token_ns, entry.ended_ns,

@@ -42,7 +42,7 @@ AGAIN_S = 0.005  # how soon what others may have given back is asked for again
 PATIENCE_S = 2.0  # and for how long
 Sync = Literal["full", "normal"]  # what a settlement waits for: the disk, or the system's memory alone
 WRONG = (ValueError, TypeError, AttributeError)  # what rendering a wrong entry raises
-RETRY_S = (0.02, 0.05, 0.1, 0.2, 0.5)
+RETRY_S: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.5)
 
 
 @dataclass(slots=True, eq=False)

@@ -107,6 +107,9 @@ class Inbox:
             raise Empty
         return self.items.popleft()
 
+    def take(self, most: int) -> list[Item]:
+        return [self.items.popleft() for _ in range(min(most, len(self.items)))]
+
 
 class SteppedWriter(Writer):
     """The writer, its turns taken on the loop. `committed` is told of every batch when its commit has returned."""

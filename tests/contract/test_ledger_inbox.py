@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from queue import Empty
 
 import pytest
 
-from proxy.ledger.inbox import Inbox
+from proxy.ledger.inbox import ENOUGH, Inbox
 
 
 class Taker(threading.Thread):
@@ -46,6 +47,21 @@ async def test_all_that_one_turn_gives_is_one_batch():
     inbox.put(None)
     await asyncio.to_thread(taker.join, 5)
     assert taker.batches == [[(turn, number) for number in range(5)] for turn in range(20)] + [[None]]
+
+
+async def test_a_turn_that_gives_much_wakes_the_writer_before_it_ends():
+    inbox = Inbox()
+    taker = Taker(inbox)
+    taker.start()
+    await asleep(inbox)
+    for number in range(ENOUGH):
+        inbox.give(number, asyncio.get_running_loop())
+    until = time.monotonic() + 5
+    while not taker.batches and time.monotonic() < until:
+        time.sleep(0.001)  # noqa: ASYNC251  the turn goes on
+    assert taker.batches == [list(range(ENOUGH))]
+    inbox.put(None)
+    await asyncio.to_thread(taker.join, 5)
 
 
 def test_what_is_put_comes_in_order_without_a_loop():

@@ -66,7 +66,7 @@ scaling: $(DEV_READY) ## how each step's cost grows with backends, keys, rows of
 	@exec $(VENV)/bin/python -m tests.bench.scaling $(ARGS)
 
 compiled: $(DEV_READY) ## the hot path as machine code, in build/compiled (2 minutes); docs/performance.md says how to run it
-	@exec $(VENV)/bin/python -m proxy.compiled build/compiled
+	@exec $(VENV)/bin/python -m tests.bench.compiled build/compiled
 
 week: $(DEV_READY) ## a production week on four fleet sizes; TRACE=path/to/servegen_m_large_week1.csv.zst (10 minutes)
 	@[ -n "$(TRACE)" ] || { echo "make week TRACE=path/to/servegen_m_large_week1.csv.zst" >&2; exit 2; }

@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy import compiled
+from tests.bench import compiled
 
 WEAK = "*((PyObject **)((char *)self + sizeof(PyObject *) + sizeof(Thing)))"
 WRITTEN = """\

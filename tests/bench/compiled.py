@@ -1,5 +1,5 @@
-"""The hot path as machine code: `python -m proxy.compiled build/compiled` makes a copy of the package in which the
-modules that every request passes through are compiled by mypyc, from the same source and its annotations.
+"""The hot path as machine code: `python -m tests.bench.compiled build/compiled` makes a copy of the package in which
+the modules that every request passes through are compiled by mypyc, from the same source and its annotations.
 
 Run what is there with `PYTHONSAFEPATH=1 PYTHONPATH=build/compiled`: nothing is ever compiled into the source tree, so
 what an editor shows there is what runs. The copy differs from the source in how a `record` is spelled: mypyc makes
@@ -8,6 +8,7 @@ classes of its own of dataclasses that it knows by name, which have slots anyway
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -15,7 +16,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-PACKAGE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "proxy"
 MODULES = {
     "core": "bidprice budgets capacity entries fleet health learning lengths line liveness market money prefix pricing "
             "ratelimit reasons retry room routing usage",
@@ -43,7 +45,7 @@ from mypyc.build import mypycify
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
 
-from proxy.compiled import mend
+from tests.bench.compiled import mend
 
 class Beside(build_ext):  # one file beside another: setuptools compiles those of one library in turn
     def build_extensions(self):
@@ -116,14 +118,15 @@ def build(out: Path, level: str = "2") -> None:
                *modules()]
     script = out / "setup.py"
     script.write_text(SETUP.format(options=options, level=level))
-    subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=out, check=True)
+    subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=out, check=True,
+                   env={**os.environ, "PYTHONPATH": str(ROOT)})
     shutil.rmtree(out / "build")
     script.unlink()
 
 
 def main() -> None:
     if len(sys.argv) != 2:
-        raise SystemExit("usage: python -m proxy.compiled FOLDER")
+        raise SystemExit("usage: python -m tests.bench.compiled FOLDER")
     try:
         build(Path(sys.argv[1]))
     except subprocess.CalledProcessError:

@@ -65,7 +65,7 @@ steps: $(DEV_READY) ## microseconds of event loop of each step of a request: gua
 scaling: $(DEV_READY) ## how each step's cost grows with backends, keys, rows of the ledger, requests that wait (2 minutes)
 	@exec $(VENV)/bin/python -m tests.bench.scaling $(ARGS)
 
-compiled: $(DEV_READY) ## the hot path as machine code, in build/compiled (2 minutes); docs/performance.md says how to run it
+compiled: $(DEV_READY) ## the hot path as machine code, in build/compiled (a minute or two); docs/performance.md says how to run it
 	@exec $(VENV)/bin/python -m tests.bench.compiled build/compiled
 
 week: $(DEV_READY) ## a production week on four fleet sizes; TRACE=path/to/servegen_m_large_week1.csv.zst (10 minutes)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 
-class Pulled:
+class Pulled(ABC):
     """`pipe` and what belongs to it in terms of `chunk`, which whoever inherits this has. See `transport.Answer`."""
 
     __slots__ = ("_resumed", "_sink")
@@ -16,13 +17,13 @@ class Pulled:
         self._sink: Callable[[bytes], object] | None = None
         self._resumed: asyncio.Event | None = None  # where it is paused
 
-    async def chunk(self) -> bytes:
-        raise NotImplementedError
+    @abstractmethod
+    async def chunk(self) -> bytes: ...
 
-    def abort(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def abort(self) -> None: ...
 
-    def forget_head(self) -> None:
+    def forget_head(self) -> None:  # noqa: B027  # the head of these is small
         pass
 
     async def pipe(self, sink: Callable[[bytes], object]) -> None:

@@ -8,11 +8,10 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from test_ledger_rows import T0, entry, intent, on_api
+from test_ledger_rows import T0, entry, intent, on_api, uses
 
 from proxy.core.budgets import GATEWAY, Budget, Hold, Line, window_start_ns
 from proxy.core.money import NS_PER_MINUTE
@@ -32,23 +31,6 @@ LATER = T0 + 10**18
 def hold(of, amount, *budgets, expires_ns=LATER):
     lines = tuple(Line(one, window_start_ns(one.per, of.started_ns), amount) for one in budgets or (KEY,))
     return Hold(of.request_id, of.attempt, lines, expires_ns)
-
-
-@pytest.fixture
-def url(tmp_path):
-    return f"sqlite:///{tmp_path}/ledger.db"
-
-
-@pytest.fixture
-async def journal(url):
-    async with Journal(url) as journal:
-        yield journal
-
-
-def uses(journal):
-    with sqlite3.connect(journal.path) as connection:
-        return {row[0]: row[1:] for row in connection.execute(
-            "SELECT scope, posted_nano, pending_nano FROM budget_use")}
 
 
 async def test_what_is_held_is_posted_and_the_rest_comes_back(journal, url):

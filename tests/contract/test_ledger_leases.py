@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from test_ledger_rows import T0, intent, on_api
+from test_ledger_rows import T0, intent, on_api, uses
 
 from proxy.core.budgets import GATEWAY, Budget, Hold, Line, window_start_ns
 from proxy.ledger import booking, lending, store, treasury, writer
@@ -39,23 +39,6 @@ def hold(of, amount, *budgets):
 
 def spent(of, amount, cost):
     return replace(of, api_nano=cost, hold_nano=amount, posted_nano=cost)
-
-
-@pytest.fixture
-def url(tmp_path):
-    return f"sqlite:///{tmp_path}/ledger.db"
-
-
-@pytest.fixture
-async def journal(url):
-    async with Journal(url) as journal:
-        yield journal
-
-
-def uses(journal):
-    with sqlite3.connect(journal.path) as connection:
-        return {row[0]: row[1:] for row in connection.execute(
-            "SELECT scope, posted_nano, pending_nano FROM budget_use")}
 
 
 def rows(journal, which="attempt < 1"):

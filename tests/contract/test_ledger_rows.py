@@ -4,6 +4,7 @@
 """
 
 import random
+import sqlite3
 from dataclasses import replace
 from itertools import count
 
@@ -39,6 +40,13 @@ def entry(**changes):
 def on_api(**changes):
     return entry(**{"backend": "openai", "backend_kind": "api", "model": "gpt-4o", "api_nano": 4_530_000,
                     "work_ns": 0, "marginal_nano": 0, **changes})
+
+
+def uses(journal):
+    """(posted, pending) nano-dollars by scope, as the ledger has them."""
+    with sqlite3.connect(journal.path) as connection:
+        return {row[0]: row[1:] for row in connection.execute(
+            "SELECT scope, posted_nano, pending_nano FROM budget_use")}
 
 
 def intent(of, **changes):

@@ -21,8 +21,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-MADE_HERE = {".git", ".venv", ".bench", ".real-vllm", ".ruff_cache", ".pytest_cache", ".hypothesis", ".fuzz", "build",
-             "dist", "data"}
+MADE_HERE = {".git", ".venv", ".bench", ".browser", ".real-vllm", ".ruff_cache", ".pytest_cache", ".hypothesis",
+             ".fuzz", "build", "dist", "data"}
 
 # Which rooms (or single modules of one) each room may import. Modules directly in proxy/, and those in FREE, see all.
 DOORS = {

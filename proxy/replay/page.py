@@ -1,6 +1,6 @@
 """A replay as one HTML page that opens anywhere, offline: figures, plots, and what was assumed.
 
-Everything is inside it, uPlot (MIT, `static/uplot/`) too, and its policy lets it load nothing. Names are escaped by
+Everything is inside it, uPlot (MIT, `proxy/vendored/`) too, and its policy lets it load nothing. Names are escaped by
 the template; the plots take them as data.
 """
 
@@ -35,10 +35,10 @@ def to_html(replay: Replay) -> str:
 def _template() -> Any:
     environment = Environment(loader=PackageLoader("proxy.replay"), autoescape=True, undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True)
-    folder = files("proxy.replay") / "static"
+    ours = files("proxy")
 
-    def inlined(*path: str) -> Markup:
-        return Markup(folder.joinpath(*path).read_text(encoding="utf-8"))  # noqa: S704 (our own files, not input)
+    def inlined(folder: str, name: str) -> Markup:
+        return Markup(ours.joinpath(folder, name).read_text(encoding="utf-8"))  # noqa: S704 (our own files, not input)
 
     environment.globals["inlined"] = inlined
     return environment.get_template("replay.html")

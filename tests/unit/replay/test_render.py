@@ -202,4 +202,4 @@ def test_odd_replays_have_a_page_and_a_table(replay):
 
 def test_what_is_not_ours_comes_with_its_licence():
     assert "Copyright (c) 2022 Leon Sorokin" in to_html(BOTH)
-    assert "</script" not in (files("proxy.replay") / "static/uplot/uPlot.iife.min.js").read_text().lower()
+    assert "</script" not in (files("proxy") / "vendored/uplot/uPlot.iife.min.js").read_text().lower()

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import re
 
+from proxy.core.gpus import find_gpu
 from proxy.core.records import record
 
 CHUNK_TOKENS = 2048  # tokens an engine puts into one iteration (vLLM: max_num_batched_tokens)
@@ -78,13 +79,6 @@ class Capacity:
                         self.kappa_s * step, self.kv_tokens, self.max_running, self.source, self.chunk_tokens)
 
 
-# Memory GiB, bandwidth GB/s, dense FP16 TFLOP/s: vendors' data sheets.
-GPUS: dict[str, tuple[float, float, float]] = {
-    "A10": (24, 600, 125), "A100-40GB": (40, 1555, 312), "A100-80GB": (80, 2039, 312), "A6000": (48, 768, 155),
-    "L4": (24, 300, 121), "L40S": (48, 864, 362), "H100": (80, 3350, 989), "H200": (141, 4800, 989),
-    "B200": (180, 8000, 2250), "RTX-4090": (24, 1008, 165), "T4": (16, 320, 65), "V100": (16, 900, 125),
-}
-FP8_GPUS = frozenset({"L4", "L40S", "H100", "H200", "B200", "RTX-4090"})  # twice the rate at 8 bits
 DEFAULT = Capacity(2000.0, 0.030, 0.0005, 0.0, 100_000, 64, "default")
 
 
@@ -96,16 +90,15 @@ def prior(gpu_type: str, gpu_count: int, model: str) -> Capacity:
     (docs/calibration.md, held to it by tests/unit/core/test_prior.py), so it is always corrected by what is
     observed. `DEFAULT`, marked as such, where the GPU or the size cannot be read.
     """
-    name = next((name for name in sorted(GPUS, key=len, reverse=True)
-                 if gpu_type.upper().replace(" ", "-").startswith(name)), None)
+    gpu = find_gpu(gpu_type)
     size = re.search(r"(?:(\d+)x)?(\d+(?:\.\d+)?)b(?![a-z])", model.lower())
-    if name is None or size is None:
+    if gpu is None or size is None:
         return DEFAULT
-    gpu = GPUS[name]
     parameters = float(size[2]) * 1e9 * int(size[1] or 1)
     bytes_per = 0.5 if re.search(r"awq|gptq|int4|4bit|w4", model.lower()) else 1 if "fp8" in model.lower() else 2
-    doubled = 2 if bytes_per == 1 and name in FP8_GPUS else 1
-    memory, bandwidth, flops = gpu[0] * 2**30 * gpu_count, gpu[1] * 1e9 * gpu_count, gpu[2] * 1e12 * gpu_count * doubled
+    doubled = 2 if bytes_per == 1 and gpu.fp8 else 1
+    memory, bandwidth = gpu.memory_bytes * gpu_count, gpu.bandwidth_bytes_s * gpu_count
+    flops = gpu.fp16_flops * gpu_count * doubled
     kv_bytes = 131_072 * max(0.5, (parameters / 8e9) ** 0.42)  # 128 KiB at 8B, 320 KiB at 70B (grouped-query)
     kv_tokens = (0.90 * memory - parameters * bytes_per - 2 * 2**30 * gpu_count) / kv_bytes
     if kv_tokens < 2048:

@@ -124,8 +124,7 @@ class Gateway:
             if backend.gpu is not None and backend.gpu.dcgm_url:
                 self._exporters[backend.name] = build_exporter(backend.name, backend.gpu.dcgm_url)
         await self.journal.record_rates(rate_card(self.settings), complete=True)
-        await asyncio.gather(*(self.journal.record_price(price)
-                               for entries in self.prices.entries.values() for price in entries))
+        await asyncio.gather(*(self.journal.record_price(price) for price in self.prices.all()))
         self._scraper = self._signals()
         self._scraper.start()
         await self.chores.start()

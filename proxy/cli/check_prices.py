@@ -13,11 +13,11 @@ import typer
 
 from proxy.config import ConfigError, Settings, load
 from proxy.config.fields import epoch_ns, utc
-from proxy.config.operator_prices import read_operator_prices
+from proxy.config.operator_prices import OperatorPrices, read_operator_prices
 from proxy.config.prices import listed_as, load_price_book, package_prices, providers_with
 from proxy.config.routes import is_glob
 from proxy.config.versions import plain
-from proxy.core.pricing import Price, PriceBook
+from proxy.core.pricing import Price, PriceBook, in_force
 from proxy.core.usage import BUCKETS
 
 prices_app = typer.Typer(no_args_is_help=True,
@@ -50,10 +50,10 @@ def show(
     else:
         found = {(p, model or ""): package_prices(p, model or "") for p in providers_with(model or "")}
         book = PriceBook({key: prices for key, prices in found.items() if prices})
-    chosen = [price for (_, name), prices in book.entries.items() if model in (None, name)
-              for price in (prices if at_ns is None else _in_force(prices, at_ns))]
+    chosen = [(kind, price) for provider, name in book.entries if model in (None, name)
+              for kind, prices in _kinds(book, provider, name, at_ns) for price in prices]
     if as_json:
-        typer.echo(json.dumps([_price_json(price) for price in chosen], indent=2))
+        typer.echo(json.dumps([_price_json(kind, price) for kind, price in chosen], indent=2))
     elif chosen:
         _price_table(chosen)
     else:
@@ -64,7 +64,7 @@ def show(
 
 @prices_app.command()
 def diff(config: Config = None, as_json: AsJson = False) -> None:
-    """Compare the operator's own prices with the list prices in force on the day they begin."""
+    """Compare the operator's own prices, discounts among them, with the list prices in force on the day they begin."""
     if config is None:
         typer.echo("give --config FILE", err=True)
         raise typer.Exit(2)
@@ -72,30 +72,50 @@ def diff(config: Config = None, as_json: AsJson = False) -> None:
     if settings.prices is None:
         typer.echo(f"{config} has no `prices:` file; list prices are in force")
         raise typer.Exit(0)
-    rows = [row for price in _own(settings) for row in _compared(settings, price)]
+    own, book = _own(settings), load_price_book_or_exit(settings)
+    rows = [row for price in own.listed.all() for row in _compared(price, "list", _packaged(settings, price))]
+    contracted = own.contracted.all()
+    said = {price.version for price in contracted}
+    contracted += [price for provider, model in book.listed for kind, prices in _kinds(book, provider, model)
+                   for price in prices if kind == "contracted" and price.version not in said]  # by discounts and globs
+    rows += [row for price in contracted for row in _compared(price, "contracted", book.find_listed(
+        price.provider, price.model, price.from_ns, price.service_tier))]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    _table(["provider", "model", "service tier", "above", "from", "kind", "list", "own", "difference"],
+    _table(["provider", "model", "service tier", "above", "from", "tokens", "kind", "list", "own", "difference"],
            [[str(row[key]) for key in ("provider", "model", "service_tier", "above_input_tokens", "from", "bucket",
-                                       "list", "own", "difference")] for row in rows])
+                                       "kind", "list", "own", "difference")] for row in rows])
 
 
-def _own(settings: Settings) -> list[Price]:
+def _own(settings: Settings) -> OperatorPrices:
     assert settings.prices is not None
     try:
-        return read_operator_prices(settings.prices).all()
+        return read_operator_prices(settings.prices)
     except ConfigError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None
 
 
-def _compared(settings: Settings, own: Price) -> list[dict[str, Any]]:
-    """One row for each kind of token that the operator priced."""
+def _kinds(book: PriceBook, provider: str, model: str, at_ns: int | None = None) -> list[tuple[str, list[Price]]]:
+    """(kind, prices): list prices, and what contracts make of them; with `at_ns` only those in force."""
+    every = book.entries[provider, model]
+    public = book.listed.get((provider, model), every)
+    of_list = {price.source for price in public}
+    paid, listed = (list(prices) if at_ns is None else _in_force(prices, at_ns) for prices in (every, public))
+    return [("list", listed), ("contracted", [price for price in paid if price.source not in of_list])]
+
+
+def _packaged(settings: Settings, own: Price) -> Price | None:
+    """The package's list price in force when an operator's begins."""
     name = next((listed_as(b, own.model) for b in settings.backends.values()
                  if b.provider == own.provider and b.model == own.model), own.model)
     known = package_prices(own.provider, own.model, name) if not is_glob(own.model) else ()
-    listed = next(iter(_in_force(tuple(p for p in known if p.service_tier == own.service_tier), own.from_ns)), None)
+    return in_force([price for price in known if price.service_tier == own.service_tier], own.from_ns)
+
+
+def _compared(own: Price, kind: str, listed: Price | None) -> list[dict[str, Any]]:
+    """One row for each kind of token that the operator priced."""
     rows = []
     for tier in own.tiers:
         for bucket in (b for b in BUCKETS if b in tier.usd_per_mtok):
@@ -103,6 +123,7 @@ def _compared(settings: Settings, own: Price) -> list[dict[str, Any]]:
             rows.append({
                 "provider": own.provider, "model": own.model, "service_tier": own.service_tier,
                 "above_input_tokens": tier.above_input_tokens, "from": _day(own.from_ns), "bucket": bucket,
+                "kind": kind,
                 "list": plain(before) if before is not None else None, "own": plain(tier.usd_per_mtok[bucket]),
                 "difference": _percent(before, tier.usd_per_mtok[bucket]), "source": own.source,
             })
@@ -156,9 +177,9 @@ def _day(from_ns: int) -> str:
     return moment.date().isoformat() if moment.time() == dt.time() else moment.isoformat()
 
 
-def _price_json(price: Price) -> dict[str, Any]:
+def _price_json(kind: str, price: Price) -> dict[str, Any]:
     return {
-        "provider": price.provider, "model": price.model, "service_tier": price.service_tier,
+        "provider": price.provider, "model": price.model, "service_tier": price.service_tier, "kind": kind,
         "from": _day(price.from_ns), "source": price.source, "version": price.version,
         "usd_per_request": plain(price.usd_per_request),
         "tiers": [{"above_input_tokens": tier.above_input_tokens,
@@ -167,17 +188,17 @@ def _price_json(price: Price) -> dict[str, Any]:
     }
 
 
-def _price_table(prices: list[Price]) -> None:
+def _price_table(prices: list[tuple[str, Price]]) -> None:
     rows = []
-    for price in prices:
+    for kind, price in prices:
         for tier in price.tiers:
             rates = [plain(rate) if (rate := tier.usd_per_mtok.get(bucket)) is not None else ""
                      for bucket in ("input_text", "cache_read", "cache_write_5m", "output_text")]
             above = f"> {tier.above_input_tokens}" if tier.above_input_tokens else ""
-            rows.append([price.provider, price.model, price.service_tier, above, *rates, _day(price.from_ns),
+            rows.append([price.provider, price.model, price.service_tier, kind, above, *rates, _day(price.from_ns),
                          price.source, price.version])
-    _table(["provider", "model", "service tier", "input tokens", "input", "cached", "cache write", "output", "from",
-            "source", "version"], rows)
+    _table(["provider", "model", "service tier", "kind", "input tokens", "input", "cached", "cache write", "output",
+            "from", "source", "version"], rows)
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> None:

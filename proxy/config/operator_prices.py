@@ -1,12 +1,14 @@
-"""The operator's own prices (`config/prices.yaml`): contracts and discounts, dated, exact.
+"""The operator's own prices (`config/prices.yaml`): contracted and list prices, and discounts, dated, exact.
 
-They win over the package's list prices from their first day on. A name may be a glob; exact names come
-first, then globs in file order.
+A line is contracted, what is paid from its first day on, unless it says `kind: list`: then it corrects the package's
+list price. A name may be a glob; exact names come first, then globs in file order.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fnmatch import translate as glob
 from pathlib import Path as FsPath
@@ -15,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
 from proxy.config import yaml_tree
+from proxy.config.discounts import Discount, DiscountLine, contradictions, discounts
 from proxy.config.fields import FROZEN, Int, Moment, Text, decimal, epoch_ns, refuse, setting
 from proxy.config.problem import ConfigError, Problem, Source, in_order
 from proxy.config.routes import is_glob
@@ -22,6 +25,7 @@ from proxy.config.translate import problems_of
 from proxy.config.versions import versioned
 from proxy.core.pricing import Price, Tier
 
+Key = tuple[str, str]  # provider, model
 MOST_USD = Decimal(10_000)
 LEAST_USD = Decimal("0.0001")
 
@@ -77,6 +81,8 @@ class PriceLine(Rates):
     """One model's price from a day on."""
 
     from_: Moment = setting(..., "In force from", "The contract's first day.", unit="date, UTC", alias="from")
+    kind: Literal["contracted", "list"] = setting("contracted", "Which price this is", "list for a public price that "
+        "the package does not know or has wrong; it is what discounts are taken from.")
     service_tier: Text = setting("default", "Service tier", "flex, priority or batch, where they cost other than "
         "usual.")
     usd_per_request: PerMtok = setting(Decimal(0), "Charge per request", "Rare.", unit="USD")
@@ -87,19 +93,21 @@ class PriceLine(Rates):
 
 
 class PriceFile(BaseModel):
-    """`prices: {provider: {model: [line, ...]}}`."""
+    """`prices: {provider: {model: [line, ...]}}`, and `discounts: [line, ...]`."""
 
     model_config = FROZEN
 
     version: Literal[1] = setting(1, "Version of this format", "Stays 1 until the format changes.")
     prices: dict[Text, dict[Text, Annotated[tuple[PriceLine, ...], Field(min_length=1, max_length=1000)]]] = setting(
         {}, "Prices by provider and model", "Your own.")
+    discounts: tuple[DiscountLine, ...] = setting((), "Percentages off list prices", "Where a contract names a "
+        "discount instead of prices.", max_length=1000)
 
 
-class OperatorPrices:
-    """What the file says, ready to be asked."""
+class Lines:
+    """The file's lines of one kind."""
 
-    def __init__(self, lines: dict[tuple[str, str], tuple[Price, ...]]) -> None:
+    def __init__(self, lines: dict[Key, tuple[Price, ...]]) -> None:
         self.exact = {key: prices for key, prices in lines.items() if not is_glob(key[1])}
         self._globs = [(provider, re.compile(glob(model)), prices)
                        for (provider, model), prices in lines.items() if is_glob(model)]
@@ -108,20 +116,41 @@ class OperatorPrices:
         """Every entry as written, globs included."""
         return [price for prices in (*self.exact.values(), *(found for _, _, found in self._globs)) for price in prices]
 
-    def find(self, provider: str, model: str) -> tuple[Price, ...]:
-        """Entries for `model`, under the name asked for; empty where the operator says nothing."""
-        exact = self.exact.get((provider, model))
-        if exact is not None:
-            return exact
-        for owner, pattern, prices in self._globs:
-            if owner == provider and pattern.match(model):
-                return renamed(prices, model)
+    def find(self, provider: str, *names: str) -> tuple[Price, ...]:
+        """Entries for a model, under the first of its names; empty where the operator says nothing."""
+        for name in names:
+            exact = self.exact.get((provider, name))
+            if exact is None:
+                exact = next((prices for owner, pattern, prices in self._globs
+                              if owner == provider and pattern.match(name)), None)
+            if exact is not None:
+                return renamed(exact, names[0])
         return ()
 
 
+@dataclass(frozen=True, slots=True)
+class OperatorPrices:
+    """What the file says, ready to be asked."""
+
+    contracted: Lines = field(default_factory=lambda: Lines({}))
+    listed: Lines = field(default_factory=lambda: Lines({}))
+    discounts: Sequence[Discount] = ()
+
+    def all(self) -> list[Price]:
+        """Every price as written."""
+        return [*self.contracted.all(), *self.listed.all()]
+
+    def models(self) -> Iterator[Key]:
+        """The models that the file names in full."""
+        yield from dict.fromkeys([*self.contracted.exact, *self.listed.exact])
+
+    def reaching(self, provider: str, *names: str) -> list[Discount]:
+        return [one for one in self.discounts if one.reaches(provider, *names)]
+
+
 def renamed(prices: tuple[Price, ...], model: str) -> tuple[Price, ...]:
-    return tuple(versioned(Price(p.provider, model, p.tiers, p.from_ns, p.source, "", p.usd_per_request,
-                                 p.service_tier)) for p in prices)
+    """The same under the name that was asked for."""
+    return tuple(price if price.model == model else versioned(replace(price, model=model)) for price in prices)
 
 
 def read_operator_prices(path: FsPath) -> OperatorPrices:
@@ -132,18 +161,24 @@ def read_operator_prices(path: FsPath) -> OperatorPrices:
         parsed = PriceFile.model_validate(data)
     except ValidationError as error:
         problems += [problem for _, _, problem in problems_of(error, PriceFile, source)]
-    lines: dict[tuple[str, str], tuple[Price, ...]] = {}
     if parsed is not None:
-        problems += _contradictions(parsed, source)
-        for provider, models in parsed.prices.items():
-            for model, entries in models.items():
-                lines[(provider, model)] = tuple(sorted(
-                    (_price(provider, model, entry, source, index) for index, entry in enumerate(entries)),
-                    key=lambda price: price.from_ns))
+        problems += [*_contradictions(parsed, source), *contradictions(parsed.discounts, source)]
     problems += yaml_tree.secrets_in_clear(source, {problem.line for problem in problems})
-    if problems:
+    if problems or parsed is None:
         raise ConfigError(in_order(problems))
-    return OperatorPrices(lines)
+    return OperatorPrices(_lines(parsed, "contracted", source), _lines(parsed, "list", source),
+                          discounts(parsed.discounts, source))
+
+
+def _lines(parsed: PriceFile, kind: str, source: Source) -> Lines:
+    found: dict[Key, tuple[Price, ...]] = {}
+    for provider, models in parsed.prices.items():
+        for model, lines in models.items():
+            prices = [_price(provider, model, line, source, index) for index, line in enumerate(lines)
+                      if line.kind == kind]
+            if prices:
+                found[provider, model] = tuple(sorted(prices, key=lambda price: price.from_ns))
+    return Lines(found)
 
 
 def _price(provider: str, model: str, line: PriceLine, source: Source, index: int) -> Price:
@@ -164,9 +199,9 @@ def _contradictions(parsed: PriceFile, source: Source) -> list[Problem]:
                 at = ("prices", provider, model, index)
                 if line.input is None and line.output is None:
                     problems.append(source.problem(at, "needs input or output", UNIT))
-                if (line.from_, line.service_tier) in seen:
+                if (line.from_, line.service_tier, line.kind) in seen:
                     problems.append(source.problem((*at, "from"), "two prices begin at the same time"))
-                seen.add((line.from_, line.service_tier))
+                seen.add((line.from_, line.service_tier, line.kind))
                 thresholds = [tier.above_input_tokens for tier in line.tiers]
                 if len(set(thresholds)) < len(thresholds):
                     problems.append(source.problem((*at, "tiers"), "the same threshold twice"))

@@ -1,4 +1,4 @@
-"""The price book of a configuration: list prices from `genai-prices`, overridden by the operator's own.
+"""The price book of a configuration: list prices from `genai-prices`, and what the operator's contracts make of them.
 
 Keys are (backend.provider, backend.model), exactly as the backend says them. An unknown price stays
 unknown: no entry, never zero. The package is read offline and imported lazily: its tables take some 90 ms.
@@ -17,9 +17,10 @@ from functools import cache
 from typing import Any
 
 from proxy.config.backend import Backend
+from proxy.config.discounts import applied
 from proxy.config.fields import epoch_ns
 from proxy.config.model import Route, Settings
-from proxy.config.operator_prices import OperatorPrices, read_operator_prices, renamed
+from proxy.config.operator_prices import OperatorPrices, read_operator_prices
 from proxy.config.versions import versioned
 from proxy.core.pricing import Price, PriceBook, Tier
 
@@ -48,27 +49,28 @@ def load_price_book(settings: Settings) -> PriceBook:
 
     A backend with model "*" brings every name of its provider's models that the price package spells out.
     """
-    own = read_operator_prices(settings.prices) if settings.prices is not None else OperatorPrices({})
-    entries: dict[Key, tuple[Price, ...]] = dict(own.exact)
+    own = read_operator_prices(settings.prices) if settings.prices is not None else OperatorPrices()
+    wanted = {key: key[1] for key in own.models()}  # and the name that the package has it under
     for backend in settings.backends.values():
         if backend.is_api and backend.provider is not None:
             models = known_models(backend.provider) if backend.model == "*" else [backend.model]
-            for model in models:
-                listed = package_prices(backend.provider, model, listed_as(backend, model))
-                merged = override(listed, own_prices(own, backend, model))
-                if merged:
-                    entries[(backend.provider, model)] = merged
-    return PriceBook(entries)
+            wanted |= {(backend.provider, model): listed_as(backend, model) for model in models}
+    entries: dict[Key, tuple[Price, ...]] = {}
+    listed: dict[Key, tuple[Price, ...]] = {}
+    for (provider, model), name in wanted.items():
+        public = override(package_prices(provider, model, name), own.listed.find(provider, model, name))
+        paid = override(applied(public, own.reaching(provider, model, name)),
+                        own.contracted.find(provider, model, name))
+        if paid:
+            entries[provider, model] = paid
+        if paid != public:
+            listed[provider, model] = public
+    return PriceBook(entries, listed)
 
 
 def listed_as(backend: Backend, model: str) -> str:
     """litellm's 'bedrock/anthropic.claude...' is the price package's 'anthropic.claude...'."""
     return model.partition("/")[2] if backend.kind == "litellm" and "/" in model else model
-
-
-def own_prices(own: OperatorPrices, backend: Backend, model: str) -> tuple[Price, ...]:
-    provider = backend.provider or ""
-    return own.find(provider, model) or renamed(own.find(provider, listed_as(backend, model)), model)
 
 
 def override(listed: tuple[Price, ...], own: tuple[Price, ...]) -> tuple[Price, ...]:

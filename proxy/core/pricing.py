@@ -18,8 +18,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from decimal import Decimal
+from dataclasses import dataclass, field, replace
+from decimal import Decimal, Inexact, localcontext
 from fractions import Fraction
 from operator import attrgetter
 
@@ -28,6 +28,7 @@ from proxy.core.records import record
 from proxy.core.usage import BUCKETS, Usage
 
 NANO_PER_TOKEN = 1000  # of a price of 1 USD per million tokens
+DIGITS_MAX = 100  # of a product of two numbers that configurations may hold (40 digits each)
 
 # A bucket without a price of its own is billed as the one it is a kind of.
 FALLBACK = {
@@ -249,18 +250,31 @@ def _whole(rate: Fraction | None, scale: int) -> int | None:
     return None if rate is None else int(rate * scale)
 
 
+Pair = tuple[Price | None, Price | None]  # what is paid, and the list price
+UNPRICED: Pair = (None, None)
+
+
 @dataclass(frozen=True, slots=True)
 class PriceBook:
     """Every known price, dated. Keys are (provider, model); a model's entries ascend by `from_ns`. None of them changes
-    once it is made."""
+    once it is made.
+
+    `entries` are what is paid: the contracted price where there is one, else the list price. `listed` are list prices;
+    of a model that is not named there, what is paid is the list price too."""
 
     entries: dict[tuple[str, str], tuple[Price, ...]] = field(default_factory=dict)
+    listed: dict[tuple[str, str], tuple[Price, ...]] = field(default_factory=dict)
     _dated: dict[tuple[str, str], Dated] = field(default_factory=dict, repr=False, compare=False)
 
     def find(self, provider: str, model: str, at_ns: int, service_tier: str = "default") -> Price | None:
-        """The price in force at `at_ns`, or None where it is not known."""
+        """The price that is paid at `at_ns`, or None where it is not known."""
         dated = self.dated(provider, model)
         return None if dated is None else dated.find(at_ns, service_tier)
+
+    def find_listed(self, provider: str, model: str, at_ns: int, service_tier: str = "default") -> Price | None:
+        """The list price in force at `at_ns`, or None where it is not known."""
+        dated = self.dated(provider, model)
+        return None if dated is None else dated.both(at_ns, service_tier)[1]
 
     def dearest_nano(self, provider: str, model: str, at_ns: int, input_tokens: int, output_tokens: int) -> int | None:
         """The most that so many tokens may cost in any service tier that the provider bills at `at_ns`; None where no
@@ -274,32 +288,42 @@ class PriceBook:
         key = (provider, model)
         dated = self._dated.get(key)
         if dated is None and (prices := self.entries.get(key)):  # of what has a price: callers' names are no keys
-            dated = self._dated[key] = Dated(prices)
+            dated = self._dated[key] = Dated(prices, self.listed.get(key))
         return dated
+
+    def all(self) -> list[Price]:
+        """Each price that may be named on a booking, once."""
+        prices = [price for book in (self.entries, self.listed) for dated in book.values() for price in dated]
+        return list({price.version or id(price): price for price in prices}.values())
 
 
 class Dated:
     """One model's prices, indexed by when they come into force."""
 
-    __slots__ = ("_by_tier", "_ceilings", "_prices", "_starts")
+    __slots__ = ("_by_tier", "_ceilings", "_starts")
 
-    def __init__(self, prices: Sequence[Price]) -> None:
-        self._prices = prices
-        tiers = {price.service_tier: [one for one in prices if one.service_tier == price.service_tier]
-                 for price in prices}
-        self._by_tier = {tier: ([one.from_ns for one in dated], dated) for tier, dated in tiers.items()}
+    def __init__(self, prices: Sequence[Price], listed: Sequence[Price] | None = None) -> None:
+        listed = prices if listed is None else listed
+        tiers = dict.fromkeys(price.service_tier for price in (*prices, *listed))
+        self._by_tier = {tier: _pairs([one for one in prices if one.service_tier == tier],
+                                      [one for one in listed if one.service_tier == tier]) for tier in tiers}
         self._starts = sorted({price.from_ns for price in prices})  # between two of them nothing changes
         self._ceilings: dict[int, Ceiling | None] = {}
 
     def find(self, at_ns: int, service_tier: str) -> Price | None:
+        """What is paid."""
+        return self.both(at_ns, service_tier)[0]
+
+    def both(self, at_ns: int, service_tier: str) -> Pair:
+        """What is paid and the list price; the same object where there is no contract."""
         dated = self._by_tier.get(service_tier)
         if dated is None:
-            return None
-        starts, prices = dated
+            return UNPRICED
+        starts, pairs = dated
         if at_ns >= starts[-1]:  # as a rule
-            return prices[-1]
+            return pairs[-1]
         at = bisect_right(starts, at_ns)
-        return prices[at - 1] if at else None
+        return pairs[at - 1] if at else UNPRICED
 
     def ceiling(self, at_ns: int) -> Ceiling | None:
         """Over all service tiers; None where the default one has no price then."""
@@ -309,3 +333,26 @@ class Dated:
             known = any(price.service_tier == "default" for price in found)
             self._ceilings[at] = Ceiling.over(found) if known else None
         return self._ceilings[at]
+
+
+def _pairs(paid: Sequence[Price], listed: Sequence[Price]) -> tuple[list[int], list[Pair]]:
+    """One service tier's prices: from when on, which two are in force."""
+    starts = sorted({price.from_ns for price in (*paid, *listed)})
+    return starts, [(in_force(paid, start), in_force(listed, start)) for start in starts]
+
+
+def in_force(prices: Sequence[Price], at_ns: int) -> Price | None:
+    """Of one service tier's prices the last that has begun; of two that begin together, the later in the order."""
+    begun = [price for price in prices if price.from_ns <= at_ns]
+    return max(reversed(begun), key=lambda price: price.from_ns, default=None)
+
+
+def discounted(price: Price, percent: Decimal, from_ns: int, source: str) -> Price:
+    """`price` less so many percent, exact, without a version."""
+    with localcontext(prec=DIGITS_MAX) as context:
+        context.traps[Inexact] = True  # an amount of money is never rounded on the way
+        left = (100 - percent).scaleb(-2)
+        tiers = tuple(Tier({bucket: rate * left for bucket, rate in tier.usd_per_mtok.items()}, tier.above_input_tokens)
+                      for tier in price.tiers)
+        return replace(price, tiers=tiers, usd_per_request=price.usd_per_request * left, from_ns=from_ns,
+                       source=source, version="")

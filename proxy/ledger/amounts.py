@@ -76,7 +76,8 @@ class Prices:
                 entry.baseline_price_version == entry.price_version):
             return  # the baseline itself answered
         cost = price.cost_nano(entry.usage.cached_as(entry.baseline_cached_tokens))
-        if cost != entry.baseline_nano:
+        if cost != entry.baseline_nano and not (  # the baseline itself answered, and its list price is lower
+                entry.backend_kind == "api" and price.cost_nano(entry.usage) == entry.baseline_nano):
             yield f"{name}: baseline_nano is {entry.baseline_nano}, its tokens cost {cost} by price {price.version}"
 
 

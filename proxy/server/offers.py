@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from proxy.config.model import Backend, Settings
 from proxy.core.charges import Internal, Varying
-from proxy.core.pricing import Dated, Price, PriceBook
+from proxy.core.pricing import UNPRICED, Dated, Pair, Price, PriceBook
 from proxy.signals.board import Api, Board
 from proxy.signals.replica import Replica
 
@@ -41,9 +41,13 @@ class Offer:
         return client_model if self.model is None else self.model
 
     def price(self, client_model: str, at_ns: int, tier: str | None = None) -> Price | None:
-        """The API price in force in that service tier; None where it is not known."""
+        """The API price that is paid in that service tier; None where it is not known."""
+        return self.both(client_model, at_ns, tier)[0]
+
+    def both(self, client_model: str, at_ns: int, tier: str | None = None) -> Pair:
+        """What is paid, and the list price; the same object where there is no contract."""
         dated = self.dated or (None if self.model is not None else self.prices.dated(self.provider, client_model))
-        return None if dated is None else dated.find(at_ns, TIERS.get(tier) or tier or "default")
+        return UNPRICED if dated is None else dated.both(at_ns, TIERS.get(tier) or tier or "default")
 
     def dearest_nano(self, client_model: str, at_ns: int, input_tokens: int, output_tokens: int) -> int | None:
         """The most that so many tokens may cost at an API, in any tier; None where no price is known."""

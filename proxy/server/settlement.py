@@ -100,19 +100,26 @@ class Settlement:
         return (price.cost_nano(outcome.usage) if price else None), price
 
     def _baseline(self, call: Call, served: Offer, outcome: Outcome, api_nano: int | None) -> Baseline:
-        """Pure-API billing of the same tokens; unknown where the price is."""
+        """Pure-API billing of the same tokens, at the list price and by contract; the lower counts. Unknown where both
+        prices are."""
         offer, wire, usage = self._planner.offers[call.route.baseline], call.wire, outcome.usage
         model = offer.model_for(wire.model)
-        price = offer.price(wire.model, call.arrived_ns, wire.service_tier if served.on_gpu else outcome.service_tier)
-        if price is None:
-            return Baseline(None, model, "", 0)
-        if served is offer:
-            return Baseline(api_nano, model, price.version, usage.cache_read)
+        paid, listed = offer.both(wire.model, call.arrived_ns,
+                                  wire.service_tier if served.on_gpu else outcome.service_tier)
         cached = usage.cache_read
         if served.on_gpu and (cached or call.repeated):
             # The larger of what our engine knew and what was seen before: the lower bill.
             cached = billed_as_cached(max(cached, call.repeated * usage.input_total))
-        return Baseline(price.cost_nano(usage.cached_as(cached)), model, price.version, cached)
+        if served is not offer:
+            usage = usage.cached_as(cached)
+        contracted = api_nano if served is offer else None if paid is None else paid.cost_nano(usage)
+        if listed is paid:
+            return Baseline(contracted, model, "" if paid is None else paid.version, cached, contracted, contracted)
+        known = served is not offer or api_nano is not None
+        at_list = listed.cost_nano(usage) if listed is not None and known else None
+        if paid is None or (at_list is not None and (contracted is None or at_list < contracted)):
+            return Baseline(at_list, model, "" if listed is None else listed.version, cached, at_list, contracted)
+        return Baseline(contracted, model, paid.version, cached, at_list, contracted)
 
     def _work_ns(self, call: Call, placement: Placement, offer: Offer, usage: Usage) -> int:
         """GPU-nanoseconds, from the tokens that were computed and the capacity as it is known now. A backend's second
@@ -139,13 +146,17 @@ class Settlement:
 
 @record
 class Baseline:
+    """`nano` is the lower of the two, by the price `version`; amounts None where they are not known."""
+
     nano: int | None
     model: str
     version: str
     cached: int
+    list_nano: int | None
+    contracted_nano: int | None
 
 
-NO_BASELINE = Baseline(None, "", "", 0)
+NO_BASELINE = Baseline(None, "", "", 0, None, None)
 
 
 def _decision(plan: Plan, waited_s: float) -> str:

@@ -103,6 +103,26 @@ def test_prices_diff_says_how_far_own_prices_are_from_the_list(tmp_path):
     assert "-10.0 %" in call("prices", "diff", "--config", file).stdout
 
 
+def test_prices_show_and_diff_know_list_prices_and_contracts_apart(tmp_path):
+    (tmp_path / "p.yaml").write_text("""\
+prices: {openai: {gpt-4o: [{from: 2026-02-01, kind: list, input: 3, output: 12, source: page}]}}
+discounts: [{provider: openai, percent: 20, from: 2026-03-01, until: 2026-04-01, source: contract 17}]
+""")
+    file = write(tmp_path, extra=f"prices: {tmp_path}/p.yaml\n")
+
+    def shown(day):
+        rows = json.loads(call("prices", "show", "--config", file, "--model", "gpt-4o", "--at", day, "--json").stdout)
+        return {row["kind"]: row["tiers"][0]["usd_per_mtok"]["input_text"] for row in rows
+                if row["service_tier"] == "default"}
+    assert [shown(day) for day in ("2026-01-01", "2026-02-01", "2026-03-01", "2026-04-01")] == [
+        {"list": "2.5"}, {"list": "3"}, {"list": "3", "contracted": "2.4"}, {"list": "3"}]
+    rows = [(row["kind"], row["bucket"], row["list"], row["own"], row["difference"]) for row in json.loads(
+        call("prices", "diff", "--config", file, "--json").stdout) if row["service_tier"] == "default"]
+    assert rows == [("list", "input_text", "2.5", "3", "+20.0 %"), ("list", "output_text", "10", "12", "+20.0 %"),
+                    ("contracted", "input_text", "3", "2.4", "-20.0 %"),
+                    ("contracted", "output_text", "12", "9.6", "-20.0 %")]
+
+
 class Upstream:
     """Speaks as engines and APIs do; `mood` says what is wrong with it."""
 

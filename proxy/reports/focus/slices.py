@@ -1,0 +1,67 @@
+"""What the rows are made from: an hour of the ledger, and what its names and prices mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from proxy.core.pricing import Price
+from proxy.core.savings import GpuShare, RateLine
+from proxy.core.usage import BUCKETS
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """The sums of what one app had from one backend in one hour. Amounts nano-USD. `baseline` holds, where its price
+    is unknown, what the API really cost; `api_unknown` counts attempts whose cost is not known."""
+
+    backend: str
+    kind: str  # gpu, api or none
+    route: str
+    key: str
+    tags: str  # "team=search,app=chat"
+    model: str
+    price_version: str
+    baseline_price_version: str
+    attempts: int = 0
+    tokens: tuple[int, ...] = (0,) * len(BUCKETS)  # in the order of BUCKETS
+    estimated_tokens: int = 0
+    api: int = 0
+    api_unknown: int = 0
+    baseline: int = 0
+    work_ns: int = 0
+    failed_work_ns: int = 0
+    gpu_serving: int = 0
+    gpu_failed: int = 0
+    energy: int = 0
+    corrected_api: int = 0
+    corrected_baseline: int = 0
+    reason: str = ""  # why most of its attempts went there; empty where that is no longer known
+    bid_price: Decimal | None = None  # USD per GPU-second that the last of them met
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """At most an hour, in one calendar hour of UTC. `backends`: what each one's GPUs and their electricity came to;
+    `overheads`: nano-USD by name."""
+
+    from_ns: int
+    to_ns: int
+    cells: Sequence[Cell] = ()
+    backends: Mapping[str, GpuShare] = field(default_factory=dict)
+    overheads: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Book:
+    """Prices by version, the rate card in the order it was recorded, names of keys, and whose account it is."""
+
+    prices: Mapping[str, Price] = field(default_factory=dict)
+    rates: Sequence[RateLine] = ()
+    keys: Mapping[str, str] = field(default_factory=dict)
+    account: str = "breakeven"
+    cost_basis: str = "estimated"
+
+    def card(self, kind: str, name: str = "") -> list[RateLine]:
+        return [line for line in self.rates if line.kind == kind and name in ("", line.name)]

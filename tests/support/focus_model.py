@@ -106,7 +106,8 @@ def _across(row):
             continue
         if "product" in rule:
             cost, price, quantity = (row[name] for name in rule["product"])
-            if price and quantity and EXACT.multiply(Decimal(price), Decimal(quantity)) != Decimal(cost):
+            numbers = all(map(NUMBER.fullmatch, (cost, price, quantity)))
+            if numbers and EXACT.multiply(Decimal(price), Decimal(quantity)) != Decimal(cost):
                 yield f"{rule['product'][0]} is {cost}, not {price} * {quantity}"
         elif "equal" in rule:
             one, other = (row[name] for name in rule["equal"])

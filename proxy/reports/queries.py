@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Column, ColumnElement, Label, Select, Subquery, bindparam, func, or_, select
 
+from proxy.core.pricing import INPUTS, OUTPUTS
 from proxy.core.usage import BUCKETS
 from proxy.ledger.schema import gpu_time, keys, rates, rollup
 
@@ -80,6 +81,16 @@ NOTABLE_MINUTES = (
 
 OBSERVED = (select(gpu_time.c.backend, func.sum(gpu_time.c.observed_ns))
             .where(gpu_time.c.minute >= _first, gpu_time.c.minute < _beyond).group_by(gpu_time.c.backend))
+
+BACKENDS = (
+    select(rollup.c.backend, (rollup.c.backend_kind == "gpu").label("on_gpu"), _sum("requests", rollup.c.finals),
+           _sum("input_tokens", sum((rollup.c[bucket] for bucket in INPUTS[1:]), rollup.c[INPUTS[0]])),
+           _sum("cached_tokens", rollup.c.cache_read),
+           _sum("output_tokens", sum((rollup.c[bucket] for bucket in OUTPUTS[1:]), rollup.c[OUTPUTS[0]])),
+           _sum("baseline", rollup.c.baseline_nano + rollup.c.baseline_unknown_nano), _sum("api", rollup.c.api_nano),
+           _sum("retries", rollup.c.api_retry_nano), _sum("varying", rollup.c.marginal_nano))
+    .where(rollup.c.minute >= _first, rollup.c.minute < _beyond)
+    .group_by(rollup.c.backend, rollup.c.backend_kind).order_by(rollup.c.backend, rollup.c.backend_kind))
 
 RATES = select(rates).order_by(rates.c.id)
 

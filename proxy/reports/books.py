@@ -1,0 +1,96 @@
+"""All that a page shows of a period, read at one moment: the statement in several groupings, its stretches of time, and
+what its backends did. Every figure of every form comes from here, so no two of them can differ."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import Connection
+
+from proxy.core.marginal import BackendSums, Marginal, marginal
+from proxy.core.money import NS_PER_MINUTE
+from proxy.core.savings import Statement
+from proxy.ledger import store
+from proxy.reports import queries
+from proxy.reports.statement import Day, days_between, read, zone_of
+
+GROUPINGS = ("route", "key", "backend", "model")
+SPANS_MAX = 31  # stretches on a page; more days than that become weeks, more weeks months, more months years
+STEPS = ("day", "week", "month", "year")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A day, week, month or year of the report's time zone, or the part of it in the period; complete, idle hours and
+    overheads included."""
+
+    name: str
+    statement: Statement
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """`by`: the groupings, each adding up to the same total; those of GROUPINGS and `tag`, which is "tag" or
+    "tag:NAME". `step`: what a span is."""
+
+    time_zone: str
+    tag: str
+    by: Mapping[str, Statement]
+    step: str
+    spans: tuple[Span, ...]
+    backends: tuple[BackendSums, ...]
+    marginal: Marginal
+
+    @property
+    def statement(self) -> Statement:
+        return self.by["route"]
+
+
+def open_books(url: str, from_ns: int, to_ns: int, *, time_zone: str = "UTC", tag: str = "tag") -> Books:
+    """LedgerUnavailable when the ledger cannot be read; ValueError for a period or zone that makes no sense."""
+    with store.reading(url) as connection:
+        return read_books(connection, from_ns, to_ns, time_zone=time_zone, tag=tag)
+
+
+def read_books(connection: Connection, from_ns: int, to_ns: int, *, time_zone: str = "UTC", tag: str = "tag") -> Books:
+    """`open_books` on a connection, so that all of it is of one moment."""
+    zone = zone_of(time_zone)
+    by = {name: read(connection, from_ns, to_ns, by=name, time_zone=time_zone) for name in (*GROUPINGS, tag)}
+    step, cuts = spans_of(from_ns, to_ns, zone)
+    spans = tuple(Span(name, read(connection, max(from_ns, first * NS_PER_MINUTE), min(to_ns, beyond * NS_PER_MINUTE),
+                                  by="backend", time_zone=time_zone)) for name, first, beyond in cuts)
+    period = {"first": -(-from_ns // NS_PER_MINUTE), "beyond": -(-to_ns // NS_PER_MINUTE)}
+    backends = tuple(BackendSums(**row) for row in connection.execute(queries.BACKENDS, period).mappings())
+    return Books(time_zone, tag, by, step, spans, backends, marginal(by["route"], backends))
+
+
+def spans_of(from_ns: int, to_ns: int, zone: ZoneInfo) -> tuple[str, list[Day]]:
+    """The period cut into at most SPANS_MAX days, else weeks, months or years: (what they are, name and minutes)."""
+    days = days_between(from_ns // NS_PER_MINUTE, -(-to_ns // NS_PER_MINUTE), zone)
+    for step in STEPS:
+        cuts = _joined(days, step)
+        if len(cuts) <= SPANS_MAX:
+            break
+    return step, cuts
+
+
+def _joined(days: list[Day], step: str) -> list[Day]:
+    """Neighbouring days under the name of the week, month or year that they are in."""
+    cuts: list[Day] = []
+    for date, first, beyond in days:
+        name = _name(dt.date.fromisoformat(date), step)
+        if cuts and cuts[-1][0] == name:
+            cuts[-1] = (name, cuts[-1][1], beyond)
+        else:
+            cuts.append((name, first, beyond))
+    return cuts
+
+
+def _name(date: dt.date, step: str) -> str:
+    if step == "week":
+        year, week, _ = date.isocalendar()
+        return f"{year}-W{week:02}"
+    return date.isoformat()[:{"day": 10, "month": 7, "year": 4}[step]]

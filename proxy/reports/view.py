@@ -1,0 +1,285 @@
+"""What pages show of the books: labels, amounts, shares and ranges, computed here once for every form.
+
+Pure. Nothing is added up that a statement has not checked, but where a short table joins its last lines into one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal
+
+from proxy.core.marginal import BackendSums
+from proxy.core.savings import GpuShare, GroupRow, Statement
+from proxy.reports.books import Books
+from proxy.reports.figures import Amount, per, percent_of, places_for, printable
+
+MILLION = 1_000_000
+NET = ("What the business saved: the baseline less everything that was paid, every GPU hour, electricity and "
+       "overheads included.")
+MARGINAL = ("What the decisions saved: the API bill that own GPUs displaced, less what varied with serving it. GPU "
+            "rent is paid either way and is not in it.")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One bar of a waterfall. `amount` moves the sum by so much; for a total it is the sum itself."""
+
+    name: str
+    label: str
+    amount: Amount
+    kind: Literal["total", "cost", "gain"]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A group, a span of time, or what is left of a list. Unit prices are nano-USD, None where there is nothing to
+    divide by. `allocated` is False for what belongs to nobody."""
+
+    name: str
+    label: str
+    allocated: bool
+    requests: int
+    tokens: int
+    baseline: Amount
+    api: Amount
+    gpu: Amount
+    energy: Amount
+    overhead: Amount
+    corrections: Amount
+    actual: Amount
+    savings: Amount
+    percent: Decimal | None
+    per_million: int | None
+    per_request: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What a million tokens and a request came to. Nano-USD; None where there were none."""
+
+    label: str
+    requests: int
+    tokens: int
+    cost: Amount
+    per_million: int | None
+    per_request: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class BackendLine:
+    """One backend. `cost`: a GPU's rent, all of it, and electricity, or what the API charged. `utilization`: the share
+    of what the GPUs cost that went into our own work. `breakeven`: the utilisation at which what it displaced would
+    have paid for it, its traffic being what it was; over 100 is out of reach. Both in percent, None where they say
+    nothing."""
+
+    name: str
+    on_gpu: bool
+    requests: int
+    tokens: int
+    baseline: Amount
+    cost: Amount
+    idle: Amount
+    savings: Amount
+    utilization: Decimal | None
+    breakeven: Decimal | None
+    per_million: int | None
+    per_request: int | None
+    baseline_per_million: int | None
+    unobserved_minutes: int
+
+    @property
+    def pays(self) -> bool | None:
+        """Whether it displaced more than it cost; None where it costs nothing, or only what it is used for."""
+        return None if self.breakeven is None else not self.savings.loss
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Something not known, and how far the net saving may lie lower (`low`, not positive) or higher for it. None: there
+    is no bound."""
+
+    label: str
+    count: str
+    low: Amount | None
+    high: Amount | None
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The net saving and the range it lies in. `low` is None where a doubt has no bound below."""
+
+    net: Amount
+    low: Amount | None
+    high: Amount | None
+    doubts: tuple[Doubt, ...]
+
+
+def waterfall(statement: Statement) -> list[Step]:
+    """From what the API would have charged to what was saved. What is nothing and need not be told is left out."""
+    total, places = statement.total, places_for(statement)
+
+    def cost(name: str, label: str, nano: int, note: str = "") -> Step:
+        return Step(name, label, Amount(-nano, places), "cost", note)
+
+    retries = f"{Amount(statement.api_retries, places)} for attempts that did not answer"
+    steps = [Step("baseline", "Baseline: everything at the API", Amount(total.baseline, places), "total"),
+             cost("api", "API, paid", total.api, retries if statement.api_retries else ""),
+             cost("gpu_serving", "GPU, serving", total.gpu_serving)]
+    for name, label in (("gpu_failed", "GPU, failed work"), ("gpu_foreign", "GPU, used by others"),
+                        ("gpu_startup", "GPU, starting"), ("gpu_idle", "GPU, idle")):
+        if getattr(total, name) or name == "gpu_idle":
+            steps.append(cost(name, label, getattr(total, name)))
+    if total.energy:
+        steps.append(cost("energy", "Electricity", total.energy))
+    if total.overhead:
+        names = ", ".join(printable(name) for name in sorted(statement.overheads))
+        steps.append(cost("overhead", "Overheads", total.overhead, names))
+    if statement.corrections_api or statement.corrections_baseline:
+        note = (f"made in this period, of any: API {Amount(statement.corrections_api, places)}, baseline "
+                f"{Amount(statement.corrections_baseline, places)}")
+        steps.append(Step("corrections", "Corrections", Amount(total.corrections, places),
+                          "gain" if total.corrections >= 0 else "cost", note))
+    return [*steps, Step("net", "Net saving", Amount(total.savings, places), "total")]
+
+
+def bridge(books: Books) -> list[Step]:
+    """From the marginal saving to the fully loaded one."""
+    of, places = books.marginal, places_for(books.statement)
+    steps = [Step("displaced", "API bill that own GPUs displaced", Amount(of.displaced, places), "total"),
+             Step("varying", "what varied with serving it", Amount(-of.varying, places), "cost"),
+             Step("retries", "API attempts that answered nobody", Amount(-of.retries, places), "cost"),
+             Step("marginal", "Marginal saving", Amount(of.saving, places), "total"),
+             Step("api_difference", "APIs cheaper or dearer than the baseline's", Amount(of.api_difference, places),
+                  "gain" if of.api_difference >= 0 else "cost"),
+             Step("paid_anyway", "GPU, electricity and overheads paid either way", Amount(-of.paid_anyway, places),
+                  "cost"),
+             Step("corrections", "Corrections", Amount(of.corrections, places),
+                  "gain" if of.corrections >= 0 else "cost"),
+             Step("net", "Net saving, fully loaded", Amount(of.fully_loaded, places), "total")]
+    return [step for step in steps if step.amount.nano or step.kind == "total"]
+
+
+def lines(statement: Statement) -> list[Line]:
+    """The groups, dearest baseline first, what belongs to nobody last."""
+    places = places_for(statement)
+    rows = sorted(statement.rows, key=lambda row: (not row.allocated, -row.baseline, -row.actual, row.group))
+    return [line(row, places) for row in rows]
+
+
+def line(row: GroupRow, places: int) -> Line:
+    return Line(row.group, printable(row.label or row.group), row.allocated, row.requests, row.tokens,
+                *(Amount(getattr(row, name), places) for name in AMOUNTS), percent_of(row.savings, row.baseline),
+                per(row.actual, row.tokens, MILLION), per(row.actual, row.requests))
+
+
+AMOUNTS = ("baseline", "api", "gpu", "energy", "overhead", "corrections", "actual", "savings")
+
+
+def shortened(found: list[Line], most: int) -> tuple[list[Line], Line | None]:
+    """The first `most - 1` lines of groups and one for all others, if there are more than `most`: (lines, what was
+    joined). What belongs to nobody keeps its line."""
+    groups = [one for one in found if one.allocated]
+    if len(groups) <= most:
+        return found, None
+    kept, rest = groups[:most - 1], groups[most - 1:]
+    return [*kept, *(one for one in found if not one.allocated)], joined(rest, f"{len(rest):,} others")
+
+
+def joined(rest: Iterable[Line], label: str) -> Line:
+    rest = list(rest)
+    requests, tokens = sum(one.requests for one in rest), sum(one.tokens for one in rest)
+    sums = {name: Amount(sum(getattr(one, name).nano for one in rest), rest[0].savings.places) for name in AMOUNTS}
+    return Line("", label, True, requests, tokens, *sums.values(),
+                percent_of(sums["savings"].nano, sums["baseline"].nano),
+                per(sums["actual"].nano, tokens, MILLION), per(sums["actual"].nano, requests))
+
+
+def span_lines(books: Books) -> list[Line]:
+    """Each stretch of time as a whole, idle hours and overheads included, so its saving is net."""
+    places = places_for(books.statement)
+    found = []
+    for span in books.spans:
+        total = span.statement.total
+        found.append(Line(span.name, span.name, True, total.requests, total.tokens,
+                          *(Amount(getattr(total, name), places) for name in AMOUNTS),
+                          percent_of(total.savings, total.baseline), per(total.actual, total.tokens, MILLION),
+                          per(total.actual, total.requests)))
+    return found
+
+
+def units(books: Books) -> list[Unit]:
+    """Fully loaded, and what the same tokens would have cost at the API."""
+    total, places = books.statement.total, places_for(books.statement)
+    on_gpu = [one for one in books.backends if one.on_gpu]
+    at_api = [one for one in books.backends if not one.on_gpu]
+
+    def unit(label: str, requests: int, tokens: int, cost: int) -> Unit:
+        return Unit(label, requests, tokens, Amount(cost, places), per(cost, tokens, MILLION), per(cost, requests))
+
+    found = [unit("All, fully loaded", total.requests, total.tokens, total.actual),
+             unit("Baseline: everything at the API", total.requests, total.tokens, total.baseline)]
+    for label, rows, cost in (("Own GPUs, with idle hours and electricity", on_gpu, total.gpu + total.energy),
+                              ("APIs", at_api, total.api)):
+        if cost or any(row.requests for row in rows):
+            found.append(unit(label, sum(row.requests for row in rows), sum(row.tokens for row in rows), cost))
+    return found
+
+
+def backend_lines(books: Books) -> list[BackendLine]:
+    """GPUs first. Overheads are in none of them."""
+    places, shares = places_for(books.statement), books.statement.backends
+    sums = {(one.backend, one.on_gpu): one for one in books.backends if one.backend}
+    names = sorted({(name, True) for name in shares} | sums.keys(), key=lambda one: (not one[1], one[0]))
+    return [_backend(sums.get(name) or BackendSums(*name), shares, places) for name in names]
+
+
+def _backend(sums: BackendSums, shares: Mapping[str, GpuShare], places: int) -> BackendLine:
+    share = shares.get(sums.backend, GpuShare()) if sums.on_gpu else GpuShare()
+    cost = share.gpu + share.energy + sums.api
+    used = share.serving + share.failed
+    elastic = share.gpu == used + share.foreign + share.startup  # nothing is idle: paid for what is used
+    won, fixed = sums.baseline - sums.varying, share.gpu + share.energy - sums.varying
+    reachable = sums.on_gpu and share.gpu and not elastic and won > 0
+    return BackendLine(
+        printable(sums.backend), sums.on_gpu, sums.requests, sums.tokens, Amount(sums.baseline, places),
+        Amount(cost, places), Amount(share.idle, places), Amount(sums.baseline - cost, places),
+        percent_of(used, share.gpu) if sums.on_gpu else None,
+        percent_of(used * fixed, share.gpu * won) if reachable else None,
+        per(cost, sums.tokens, MILLION), per(cost, sums.requests), per(sums.baseline, sums.tokens, MILLION),
+        share.unobserved_minutes)
+
+
+def spread(books: Books) -> Spread:
+    """The range of the net saving, from what is not known or may not count."""
+    statement, covered = books.statement, books.statement.coverage
+    places, net = places_for(statement), statement.total.savings
+    nothing = Amount(0, places)
+    doubts = []
+    if statement.baseline_outside_target:
+        doubts.append(Doubt("answered later than promised: an API might have been in time, so it may not count",
+                            f"{Amount(statement.baseline_outside_target, places)} of the baseline",
+                            Amount(-statement.baseline_outside_target, places), nothing))
+    if covered["unpriced_requests"]:
+        doubts.append(Doubt("API attempts without a known price: they count 0, the true bill is higher",
+                            f"{covered['unpriced_requests']:,} of {covered['attempts']:,} attempts", None, nothing))
+    if statement.unpriced_backends:
+        doubts.append(Doubt("GPUs that worked while no rate was in force: that cost is missing",
+                            printable(", ".join(statement.unpriced_backends)), None, nothing))
+    if covered["unknown_baseline_requests"]:
+        doubts.append(Doubt("no known baseline price: booked as no saving",
+                            f"{covered['unknown_baseline_requests']:,} of {covered['requests']:,} requests",
+                            nothing, None))
+    if covered["estimated_requests"]:
+        doubts.append(Doubt("token counts estimated, because the upstream gave none",
+                            f"{covered['estimated_tokens']:,} tokens in {covered['estimated_requests']:,} attempts",
+                            None, None))
+    return Spread(Amount(net, places), _bound(net, [one.low for one in doubts], places),
+                  _bound(net, [one.high for one in doubts], places), tuple(doubts))
+
+
+def _bound(net: int, moves: list[Amount | None], places: int) -> Amount | None:
+    known = [move.nano for move in moves if move is not None]
+    return Amount(net + sum(known), places) if len(known) == len(moves) else None

@@ -20,6 +20,8 @@ EndReason = Literal["complete", "client_abort", "upstream_error", "upstream_refu
                     "interrupted", "unavailable"]
 UsageSource = Literal["upstream_final", "upstream_running", "estimated", "none"]
 
+CONTROL, COMPARED = 1, 2
+
 
 @record
 class Intent:
@@ -51,6 +53,9 @@ class RequestEntry:
     backend. `slo_met`: None where the route has no target or no token came. `hold_nano`: the most that the attempt
     could cost, where a budget held it. `internal_nano`: the operator's internal rate. `posted_nano`: what its budgets
     are charged: `charge_nano`, or nothing for the repetition of an answer that was charged already.
+    `baseline_list_nano`, `baseline_contracted_nano`: at the public price and at the operator's own; `baseline_nano` is
+    the lower. `prompt_bytes`: of the prompt's text. `trial`: of the control group of its route CONTROL was sent to the
+    baseline's API, COMPARED was drawn too and served as usual.
     """
 
     request_id: str
@@ -89,6 +94,10 @@ class RequestEntry:
     hold_nano: int | None = None
     internal_nano: int = 0
     posted_nano: int = 0
+    baseline_list_nano: int | None = None
+    baseline_contracted_nano: int | None = None
+    prompt_bytes: int = 0
+    trial: int = 0
 
     @property
     def decision_json(self) -> str:

@@ -11,9 +11,9 @@ import orjson
 from sqlalchemy import Connection, select
 
 from proxy.core.entries import RequestEntry
+from proxy.core.gpucost import RateLine, timeline
 from proxy.core.money import NANO_PER_USD, NS_PER_MINUTE, accrue
 from proxy.core.pricing import Price, Tier
-from proxy.core.savings import RateLine, timeline
 from proxy.ledger.rates import line_of
 from proxy.ledger.schema import gpu_time, prices, rates
 

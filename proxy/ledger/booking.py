@@ -15,16 +15,16 @@ from sqlalchemy.dialects.sqlite import insert
 
 from proxy.core.budgets import Budget, Hold, Line
 from proxy.core.entries import Intent, RequestEntry
+from proxy.core.gpucost import GpuMinute, RateLine
 from proxy.core.pricing import Price
-from proxy.core.savings import GpuMinute, RateLine
 from proxy.core.usage import Usage
-from proxy.ledger import marks, store, treasury
+from proxy.ledger import hours, marks, store, treasury
 from proxy.ledger.lending import Lending
 from proxy.ledger.marks import Orphans
 from proxy.ledger.rates import line_of, new_lines
 from proxy.ledger.rates import row_of as rate_row
-from proxy.ledger.rows import Row, deltas, row_of, rows_of
-from proxy.ledger.schema import budget_use, prices, rates
+from proxy.ledger.rows import Row, corrected, deltas, entry_of, row_of, rows_of
+from proxy.ledger.schema import budget_use, corrections, prices, rates, requests
 from proxy.ledger.statements import (
     FINAL_REQUESTS,
     GPU_COLUMNS,
@@ -38,6 +38,7 @@ from proxy.ledger.statements import (
 from proxy.ledger.treasury import Uses
 
 Key = tuple[str, int]
+AT_ONCE = 5_000
 
 
 def settle(connection: Connection, entries: Mapping[Key, RequestEntry], rows: Sequence[Row],
@@ -52,7 +53,9 @@ def settle(connection: Connection, entries: Mapping[Key, RequestEntry], rows: Se
     if added < len(new):
         old = _known(db, entries, since=added)
         new = [entry for key, entry in entries.items() if key not in old]
-    UPSERT_ROLLUP(db, [(*key, *sums) for key, sums in deltas(new).items()])
+    more = deltas(new)
+    UPSERT_ROLLUP(db, [(*key, *sums) for key, sums in more.items()])
+    hours.forget(db, [key[0] for key in more])
     treasury.post(uses, new)
     return old
 
@@ -132,11 +135,26 @@ def interrupted(intent: Intent, now_ns: int, *, final: bool = True) -> RequestEn
     return replace(entry, posted_nano=intent.hold_nano or 0)
 
 
+def sum_up_again(connection: Connection) -> None:
+    """Fill the rollups from the rows and corrections, where an upgrade has emptied them."""
+    db = store.raw(connection)
+    rows = connection.execution_options(yield_per=AT_ONCE).execute(select(requests).order_by(requests.c.id))
+    for part in rows.mappings().partitions(AT_ONCE):
+        UPSERT_ROLLUP(db, [(*key, *sums) for key, sums in deltas(map(entry_of, part)).items()])
+    same = (corrections.c.request_id == requests.c.request_id) & (corrections.c.attempt == requests.c.attempt)
+    made = select(corrections.c.at_ns, corrections.c.api_nano.label("api"),
+                  corrections.c.baseline_nano.label("baseline"), requests)
+    for row in connection.execute(made.select_from(corrections.join(requests, same))).mappings().all():
+        key, sums = corrected(entry_of(row), row["at_ns"], row["api"], row["baseline"])
+        UPSERT_ROLLUP(db, [(*key, *sums)])
+
+
 def book_gpu_minutes(connection: Connection, minutes: Sequence[GpuMinute]) -> int:
     """Append the minutes that nobody has booked yet. Returns how many."""
     db = store.raw(connection)
     before = db.total_changes
     INSERT_GPU_TIME(db, [[getattr(minute, name) for name in GPU_COLUMNS] for minute in minutes])
+    hours.forget(db, [minute.minute for minute in minutes])
     return db.total_changes - before
 
 
@@ -146,6 +164,7 @@ def record_rates(connection: Connection, card: Sequence[RateLine], now_ns: int, 
     new = [rate_row(line, now_ns) for line in new_lines(have, card, now_ns, complete=complete)]
     if new:
         connection.execute(rates.insert(), new)
+        hours.forget_from(store.raw(connection), min(row["from_ns"] for row in new))
     return len(new)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, func, select
 
 from proxy.core.entries import RequestEntry
-from proxy.ledger import store
+from proxy.ledger import hours, store
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.rows import INT_MAX, corrected, entry_of
 from proxy.ledger.schema import corrections, requests
@@ -117,3 +117,4 @@ def _append(connection: Connection, entry: RequestEntry, found: Corrected, reaso
         baseline_nano=found.baseline_nano, reason=reason, who=who))
     key, sums = corrected(entry, found.at_ns, found.api_nano, found.baseline_nano)
     UPSERT_ROLLUP(store.raw(connection), [(*key, *sums)])
+    hours.forget(store.raw(connection), [key[0]])

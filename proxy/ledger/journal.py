@@ -28,8 +28,8 @@ from sqlalchemy import Connection
 
 from proxy.core.budgets import Hold, Reserved, Window
 from proxy.core.entries import Intent, RequestEntry
+from proxy.core.gpucost import GpuMinute, RateLine
 from proxy.core.pricing import Price
-from proxy.core.savings import GpuMinute, RateLine
 from proxy.ledger import booking, marks, store, treasury
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.marks import Marks

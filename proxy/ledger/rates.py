@@ -14,7 +14,7 @@ from decimal import Decimal
 from itertools import groupby
 from typing import Any
 
-from proxy.core.savings import RateLine, in_force
+from proxy.core.gpucost import RateLine, in_force
 
 _DECIMALS = ("usd", "watts", "idle_watts", "pue")
 

@@ -12,10 +12,11 @@ from itertools import chain
 from operator import attrgetter, itemgetter
 from typing import Any
 
-from proxy.core.entries import RequestEntry, work_by_minute
+from proxy.core.cells import SUMS, Place
+from proxy.core.entries import CONTROL, RequestEntry, work_by_minute
 from proxy.core.money import NS_PER_MINUTE
 from proxy.core.usage import BUCKETS, Usage
-from proxy.ledger.schema import ROLLUP_SUMS, requests
+from proxy.ledger.schema import requests
 
 Row = tuple[Any, ...]
 REQUEST_COLUMNS = tuple(c.name for c in requests.columns if c.name != "id")
@@ -23,7 +24,8 @@ REQUEST_COLUMNS = tuple(c.name for c in requests.columns if c.name != "id")
 _OF_USAGE = {*BUCKETS, "usage_consistent"}
 _BOOLS = ("final", "stream", "usage_consistent", "slo_met")
 _COUNTS = tuple(c.name for c in requests.columns
-                if c.name.endswith("_nano") or c.name in BUCKETS or c.name in ("work_ns", "output_tokens_delivered"))
+                if c.name.endswith("_nano") or c.name in BUCKETS
+                or c.name in ("work_ns", "output_tokens_delivered", "prompt_bytes", "trial"))
 _is_count = tuple(name in _COUNTS for name in REQUEST_COLUMNS)
 _counts_of = itemgetter(*(index for index, count in enumerate(_is_count) if count))
 _flight_of = itemgetter(REQUEST_COLUMNS.index("sent_ns"), REQUEST_COLUMNS.index("ended_ns"))
@@ -31,8 +33,8 @@ _flight_of = itemgetter(REQUEST_COLUMNS.index("sent_ns"), REQUEST_COLUMNS.index(
 INT_MAX = 2**63 - 1
 FLIGHT_NS_MAX = 7 * 24 * 60 * NS_PER_MINUTE  # a longer one is a clock error, and would flood the rollups
 
-RollupKey = tuple[int, str, str, str, str, str, str]
-_AT = {name: i for i, name in enumerate(ROLLUP_SUMS)}
+RollupKey = tuple[int, str, str, str, str, str, str, str, str]
+_AT = {name: i for i, name in enumerate(SUMS)}
 _WORK, _FAILED = _AT["work_ns"], _AT["failed_work_ns"]
 
 
@@ -70,6 +72,7 @@ def _values(entry: RequestEntry) -> Row:
         entry.baseline_nano, entry.baseline_model, entry.baseline_price_version,
         entry.baseline_cached_tokens, met if met is None else 1 if met else 0, entry.reason, entry.decision_json,
         entry.hold_nano, entry.internal_nano, entry.posted_nano,
+        entry.baseline_list_nano, entry.baseline_contracted_nano, entry.prompt_bytes, entry.trial,
     )
 
 
@@ -99,7 +102,7 @@ def entry_of(row: Mapping[str, Any]) -> RequestEntry:
 
 
 def deltas(entries: Iterable[RequestEntry]) -> dict[RollupKey, list[int]]:
-    """What the entries add to the rollups: sums in the order of `ROLLUP_SUMS`, by key."""
+    """What the entries add to the rollups: sums in the order of `SUMS`, by key."""
     parts: dict[tuple[int, Any], list[list[int]]] = {}
     for entry in entries:
         dimensions, booked = _dimensions(entry), _booked(entry)
@@ -111,7 +114,7 @@ def deltas(entries: Iterable[RequestEntry]) -> dict[RollupKey, list[int]]:
                 booked[into] = entry.work_ns
             else:
                 for minute, work_ns in work_by_minute(entry.sent_ns, entry.ended_ns, entry.work_ns):
-                    only = [0] * len(ROLLUP_SUMS)
+                    only = [0] * len(SUMS)
                     only[into] = work_ns
                     parts.setdefault((minute, dimensions), []).append(only)
     return {(minute, *dimensions): rows[0] if len(rows) == 1 else list(map(sum, zip(*rows, strict=True)))
@@ -125,24 +128,33 @@ def _booked(entry: RequestEntry) -> list[int]:
     api = entry.api_nano or 0
     billed = final and entry.succeeded
     baseline = entry.baseline_nano if billed else None
-    unknown = billed and baseline is None
-    estimated = entry.usage_source == "estimated"
+    known, unknown = baseline is not None, billed and baseline is None
+    headline = (baseline or 0) + (api if unknown else 0)
+    listed, contracted = ((headline if amount is None or not known else amount)
+                          for amount in (entry.baseline_list_nano, entry.baseline_contracted_nano))
+    estimated, trial = entry.usage_source == "estimated", bool(billed and entry.trial)
+    substituted, output = billed and entry.model != entry.baseline_model != "", usage.output_total
     return [
         1, 1 if final else 0, 1 if billed else 0,
         usage.input_text, usage.cache_read, usage.cache_write_5m, usage.cache_write_1h, usage.input_audio,
         usage.input_image, usage.output_text, usage.reasoning, usage.output_audio,
         api, 1 if entry.api_nano is None else 0, 0 if final else api, entry.marginal_nano,
         baseline or 0, 1 if unknown else 0, api if unknown else 0,
-        baseline if baseline is not None and entry.slo_met is False else 0,
+        headline if known and entry.slo_met is False else 0,
         1 if estimated else 0, usage.total if estimated else 0, 0, 0, entry.internal_nano, 0, 0,
+        listed, contracted, 1 if substituted else 0, headline if substituted else 0,
+        api if estimated else 0, headline if estimated else 0,
+        (entry.hold_nano or 0) if entry.api_nano is None else 0,
+        api if entry.trial == CONTROL else 0, 1 if trial else 0, output if trial else 0,
+        output * output if trial else 0, entry.prompt_bytes,
     ]
 
 
 def corrected(entry: RequestEntry, at_ns: int, api_nano: int, baseline_nano: int) -> tuple[RollupKey, list[int]]:
     """What a correction of the entry, made at `at_ns`, adds to the rollups."""
-    sums = [0] * len(ROLLUP_SUMS)
+    sums = [0] * len(SUMS)
     sums[_AT["corrected_api_nano"]], sums[_AT["corrected_baseline_nano"]] = api_nano, baseline_nano
     return (at_ns // NS_PER_MINUTE, *_dimensions(entry)), sums
 
 
-_dimensions = attrgetter("backend", "backend_kind", "route", "key_id", "tags", "model")
+_dimensions = attrgetter(*Place._fields)

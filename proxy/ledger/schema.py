@@ -1,9 +1,10 @@
 """The ledger's tables.
 
-Invariants: rows of every table except `rollup`, `budget_use` and `holds` are appended, never edited (triggers refuse);
-`rollup` equals the sum of `requests` and `corrections`, and `budget_use` that of the requests in its window and of
-`holds`, because they are written in one transaction; a hold lives until its request is settled. Amounts are integers of
-nano-USD, times UTC nanoseconds, minutes whole minutes since the epoch. Rates are exact decimal strings.
+Invariants: rows of every table except `rollup`, `hours`, `budget_use` and `holds` are appended, never edited (triggers
+refuse); `rollup` equals the sum of `requests` and `corrections`, `hours` that of `rollup` and of what GPUs cost, and
+`budget_use` that of the requests in its window and of `holds`, because they are written in one transaction; a hold
+lives until its request is settled. Amounts are integers of nano-USD, times UTC nanoseconds, minutes and hours whole
+ones since the epoch. Rates are exact decimal strings.
 
 A change here is a new migration beside it, a new entry in `REVISIONS`, and nothing else; a fresh ledger is
 created from this page and stamped, and a test proves that both ways give the same tables.
@@ -27,9 +28,11 @@ from sqlalchemy import (
     text,
 )
 
+from proxy.core.cells import FIELDS, SUMS, Place
+from proxy.core.gpucost import GpuShare
 from proxy.core.usage import BUCKETS
 
-REVISIONS = ("0001", "0002", "0003")  # oldest first; what this program can open
+REVISIONS = ("0001", "0002", "0003", "0004")  # oldest first; what this program can open
 HEAD = REVISIONS[-1]
 
 Int = Integer().with_variant(BigInteger, "postgresql")
@@ -64,26 +67,39 @@ requests = Table(
     _int("baseline_nano", null=True), _text("baseline_model"), _text("baseline_price_version"),
     _int("baseline_cached_tokens"), _int("slo_met", null=True), _text("reason"), _text("decision"),
     _int("hold_nano", null=True), _added("internal_nano"), _added("posted_nano"),
+    _int("baseline_list_nano", null=True), _int("baseline_contracted_nano", null=True),
+    _added("prompt_bytes"), _added("trial"),
     UniqueConstraint("request_id", "attempt", name="uq_requests_attempt"),
     Index("ix_requests_ended", "ended_ns"),
     Index("ix_requests_key", "key_id", "ended_ns"),  # a key's first hold in a window counts what it has spent
     sqlite_strict=True,
 )
 
-ROLLUP_KEY = ("minute", "backend", "backend_kind", "route", "key_id", "tags", "model")
-ROLLUP_SUMS = (
-    "requests", "finals", "succeeded", *BUCKETS,
-    "api_nano", "api_unknown", "api_retry_nano", "marginal_nano",
-    "baseline_nano", "baseline_unknown", "baseline_unknown_nano", "baseline_late_nano",
-    "estimated", "estimated_tokens", "work_ns", "failed_work_ns", "internal_nano",
-    "corrected_api_nano", "corrected_baseline_nano",
-)
+ROLLUP_KEY = ("minute", *Place._fields)
+ROLLUP_SUMS = SUMS
 
 rollup = Table(
     "rollup", metadata,
-    _int("minute"), *(_text(name) for name in ROLLUP_KEY[1:]),
-    *(_int(name) for name in ROLLUP_SUMS[:-3]), *(_added(name) for name in ROLLUP_SUMS[-3:]),
+    _int("minute"), *(_text(name) for name in Place._fields), *(_int(name) for name in ROLLUP_SUMS),
     PrimaryKeyConstraint(*ROLLUP_KEY, name="pk_rollup"),
+    sqlite_strict=True, sqlite_with_rowid=False,
+)
+
+# Hours that have passed, summed once more so that a month is read quickly (hours.py). Not there: read from the minutes.
+hours = Table("hours", metadata, Column("hour", Int, primary_key=True, nullable=False), _int("closed_ns"),
+              sqlite_strict=True)
+
+hour_cells = Table(
+    "hour_cells", metadata,
+    _int("hour"), *(_text(name) for name in Place._fields), *(_int(name) for name in FIELDS),
+    PrimaryKeyConstraint("hour", *Place._fields, name="pk_hour_cells"),
+    sqlite_strict=True, sqlite_with_rowid=False,
+)
+
+hour_gpus = Table(
+    "hour_gpus", metadata,
+    _int("hour"), _text("backend"), *(_int(name) for name in GpuShare.__slots__), _int("unpriced"),
+    PrimaryKeyConstraint("hour", "backend", name="pk_hour_gpus"),
     sqlite_strict=True, sqlite_with_rowid=False,
 )
 

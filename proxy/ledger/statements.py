@@ -118,6 +118,12 @@ WANTED = """
 DELETE_WANTED = "DELETE FROM holds WHERE request_id = ?"
 
 
+# Hours that were summed up, see hours.py.
+_SUMMED = ("hours", "hour_cells", "hour_gpus")
+FORGET_HOURS = [f"DELETE FROM {table} WHERE hour IN (SELECT value FROM json_each(?))" for table in _SUMMED]  # noqa: S608
+FORGET_FROM = [f"DELETE FROM {table} WHERE hour >= ?" for table in _SUMMED]  # noqa: S608
+
+
 def spent_in(scope: str, start_ns: int, end_ns: int | None) -> Select[Any]:
     """What the rows say a window has taken. By `ended_ns`, which has an index, then by when they arrived."""
     api = requests.c.backend_kind == "api"

@@ -28,6 +28,7 @@ from proxy.ledger.schema import HEAD, REVISIONS, alembic_version, metadata, vers
 
 ERRORS = (DBAPIError, sqlite3.Error)  # what goes wrong in a database, by SQLAlchemy's way to it or by the driver's
 DEFAULT_URL = "sqlite:///data/ledger.db"
+SUMMED_BY_PRICE = "0004"  # since when the rollups are as they are now
 BUSY_S = 1.5  # how long a write waits for another process's lock before it is reported and retried
 ASK_S = 0.001
 
@@ -236,6 +237,9 @@ def _bring_up(path: Path, connection: Connection, version: str | None) -> None:
     if version is not None:
         from proxy.ledger import migrations  # imports alembic, which start-up can do without
         migrations.upgrade(connection)
+        if version < SUMMED_BY_PRICE:
+            from proxy.ledger import booking
+            booking.sum_up_again(connection)
         return
     if inspect(connection).get_table_names():
         raise LedgerUnavailable(f"ledger {path}: a database, but not a ledger; give another path")

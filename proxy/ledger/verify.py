@@ -12,7 +12,7 @@ from sqlalchemy import Connection, NullPool, Row, create_engine, func, select
 
 from proxy.core.budgets import PERS, Window, window_start_ns
 from proxy.core.entries import RequestEntry
-from proxy.ledger import amounts, store, treasury
+from proxy.ledger import amounts, hours, store, treasury
 from proxy.ledger.rows import RollupKey, corrected, deltas, entry_of
 from proxy.ledger.schema import (
     ROLLUP_KEY,
@@ -58,6 +58,7 @@ def _problems(connection: Connection, progress: Progress | None, priced: bool) -
     yield from _rows(connection, progress, amounts.Prices(connection) if priced else None, budgets)
     yield from budgets.problems(connection)
     yield from _gpu_minutes(connection)
+    yield from hours.problems(connection)
     if priced:
         yield from amounts.gpu_minutes(connection)
     yield from _key_events(connection)

@@ -10,12 +10,12 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection
 
+from proxy.core.cells import Place, Slice, whole
 from proxy.core.marginal import BackendSums, Marginal, marginal
 from proxy.core.money import NS_PER_MINUTE
-from proxy.core.savings import Statement
-from proxy.ledger import store
-from proxy.reports import queries
-from proxy.reports.statement import Day, days_between, read, zone_of
+from proxy.core.savings import Statement, row_of
+from proxy.ledger import cells, store
+from proxy.reports.statement import Day, check, days_between, state, zone_of
 
 GROUPINGS = ("route", "key", "backend", "model")
 SPANS_MAX = 31  # stretches on a page; more days than that become weeks, more weeks months, more months years
@@ -57,14 +57,29 @@ def open_books(url: str, from_ns: int, to_ns: int, *, time_zone: str = "UTC", ta
 
 def read_books(connection: Connection, from_ns: int, to_ns: int, *, time_zone: str = "UTC", tag: str = "tag") -> Books:
     """`open_books` on a connection, so that all of it is of one moment."""
-    zone = zone_of(time_zone)
-    by = {name: read(connection, from_ns, to_ns, by=name, time_zone=time_zone) for name in (*GROUPINGS, tag)}
-    step, cuts = spans_of(from_ns, to_ns, zone)
-    spans = tuple(Span(name, read(connection, max(from_ns, first * NS_PER_MINUTE), min(to_ns, beyond * NS_PER_MINUTE),
-                                  by="backend", time_zone=time_zone)) for name, first, beyond in cuts)
-    period = {"first": -(-from_ns // NS_PER_MINUTE), "beyond": -(-to_ns // NS_PER_MINUTE)}
-    backends = tuple(BackendSums(**row) for row in connection.execute(queries.BACKENDS, period).mappings())
+    check(from_ns, to_ns, tag, time_zone)
+    lines = cells.rate_card(connection)
+    step, cuts = spans_of(from_ns, to_ns, zone_of(time_zone))
+    parts = [(name, cells.read(connection, lines, max(from_ns, first * NS_PER_MINUTE),
+                               min(to_ns, beyond * NS_PER_MINUTE))) for name, first, beyond in cuts]
+    period = whole([part for _, part in parts])
+    by = {name: state(connection, lines, period, name) for name in (*GROUPINGS, tag)}
+    spans = tuple(Span(name, state(connection, lines, part, "backend")) for name, part in parts)
+    backends = _backends(period)
     return Books(time_zone, tag, by, step, spans, backends, marginal(by["route"], backends))
+
+
+def _backends(period: Slice) -> tuple[BackendSums, ...]:
+    groups: dict[tuple[str, bool], list[tuple[Place, list[int]]]] = {}
+    for place, sums in period.cells.items():
+        groups.setdefault((place.backend, place.backend_kind == "gpu"), []).append((place, sums))
+    found = []
+    for (backend, on_gpu), cells_ in sorted(groups.items()):
+        row = row_of(backend, cells_)
+        found.append(BackendSums(backend, on_gpu, row.requests, row.input_tokens + row.cached_tokens,
+                                 row.cached_tokens, row.output_tokens, row.baseline, row.api, row.api_retries,
+                                 row.marginal))
+    return tuple(found)
 
 
 def spans_of(from_ns: int, to_ns: int, zone: ZoneInfo) -> tuple[str, list[Day]]:

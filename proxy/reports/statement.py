@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import bisect
 import datetime as dt
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping, Sequence
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import orjson
 from sqlalchemy import Connection
 
+from proxy.core.cells import Place, Slice, whole
+from proxy.core.gpucost import RateLine, overheads
 from proxy.core.money import NS_PER_MINUTE, NS_PER_S
-from proxy.core.savings import Booked, Counted, Fleet, GpuMinute, Statement, Work, account, overheads
-from proxy.ledger import store
-from proxy.ledger.rates import line_of
+from proxy.core.savings import Cells, Statement, account
+from proxy.ledger import cells, store
 from proxy.reports import queries
 
 GROUPS = ("route", "backend", "key", "tag", "day", "model")
@@ -27,30 +26,55 @@ def build(url: str, from_ns: int, to_ns: int, *, by: str = "route", time_zone: s
     """The statement of [from, to). `by`: one of GROUPS, or tag:NAME for one tag's values.
 
     LedgerUnavailable when the ledger cannot be read; ValueError for a period or group that makes no sense."""
-    _check(from_ns, to_ns, by, time_zone)
+    check(from_ns, to_ns, by, time_zone)
     with store.reading(url) as connection:
         return read(connection, from_ns, to_ns, by=by, time_zone=time_zone)
 
 
 def read(connection: Connection, from_ns: int, to_ns: int, *, by: str = "route", time_zone: str = "UTC") -> Statement:
     """`build` on a connection: several statements of one moment."""
-    column, tag, zone = _check(from_ns, to_ns, by, time_zone)
-    first, beyond = -(-from_ns // NS_PER_MINUTE), -(-to_ns // NS_PER_MINUTE)
-    days = days_between(first, beyond, zone) if column == "day" else []
-    lines = [line_of(row) for row in connection.execute(queries.RATES).mappings()]
-    period = {"first": first, "beyond": beyond}
-    booked = _booked(connection, column, tag, days, period)
-    fleet = Fleet(lines, from_ns, to_ns)
-    seen_from = {"first": from_ns // NS_PER_MINUTE, "beyond": beyond}
-    seen = [GpuMinute(**row) for row in connection.execute(queries.NOTABLE_MINUTES, seen_from).mappings()]
-    observed = {backend: ns for backend, ns in connection.execute(queries.OBSERVED, period)}
-    fleet.split(_work(connection, column, tag, days, period), seen, observed)
+    return read_all(connection, from_ns, to_ns, (by,), time_zone=time_zone)[by]
+
+
+def read_all(connection: Connection, from_ns: int, to_ns: int, groupings: Sequence[str], *,
+             time_zone: str = "UTC") -> dict[str, Statement]:
+    """The statement of the same cells in several groupings. Read once; `day` costs a reading for each day."""
+    for by in groupings:
+        check(from_ns, to_ns, by, time_zone)
+    lines = cells.rate_card(connection)
+    days = daily(connection, lines, from_ns, to_ns, zone_of(time_zone)) if "day" in groupings else {}
+    period = whole(list(days.values())) if days else cells.read(connection, lines, from_ns, to_ns)
+    return {by: state(connection, lines, period, by, {
+        day: one.cells.items() for day, one in days.items() if one.cells} if by == "day" else None) for by in groupings}
+
+
+def state(connection: Connection, lines: Sequence[RateLine], period: Slice, by: str,
+          groups: Mapping[str, Cells] | None = None) -> Statement:
+    """The statement of what was read. `groups`: where `by` is none of a place's names."""
     labels = {key: f"{name} ({key})" for key, name in connection.execute(queries.KEY_NAMES)} if by == "key" else {}
-    counted = Counted(**connection.execute(queries.COVERAGE, period).mappings().one())
-    return account(fleet, booked, counted, overheads(lines, from_ns, to_ns), by=by, labels=labels)
+    return account(period, grouped(period, by) if groups is None else groups,
+                   overheads(lines, period.from_ns, period.to_ns), by=by, labels=labels)
 
 
-def _check(from_ns: int, to_ns: int, by: str, time_zone: str) -> tuple[str, str, ZoneInfo]:
+def daily(connection: Connection, lines: Sequence[RateLine], from_ns: int, to_ns: int,
+          zone: ZoneInfo) -> dict[str, Slice]:
+    """The period by the days of the zone."""
+    days = days_between(from_ns // NS_PER_MINUTE, -(-to_ns // NS_PER_MINUTE), zone)
+    return {name: cells.read(connection, lines, max(from_ns, first * NS_PER_MINUTE), min(to_ns, beyond * NS_PER_MINUTE))
+            for name, first, beyond in days}
+
+
+def grouped(period: Slice, by: str) -> dict[str, Cells]:
+    """The period's cells, each in the group that its place belongs to."""
+    column, tag = _grouping(by)
+    at = Place._fields.index({"key": "key_id", "tag": "tags"}.get(column, column))
+    groups: dict[str, list[tuple[Place, list[int]]]] = {}
+    for place, sums in period.cells.items():
+        groups.setdefault(_name(place[at], tag), []).append((place, sums))
+    return groups
+
+
+def check(from_ns: int, to_ns: int, by: str, time_zone: str) -> tuple[str, str, ZoneInfo]:
     """(column, tag, zone). ValueError says what is wrong."""
     column, tag = _grouping(by)
     if not 0 <= from_ns < to_ns:
@@ -106,43 +130,3 @@ def _name(value: str, tag: str) -> str:
         if name == tag:
             return what or NONE
     return NONE
-
-
-def _booked(connection: Connection, column: str, tag: str, days: list[Day],
-            period: dict[str, int]) -> dict[str, Booked]:
-    found: dict[str, Booked] = {}
-    if column == "day":
-        day_of = _day_of(days)
-        for minute, *sums in connection.execute(queries.booked_by_minute(), period):
-            _add(found, day_of(minute), sums)
-    else:
-        for value, *sums in connection.execute(queries.booked_by(column), period):
-            _add(found, _name(value, tag), sums)
-    return found
-
-
-def _add(found: dict[str, Booked], name: str, sums: list[int]) -> None:
-    booked = found.setdefault(name, Booked())
-    for field, amount in zip(queries.GROUP_SUMS, sums, strict=True):
-        setattr(booked, field, getattr(booked, field) + amount)
-
-
-def _day_of(days: list[Day]) -> Callable[[int], str]:
-    starts = [day[1] for day in days]
-    return lambda minute: days[bisect.bisect_right(starts, minute) - 1][0]
-
-
-def _work(connection: Connection, column: str, tag: str, days: list[Day], period: dict[str, int]) -> Iterator[Work]:
-    reader = connection.execution_options(yield_per=10_000)
-    if column in ("day", "backend"):
-        day_of = _day_of(days)
-        for minute, backend, work_ns, failed_ns in reader.execute(queries.WORK, period):
-            yield minute, backend, (day_of(minute) if days else backend,), (work_ns,), (failed_ns,)
-        return
-    names: dict[str, str] = {}
-    for minute, backend, values, work_ns, failed_ns in reader.execute(queries.work_by(column), period):
-        groups = orjson.loads(values)
-        for value in groups:
-            if value not in names:
-                names[value] = _name(value, tag)
-        yield minute, backend, [names[value] for value in groups], orjson.loads(work_ns), orjson.loads(failed_ns)

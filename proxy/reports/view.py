@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
+from proxy.core.gpucost import GpuShare
 from proxy.core.marginal import BackendSums
-from proxy.core.savings import GpuShare, GroupRow, Statement
+from proxy.core.savings import GroupRow, Statement
 from proxy.reports.books import Books
 from proxy.reports.figures import Amount, per, percent_of, places_for, printable
 

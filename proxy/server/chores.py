@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from proxy.core.gpucost import GpuMinute
 from proxy.core.money import NS_PER_MINUTE
-from proxy.core.savings import GpuMinute
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.journal import Journal
 from proxy.server.purse import Purse

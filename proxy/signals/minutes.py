@@ -14,8 +14,8 @@ from zoneinfo import ZoneInfo
 
 from proxy.config.fields import epoch_ns
 from proxy.config.model import Settings
+from proxy.core.gpucost import GpuMinute, RateLine
 from proxy.core.money import NANO_PER_USD, NS_PER_MINUTE, NS_PER_S, accrue, nano
-from proxy.core.savings import GpuMinute, RateLine
 from proxy.signals.board import Board
 from proxy.signals.replica import Replica
 

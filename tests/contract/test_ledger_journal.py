@@ -11,9 +11,9 @@ import pytest
 from test_ledger_rows import T0, entry, intent, on_api, some_entries
 
 from proxy.config.versions import versioned
+from proxy.core.gpucost import GpuMinute, RateLine
 from proxy.core.money import NS_PER_MINUTE
 from proxy.core.pricing import Price, Tier
-from proxy.core.savings import GpuMinute, RateLine
 from proxy.ledger import marks, store
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.journal import Journal

@@ -11,7 +11,7 @@ import time
 import pytest
 from test_ledger_rows import T0, entry, intent, some_entries
 
-from proxy.core.savings import GpuMinute
+from proxy.core.gpucost import GpuMinute
 from proxy.ledger import store
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.journal import Journal

@@ -11,6 +11,7 @@ import pytest
 from proxy.ledger import store
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.schema import HEAD, REVISIONS
+from proxy.ledger.verify import balanced
 
 
 def tables(path):
@@ -110,3 +111,25 @@ def test_many_may_create_it_at_once(tmp_path):
     for thread in threads:
         thread.join()
     assert not failures
+
+
+def test_rollups_of_an_older_ledger_are_summed_up_again_from_its_rows(tmp_path):
+    url, path = f"sqlite:///{tmp_path}/ledger.db", tmp_path / "ledger.db"
+    migrated(path, "0003")
+    with sqlite3.connect(path) as connection:
+        columns = [row[1:3] for row in connection.execute("PRAGMA table_info(requests)") if row[1] != "id"]
+        for number in range(5):
+            row = {name: 7 if kind == "INTEGER" else "v" for name, kind in columns}
+            row |= {"request_id": f"r{number}", "final": 1, "started_ns": 10**18, "sent_ns": 10**18, "status": 200,
+                    "ended_ns": 10**18 + number, "end_reason": "complete", "backend_kind": "api", "work_ns": 0}
+            connection.execute(f"INSERT INTO requests ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})",
+                               tuple(row.values()))
+        connection.execute("INSERT INTO corrections VALUES (1, 1000000000000000000, 'r1', 7, 5, 6, 'bill', 'me')")
+    connection.close()
+    store.prepare(url)
+    with sqlite3.connect(path) as connection:
+        sums = connection.execute("SELECT requests, api_nano, baseline_list_nano, price_version, corrected_api_nano "
+                                  "FROM rollup").fetchall()
+    connection.close()
+    assert sums == [(5, 35, 35, "v", 5)]
+    assert balanced(url) == []

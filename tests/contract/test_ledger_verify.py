@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from proxy.cli import app
 from proxy.config.versions import versioned
 from proxy.core.budgets import Budget, Hold, Line
+from proxy.core.gpucost import GpuMinute, RateLine
 from proxy.core.money import NS_PER_MINUTE
 from proxy.core.pricing import Price, Tier
-from proxy.core.savings import GpuMinute, RateLine
 from proxy.ledger.corrections import correct
 from proxy.ledger.journal import Journal
 from proxy.ledger.schema import APPENDED

@@ -28,7 +28,7 @@ from sqlalchemy.exc import DBAPIError
 
 from proxy.core.budgets import Budget, Hold, Line, Reserved
 from proxy.core.entries import Intent, RequestEntry
-from proxy.core.savings import GpuMinute
+from proxy.core.gpucost import GpuMinute
 from proxy.core.usage import Usage
 from proxy.ledger import store, writer
 from proxy.ledger.errors import LedgerUnavailable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import select
 
-from proxy.core.savings import GpuMinute
+from proxy.core.gpucost import GpuMinute
 from proxy.ledger import store
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.schema import gpu_time

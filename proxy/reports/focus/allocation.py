@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from proxy.core.savings import shares
+from proxy.core.gpucost import shares
 from proxy.reports.focus.quantities import split
 from proxy.reports.focus.slices import Cell
 

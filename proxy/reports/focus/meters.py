@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
+from proxy.core.gpucost import shares
 from proxy.core.money import NANO_PER_USD
 from proxy.core.pricing import NANO_PER_TOKEN, Price, Tier
-from proxy.core.savings import shares
 from proxy.core.usage import BUCKETS
 from proxy.reports.focus.quantities import priced, rounded
 from proxy.reports.focus.slices import Cell

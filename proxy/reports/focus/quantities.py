@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from decimal import Context, Decimal
 from fractions import Fraction
 
+from proxy.core.gpucost import HOURS_PER_MONTH, RateLine, shares, timeline
 from proxy.core.money import NANO_PER_USD, NS_PER_HOUR, round_nano
-from proxy.core.savings import HOURS_PER_MONTH, RateLine, shares, timeline
 from proxy.reports.focus.columns import PLACES
 
 QUANTITY_PLACES_MAX = 12

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
+from proxy.core.gpucost import GpuShare, RateLine
 from proxy.core.pricing import Price
-from proxy.core.savings import GpuShare, RateLine
 from proxy.core.usage import BUCKETS
 
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from proxy.core.gpucost import GpuShare, RateLine, overheads
 from proxy.core.money import NS_PER_HOUR, NS_PER_S, nano
 from proxy.core.pricing import Price, Tier
-from proxy.core.savings import GpuShare, RateLine, overheads
 from proxy.core.usage import BUCKETS, Usage
 from proxy.reports.focus import allocation
 from proxy.reports.focus.columns import VERSIONS, columns

@@ -15,8 +15,8 @@ from test_report_statement import CARD, DAY, T0, api, entry
 from typer.testing import CliRunner
 
 from proxy.cli.report import report
+from proxy.core.gpucost import RateLine
 from proxy.core.money import NS_PER_MINUTE, NS_PER_S
-from proxy.core.savings import RateLine
 from proxy.ledger.journal import Journal
 from proxy.ledger.keys import KeyStore
 from proxy.reports import render

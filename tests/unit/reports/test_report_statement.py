@@ -9,8 +9,9 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from proxy.core.entries import RequestEntry
+from proxy.core.gpucost import GpuMinute, RateLine
 from proxy.core.money import NS_PER_HOUR, NS_PER_MINUTE, NS_PER_S, nano
-from proxy.core.savings import ADDED_UP, UNALLOCATED, GpuMinute, RateLine
+from proxy.core.savings import ADDED_UP, UNALLOCATED
 from proxy.core.usage import Usage
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.journal import Journal

@@ -131,8 +131,7 @@ def test_units_are_fully_loaded(books):
 def test_the_range_has_no_end_where_something_is_not_known(books):
     found = view.spread(books)
     assert found.low is None and found.high is None and found.net.nano == books.statement.total.savings
-    known = replace(books.statement, coverage={**books.statement.coverage, "unpriced_requests": 0,
-                                               "unknown_baseline_requests": 0, "estimated_requests": 0})
+    known = replace(books.statement, total=replace(books.statement.total, unpriced=0, unknown_baseline=0, estimated=0))
     found = view.spread(replace(books, by={**books.by, "route": known}))
     assert found.low.nano == found.net.nano - known.baseline_outside_target < found.high.nano == found.net.nano
 

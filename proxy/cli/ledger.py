@@ -6,12 +6,14 @@ import contextlib
 import getpass
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+
+from proxy.cli.progress import bar
 
 ledger_app = typer.Typer(no_args_is_help=True, add_completion=False, help=(
     "The books themselves: copy them while the gateway runs, compute every figure again from the rows, correct what "
@@ -46,7 +48,7 @@ def backup(
     from proxy.ledger.backup import backup as copy
 
     began = time.monotonic()
-    with _errors(), _bar("copying", "pages") as progress:
+    with _errors(), bar("copying", "pages") as progress:
         try:
             made = copy(_url(ledger, config), target, replace=replace, progress=progress)
         except BackupUnsound as error:
@@ -72,7 +74,7 @@ def verify(
 
     Example: breakeven ledger verify --ledger sqlite:///backups/ledger-2026-11-26.db
     """
-    with _errors(), _bar("verifying", "attempts") as progress:
+    with _errors(), bar("verifying", "attempts") as progress:
         from proxy.ledger.verify import PROBLEMS_MAX
         from proxy.ledger.verify import verify as look
         from proxy.reports.audit import audit
@@ -189,24 +191,6 @@ def _problems(found: list[str]) -> None:
 
 def _print(value: dict[str, Any]) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-@contextlib.contextmanager
-def _bar(what: str, unit: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on standard error where that is a terminal; elsewhere nothing."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit),
-               TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from proxy.cli.progress import sum_up
+
 NOT_BUILT = ("html", "focus")
 FORMATS = ("table", "json", "csv")
 
@@ -68,6 +70,7 @@ def _report(from_: str | None, to: str | None, by: str, format_: str, ledger: st
 
     location = locate(ledger, config)
     zone = time_zone or location.time_zone
+    sum_up(location.url)
     from_ns, to_ns = resolve(from_, to, zone_of(zone), time.time_ns())
     statement = build(location.url, from_ns, to_ns, by=by, time_zone=zone)
     if format_ == "json":

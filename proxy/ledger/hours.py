@@ -43,17 +43,18 @@ def forget_from(db: sqlite3.Connection, from_ns: int) -> None:
         db.execute(statement, (from_ns // NS_PER_HOUR,))
 
 
-def close(url: str, now_ns: int, progress: Progress | None = None) -> int:
-    """Sum up every hour that has passed and is not summed up. Returns how many.
+def close(url: str, now_ns: int, progress: Progress | None = None, *, least: int = 1, most: int | None = None) -> int:
+    """Sum up every hour that has passed and is not summed up, if there are `least` of them, the first `most`. Returns
+    how many.
 
     Nothing else waits for it: an hour is read in one transaction and written in another. LedgerUnavailable where the
     ledger cannot be read or written."""
     path = store.path_of(url)
     with store.reading(url) as connection:
         waiting = list(_due(connection, (now_ns // NS_PER_MINUTE - SETTLED_MINUTES) // 60))
-    if not waiting:
+    if len(waiting) < least:
         return 0
-    done = 0
+    waiting, done = waiting[:most], 0
     writer = store.writing(url)
     try:
         for number, hour in enumerate(waiting, 1):

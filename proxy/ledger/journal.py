@@ -30,7 +30,7 @@ from proxy.core.budgets import Hold, Reserved, Window
 from proxy.core.entries import Intent, RequestEntry
 from proxy.core.gpucost import GpuMinute, RateLine
 from proxy.core.pricing import Price
-from proxy.ledger import booking, marks, store, treasury
+from proxy.ledger import booking, hours, marks, store, treasury
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.marks import Marks
 from proxy.ledger.writer import STOP, Item, Sync, Turn, Writer
@@ -194,6 +194,10 @@ class Journal:
         """Keep a price before it is used. Returns whether it was new."""
         now_ns = time.time_ns() if now_ns is None else now_ns
         return await self._call(functools.partial(booking.record_price, price=price, now_ns=now_ns))
+
+    async def sum_up(self, now_ns: int, most: int) -> int:
+        """Sum up hours that have passed, on a connection and in a thread of its own. Returns how many."""
+        return await asyncio.to_thread(hours.close, self.url, now_ns, most=most)
 
     async def close(self, patience_s: float = 5.0) -> int:
         """Write what is waiting, then stop. Returns how many entries could not be written (0 is what you want)."""

@@ -1,4 +1,5 @@
-"""What a gateway does beside answering: books GPU minutes, settles what a dead process left, looks at budgets."""
+"""What a gateway does beside answering: books GPU minutes, settles what a dead process left, looks at budgets, sums up
+hours."""
 
 from __future__ import annotations
 
@@ -19,6 +20,8 @@ from proxy.signals.minutes import MinuteBook
 log = logging.getLogger("breakeven")
 
 TICK_S = 1.0
+SUM_UP_S = 300.0  # how often it is looked for hours that have passed
+HOURS_AT_ONCE = 24  # a ledger from before there were sums of hours is caught up with over a while
 SWEEP_S = 30.0  # how often another gateway's remains are looked for
 UNBOOKED_MINUTES_MAX = 10_000  # beyond it the oldest are lost: a week of one backend
 LAST_BOOKING_S = 5.0
@@ -41,7 +44,8 @@ class Chores:
         await self.recover()
         await self._purse.open_windows(time.time_ns())
         self._tasks = [asyncio.create_task(self._every(lambda: TICK_S, self._tick), name="minutes and budgets"),
-                       asyncio.create_task(self._every(lambda: SWEEP_S, self._sweep), name="sweep")]
+                       asyncio.create_task(self._every(lambda: SWEEP_S, self._sweep), name="sweep"),
+                       asyncio.create_task(self._every(lambda: SUM_UP_S, self._sum_up, wait=True), name="hours")]
 
     def also(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """One more task that ends with us."""
@@ -60,7 +64,10 @@ class Chores:
         except Exception as error:  # whatever the outcome, the ledger must still be closed
             log.error("%d GPU minutes could not be booked: %r", len(self._unbooked), error)
 
-    async def _every(self, seconds: Callable[[], float], work: Callable[[], Awaitable[None]]) -> None:
+    async def _every(self, seconds: Callable[[], float], work: Callable[[], Awaitable[None]], *,
+                     wait: bool = False) -> None:
+        if wait:
+            await asyncio.sleep(seconds())
         while True:
             try:
                 await work()
@@ -80,6 +87,10 @@ class Chores:
     async def _sweep(self) -> None:
         if self._leads():
             await self.recover()
+
+    async def _sum_up(self) -> None:
+        if self._leads():
+            await self._journal.sum_up(time.time_ns(), HOURS_AT_ONCE)
 
     async def recover(self) -> None:
         """Settle what processes that died had in flight."""

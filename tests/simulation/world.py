@@ -142,6 +142,7 @@ class Simulation:
             patches.enter_context(disk.on_disk(self.disk, self.rules.committed))
             patches.enter_context(mock.patch.object(main, "build_upstream", self._upstream))
             patches.enter_context(mock.patch.object(chores, "SWEEP_S", SWEEP_S))
+            patches.enter_context(mock.patch.object(chores, "SUM_UP_S", 1e9))  # in a thread, whose time is not ours
             patches.enter_context(mock.patch.object(main, "build", lambda *args, **kwargs: None))
             log, complaints = logging.getLogger("breakeven"), Complaints(self.rules, self.path.parent)
             patches.enter_context(mock.patch.object(log, "propagate", False))

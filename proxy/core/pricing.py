@@ -28,7 +28,7 @@ from proxy.core.records import record
 from proxy.core.usage import BUCKETS, Usage
 
 NANO_PER_TOKEN = 1000  # of a price of 1 USD per million tokens
-DIGITS_MAX = 100  # of a product of two numbers that configurations may hold (40 digits each)
+DIGITS = 100  # of a product of two numbers that configurations may hold (40 digits each)
 
 # A bucket without a price of its own is billed as the one it is a kind of.
 FALLBACK = {
@@ -349,7 +349,7 @@ def in_force(prices: Sequence[Price], at_ns: int) -> Price | None:
 
 def discounted(price: Price, percent: Decimal, from_ns: int, source: str) -> Price:
     """`price` less so many percent, exact, without a version."""
-    with localcontext(prec=DIGITS_MAX) as context:
+    with localcontext(prec=DIGITS) as context:
         context.traps[Inexact] = True  # an amount of money is never rounded on the way
         left = (100 - percent).scaleb(-2)
         tiers = tuple(Tier({bucket: rate * left for bucket, rate in tier.usd_per_mtok.items()}, tier.above_input_tokens)

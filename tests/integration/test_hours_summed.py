@@ -37,5 +37,5 @@ def test_a_report_of_many_hours_sums_them_up(tmp_path):
         for hours in (0, 48):  # 47 of them are read as quickly from their minutes
             done = CliRunner().invoke(app, ["report", "--from", "2025-01-01", "--ledger", f"sqlite:///{path}"])
             assert done.exit_code == 0 and summed(path) == hours
-            connection.execute("INSERT INTO gpu_time VALUES (29003001, 'llama', 0, 1, 0, 0, NULL)")
+            connection.execute("INSERT OR IGNORE INTO gpu_time VALUES (29003001, 'llama', 0, 1, 0, 0, NULL)")
             connection.commit()

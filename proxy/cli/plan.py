@@ -24,7 +24,7 @@ def _root() -> None:
 def known(format_: Format = "table") -> None:
     """The models and cards that the planner knows by name, with the figures it computes with."""
     from proxy.core.gpus import GPUS
-    from proxy.planner.models import ALIASES, MODELS
+    from proxy.core.models import ALIASES, MODELS
 
     checked(format_, FORMATS)
     if format_ == "json":
@@ -44,6 +44,48 @@ def known(format_: Format = "table") -> None:
     print_table("GPU|>memory, GiB|>bandwidth, GB/s|>FP16, TFLOP/s|8-bit floats|>watts", [
         [gpu.name, f"{gpu.memory_gib:g}", f"{gpu.bandwidth_gb_s:g}", f"{gpu.fp16_tflops:g}", "x2" if gpu.fp8 else "",
          str(gpu.watts)] for gpu in GPUS.values()])
+
+
+@plan_app.command()
+def throughput(
+    points: Annotated[bool, typer.Option("--points", help="Every published figure.")] = False,
+    format_: Format = "table",
+) -> None:
+    """How far the throughput estimate is from published tables.
+
+    Each configuration is predicted with constants that were fitted, just now, to all the others. Sources and what was
+    left out: proxy/planner/published.py. AIConfigurator's step times are another tool's; nothing is fitted to them.
+    """
+    from proxy.planner import published
+
+    checked(format_, FORMATS)
+    checks = published.left_out()
+    worst, steps = published.worst(checks), published.step_errors()
+    if format_ == "json":
+        typer.echo(json.dumps({
+            "points": [{"configuration": published.configuration(check.point.of), "prompt": check.point.prompt,
+                        "output": check.point.output, "published": check.point.published, "source": check.point.source,
+                        "predicted": round(check.predicted, 1), "error_percent": round(100 * check.error, 1)}
+                       for check in checks],
+            "mean_error_percent": round(100 * published.mean_error(checks), 1),
+            "worst_error_percent": round(100 * abs(worst.error), 1), "worst": worst.point.name}, indent=2))
+        return
+    if points:
+        print_table("configuration|>in|>out|>published|>predicted|>error|source", [
+            [published.configuration(check.point.of), str(check.point.prompt), str(check.point.output),
+             f"{check.point.published:,.0f}", f"{check.predicted:,.0f}", f"{100 * check.error:+.1f} %",
+             check.point.source] for check in checks], "Output tokens per second, whole engine, saturated")
+    else:
+        print_table("configuration|>points|>mean error|>worst|at|source", [
+            [published.configuration(of), str(len(mine)), f"{100 * published.mean_error(mine):.1f} %",
+             f"{100 * published.worst(mine).error:+.1f} %",
+             f"{published.worst(mine).point.prompt}/{published.worst(mine).point.output}", mine[0].point.source]
+            for of, mine in published.by_configuration(checks).items()],
+            "Predicted by constants fitted without the configuration: output tokens per second")
+    typer.echo(f"\nAll {len(checks)}: {100 * published.mean_error(checks):.1f} % on average; worst {worst.point.name}: "
+               f"{100 * worst.error:+.1f} %.\n")
+    print_table("step times, AIConfigurator|>batch 1|>8|>32|>64|>128", [
+        [published.configuration(of), *(f"{100 * error:+.0f} %" for error in errors)] for of, errors in steps.items()])
 
 
 def print_table(head: str, rows: list[list[str]], title: str | None = None) -> None:

@@ -15,9 +15,7 @@ First tokens are predicted from the prefill backlog, the signal that ranks late 
 from __future__ import annotations
 
 import math
-import re
 
-from proxy.core.gpus import find_gpu
 from proxy.core.records import record
 
 CHUNK_TOKENS = 2048  # tokens an engine puts into one iteration (vLLM: max_num_batched_tokens)
@@ -80,28 +78,3 @@ class Capacity:
 
 
 DEFAULT = Capacity(2000.0, 0.030, 0.0005, 0.0, 100_000, 64, "default")
-
-
-def prior(gpu_type: str, gpu_count: int, model: str) -> Capacity:
-    """A first guess from the GPU and the model's name (70B, 8x7B; FP16 unless the name says otherwise).
-
-    The three-constraint roofline (0.47 of peak FLOPs in prefill, 0.70 of bandwidth in decode), with the cache at
-    16 bits and 256 sequences at most. Against published tables it is 16 to 48 % off on average, mostly too slow
-    (docs/calibration.md, held to it by tests/unit/core/test_prior.py), so it is always corrected by what is
-    observed. `DEFAULT`, marked as such, where the GPU or the size cannot be read.
-    """
-    gpu = find_gpu(gpu_type)
-    size = re.search(r"(?:(\d+)x)?(\d+(?:\.\d+)?)b(?![a-z])", model.lower())
-    if gpu is None or size is None:
-        return DEFAULT
-    parameters = float(size[2]) * 1e9 * int(size[1] or 1)
-    bytes_per = 0.5 if re.search(r"awq|gptq|int4|4bit|w4", model.lower()) else 1 if "fp8" in model.lower() else 2
-    doubled = 2 if bytes_per == 1 and gpu.fp8 else 1
-    memory, bandwidth = gpu.memory_bytes * gpu_count, gpu.bandwidth_bytes_s * gpu_count
-    flops = gpu.fp16_flops * gpu_count * doubled
-    kv_bytes = 131_072 * max(0.5, (parameters / 8e9) ** 0.42)  # 128 KiB at 8B, 320 KiB at 70B (grouped-query)
-    kv_tokens = (0.90 * memory - parameters * bytes_per - 2 * 2**30 * gpu_count) / kv_bytes
-    if kv_tokens < 2048:
-        return DEFAULT
-    return Capacity(0.47 * flops / (2 * parameters), parameters * bytes_per / (0.70 * bandwidth),
-                    2 * parameters / (0.45 * flops), kv_bytes / (0.70 * bandwidth), int(kv_tokens), 256, "prior")

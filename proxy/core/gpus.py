@@ -9,13 +9,16 @@ from proxy.core.records import record
 
 @record
 class Gpu:
-    """One card. Dense rates, without sparsity; `fp16_tflops` with 32-bit accumulation, `watts` the board's limit."""
+    """One card. Dense rates, without sparsity; `fp16_tflops` with 32-bit accumulation, `watts` the board's limit.
+
+    `memory_gib` as the driver shows it: error correction takes a sixteenth of some cards' GDDR."""
 
     name: str
     memory_gib: float
     bandwidth_gb_s: float
     fp16_tflops: float
     watts: int
+    gddr: bool = False  # in place of HBM
     fp8: bool = False  # twice the rate at 8-bit floats
     int8: bool = True  # twice the rate at 8-bit integers
 
@@ -33,17 +36,17 @@ class Gpu:
 
 
 GPUS: dict[str, Gpu] = {gpu.name: gpu for gpu in (
-    Gpu("T4", 16, 320, 65, 70),
+    Gpu("T4", 15, 320, 65, 70, gddr=True),
     Gpu("V100", 16, 900, 125, 300, int8=False),
-    Gpu("A10", 24, 600, 125, 150),
-    Gpu("L4", 24, 300, 121, 72, fp8=True),
-    Gpu("RTX-3090", 24, 936, 71, 350),
-    Gpu("RTX-4090", 24, 1008, 165, 450, fp8=True),
-    Gpu("RTX-5090", 32, 1792, 209, 575, fp8=True),
+    Gpu("A10", 22.5, 600, 125, 150, gddr=True),
+    Gpu("L4", 22.5, 300, 121, 72, gddr=True, fp8=True),
+    Gpu("RTX-3090", 24, 936, 71, 350, gddr=True),
+    Gpu("RTX-4090", 24, 1008, 165, 450, gddr=True, fp8=True),
+    Gpu("RTX-5090", 32, 1792, 209, 575, gddr=True, fp8=True),
     Gpu("A30", 24, 933, 165, 165),
-    Gpu("A40", 48, 696, 150, 300),
-    Gpu("A6000", 48, 768, 155, 300),
-    Gpu("L40S", 48, 864, 362, 350, fp8=True),
+    Gpu("A40", 45, 696, 150, 300, gddr=True),
+    Gpu("A6000", 48, 768, 155, 300, gddr=True),
+    Gpu("L40S", 45, 864, 362, 350, gddr=True, fp8=True),
     Gpu("A100-40GB", 40, 1555, 312, 400),
     Gpu("A100-80GB", 80, 2039, 312, 400),
     Gpu("H100-PCIE", 80, 2000, 756, 350, fp8=True),

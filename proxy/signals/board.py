@@ -13,13 +13,14 @@ from fractions import Fraction
 from functools import partial
 
 from proxy.config.model import Backend, Route, Settings
-from proxy.core.capacity import Capacity, prior
+from proxy.core.capacity import Capacity
 from proxy.core.charges import Varying
 from proxy.core.fleet import ApiState, Health
 from proxy.core.health import Breaker, Outliers
 from proxy.core.learning import RunningMean
 from proxy.core.market import Market
 from proxy.core.retry import RetryBudget
+from proxy.core.roofline import prior
 from proxy.signals.inflight import Load
 from proxy.signals.replica import Replica
 

@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.bidprice import DemandHistogram
-from proxy.core.capacity import DEFAULT, Capacity, prior
+from proxy.core.capacity import DEFAULT, Capacity
 from proxy.core.entries import work_by_minute
 from proxy.core.learning import Correction, Margin, Ratio
 from proxy.core.lengths import LABELS_MAX, OutputLength
 from proxy.core.liveness import freshness, stall_budget_s
+from proxy.core.roofline import prior
 
 SEVENTY_B = Capacity(7100.0, 0.0242, 0.000355, 0.0, 342_000, 256)
 

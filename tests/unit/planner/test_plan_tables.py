@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from proxy.core.gpus import GPUS, find_gpu
-from proxy.planner.models import MODELS, PlanRefused, find_model, gpu_named, shaped
+from proxy.core.models import MODELS, find_model
+from proxy.planner.names import PlanRefused, carded, gpu_named, model_named, shaped
 
 
 @pytest.mark.parametrize(("text", "name"), [
@@ -31,7 +32,7 @@ def test_a_model_is_found_as_its_repository_calls_it(text, name):
 
 def test_an_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(PlanRefused, match=r"did you mean llama-3\.3-70b"):
-        find_model("llama-3.3-71b")
+        model_named("llama-3.3-71b")
     with pytest.raises(PlanRefused, match="A100-80GB"):
         gpu_named("A100")
 
@@ -44,7 +45,15 @@ def test_the_kv_cache_of_a_token_is_as_published():
 
 def test_a_model_of_ones_own_needs_its_shape():
     with pytest.raises(PlanRefused, match="--layers, --kv-heads"):
-        shaped("ours", None, parameters=7e9)
+        shaped(None, parameters=7e9)
     with pytest.raises(PlanRefused, match="cannot be"):
-        shaped("ours", None, parameters=-7e9, layers=32, kv_heads=8)
-    assert shaped("ours", MODELS["llama-3.1-8b"], kv_heads=4).kv_bytes(2) == 64 * 1024
+        shaped(None, parameters=-7e9, layers=32, kv_heads=8)
+    assert shaped(MODELS["llama-3.1-8b"], kv_heads=4).kv_bytes(2) == 64 * 1024
+
+
+def test_a_card_of_ones_own_can_compute_something():
+    with pytest.raises(PlanRefused, match="--bandwidth-gb-s"):
+        carded(None, memory_gib=80, fp16_tflops=312)
+    with pytest.raises(PlanRefused, match="bandwidth_gb_s 0 cannot"):
+        carded(GPUS["H100"], bandwidth_gb_s=0)
+    assert carded(GPUS["H100"], memory_gib=96).memory_gib == 96

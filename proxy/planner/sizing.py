@@ -23,7 +23,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from proxy.planner.models import PlanRefused
+from proxy.planner.names import PlanRefused
 from proxy.planner.sizing_curves import HOUR_S, Curves
 from proxy.planner.sizing_demand import Floats, Ints
 

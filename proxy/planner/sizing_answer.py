@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from proxy.planner.models import PlanRefused
+from proxy.planner.names import PlanRefused
 from proxy.planner.sizing import OPEN, RULES, Held, Terms, hold, played
 from proxy.planner.sizing_curves import HOUR_S, Curves, Load, curves
 

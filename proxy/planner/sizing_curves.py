@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from proxy.planner.models import PlanRefused
+from proxy.planner.names import PlanRefused
 from proxy.planner.sizing_demand import Floats, Ints
 
 HOUR_S = 3600.0

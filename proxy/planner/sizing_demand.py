@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from proxy.core.capacity import Capacity
 from proxy.core.pricing import Price
-from proxy.planner.models import PlanRefused
+from proxy.planner.names import PlanRefused
 
 SLOT_S = 900.0
 RATIOS = 200  # of half octaves: a request has 10 million tokens at most

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from proxy.planner import sizing
-from proxy.planner.models import PlanRefused
+from proxy.planner.names import PlanRefused
 from proxy.planner.sizing import RULES, Terms, hold, played
 from proxy.planner.sizing_curves import Curves, Load, curves
 

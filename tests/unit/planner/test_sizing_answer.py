@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from proxy.planner.models import PlanRefused
+from proxy.planner.names import PlanRefused
 from proxy.planner.sizing import Terms
 from proxy.planner.sizing_answer import MONTH_H, Answer, Case, Overheads, Spot, answer, month_of
 from proxy.planner.sizing_curves import Load

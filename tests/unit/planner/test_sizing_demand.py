@@ -13,7 +13,7 @@ from proxy.core.capacity import Capacity
 from proxy.core.pricing import Price, Tier
 from proxy.core.usage import Usage
 from proxy.planner import sizing_check
-from proxy.planner.models import PlanRefused
+from proxy.planner.names import PlanRefused
 from proxy.planner.sizing_curves import Load, curves
 from proxy.planner.sizing_demand import charged_usd, from_buckets, gathered, token_steps, work_s
 from tests.bench import plan_sizing

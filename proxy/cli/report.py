@@ -11,8 +11,8 @@ import typer
 
 from proxy.cli.progress import sum_up
 
-NOT_BUILT = ("html", "focus")
-FORMATS = ("table", "json", "csv")
+NOT_BUILT = ("html",)
+FORMATS = ("table", "json", "csv", "focus")
 
 
 def report(
@@ -23,14 +23,18 @@ def report(
         "First moment that is left out: all of November is --from 2026-11-01 --to 2026-12-01. Default: now."))] = None,
     by: Annotated[str, typer.Option("--by", help=(
         "Group by route, backend, key, tag (all tags together), tag:NAME (one tag), day or model."))] = "route",
-    format_: Annotated[str, typer.Option("--format", help="table, json or csv.")] = "table",
+    format_: Annotated[str, typer.Option("--format", help=(
+        "table, json, csv, or focus: FinOps' Cost and Usage dataset by hour, as CSV or Parquet."))] = "table",
     ledger: Annotated[str | None, typer.Option("--ledger", metavar="URL", help=(
         "The ledger. Default: the configuration's, or sqlite:///data/ledger.db."))] = None,
     config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help=(
         "Take the ledger and the time zone from this configuration."))] = None,
     time_zone: Annotated[str | None, typer.Option("--time-zone", metavar="NAME", help=(
         "Such as Europe/Berlin. Default: the configuration's, or UTC."))] = None,
-    output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Write it there.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help=(
+        "Write it there. With --format focus a name that ends in .parquet means Parquet."))] = None,
+    focus_version: Annotated[str | None, typer.Option("--focus-version", metavar="V", help=(
+        "Of --format focus: 1.2, 1.3 or 1.4. Default: 1.3."))] = None,
 ) -> None:
     """What was saved against sending everything to the API.
 
@@ -39,14 +43,21 @@ def report(
     "(unallocated)"; the other rows' savings are their contribution before it.
 
     Example: breakeven report --from 2026-11-01 --to 2026-12-01 --by key --format csv --output november.csv
+    Example: breakeven report --from 2026-11-01 --to 2026-12-01 --format focus --output november.parquet
     """
     if format_ in NOT_BUILT:
-        _refuse(f"--format {format_} is not built yet; use table, json or csv")
+        _refuse(f"--format {format_} is not built yet; use table, json, csv or focus")
     if format_ not in FORMATS:
-        _refuse(f"--format {format_} is not known; use table, json or csv")
+        _refuse(f"--format {format_} is not known; use table, json, csv or focus")
+    if focus_version is not None and format_ != "focus":
+        _refuse("--focus-version is for --format focus")
     from proxy.ledger.errors import LedgerUnavailable
 
     try:
+        if format_ == "focus":
+            from proxy.cli.report_focus import write
+            write(from_, to, ledger, config, time_zone, focus_version, output)
+            return
         text = _report(from_, to, by, format_, ledger, config, time_zone, plain=output is not None)
     except LedgerUnavailable as error:
         _refuse(error.message)

@@ -31,12 +31,13 @@ BLENDED_PLACES = 12
 
 @dataclass(frozen=True, slots=True)
 class Metered:
-    """One meter of a cell: `count` tokens (or requests), `price` USD for a million tokens (or one request), None where
-    it is not known; its part of the API's cost and of the baseline, nano-USD."""
+    """One meter of a cell: `count` tokens (or requests); what is paid and the list price, USD for a million tokens (or
+    one request), None where it is not known; its part of the API's cost and of the baseline, nano-USD."""
 
     meter: str
     count: int
     price: Decimal | None
+    listed: Decimal | None
     api: int
     baseline: int
 
@@ -48,41 +49,51 @@ class Metered:
 REQUESTS = "Requests"
 
 
-def metered(cell: Cell, price: Price | None, baseline: Price | None) -> list[Metered]:
-    """The meters that a cell used; at least one, if it has an amount at all."""
+def metered(cell: Cell, price: Price | None, listed: Price | None, baseline: Price | None) -> list[Metered]:
+    """The meters that a cell used; at least one, if it has an amount at all. `listed` None: what is paid is."""
     used = [(bucket, count) for bucket, count in zip(BUCKETS, cell.tokens, strict=True) if count]
-    rates, blended = _rates(cell, price, used)
-    weights = [_weight(count, rate) for (_, count), rate in zip(used, rates, strict=True)]
+    tier, factor = _tier(cell, price, used)
+    paid = [tier and tier.of(bucket) for bucket, _ in used]
+    weights = [_weight(count, rate) for (_, count), rate in zip(used, paid, strict=True)]
+    public = paid if price is None or listed is None else [_same(listed, tier).of(bucket) for bucket, _ in used]
     meters = [(METERS[bucket], count) for bucket, count in used]
-    fee = Decimal(0) if price is None else price.usd_per_request
-    if fee and cell.attempts:
-        weights.append(Fraction(fee) * NANO_PER_USD * cell.attempts)
-        rates, meters = [*rates, fee], [*meters, (REQUESTS, cell.attempts)]
-    if not meters and (cell.api or cell.baseline):
-        meters, rates, weights = [(REQUESTS, cell.attempts)], [None], [Fraction(0)]
+    if price is not None and price.usd_per_request and cell.attempts:
+        meters.append((REQUESTS, cell.attempts))
+        weights.append(Fraction(price.usd_per_request) * NANO_PER_USD * cell.attempts)
+        paid = [*paid, price.usd_per_request]
+        public = [*public, (listed or price).usd_per_request]
+    elif not meters and (cell.api or cell.baseline):
+        meters, weights, paid, public = [(REQUESTS, cell.attempts)], [Fraction(0)], [None], [None]
     if not meters:
         return []
     whole = _whole(weights)
-    api = shares(cell.api, whole)
-    against = shares(cell.baseline, _baseline_weights(meters, used, baseline) or whole)
-    if blended is not None:
-        rates = [None if rate is None else rounded(Fraction(rate) * blended, BLENDED_PLACES) for rate in rates]
-    return [Metered(meter, count, None if rate is None else priced(rate), *parts)
-            for (meter, count), rate, *parts in zip(meters, rates, api, against, strict=True)]
+    against = _baseline_weights(meters, used, baseline) or whole
+    return [Metered(meter, count, _price(one, factor), _price(other, factor), *parts)
+            for (meter, count), one, other, *parts in zip(
+                meters, paid, public, shares(cell.api, whole), shares(cell.baseline, against), strict=True)]
 
 
-def _rates(cell: Cell, price: Price | None, used: Sequence[tuple[str, int]]) -> tuple[
-        list[Decimal | None], Fraction | None]:
-    """USD per million tokens of each bucket used, of the tier whose cost is the cell's; if none is, of the first tier,
-    and by how much the cell paid more than that."""
+def _tier(cell: Cell, price: Price | None, used: Sequence[tuple[str, int]]) -> tuple[Tier | None, Fraction]:
+    """The tier whose cost is the cell's. If none is: the first, and by what factor the cell paid more than that."""
     if price is None:
-        return [None] * len(used), None
+        return None, Fraction(1)
     for tier in price.tiers:
         if abs(cell.api - _cost(cell, price, tier, used)) <= max(cell.attempts, 1):
-            return [tier.of(bucket) for bucket, _ in used], None
-    first = price.tiers[0]
-    cost = _cost(cell, price, first, used)
-    return [first.of(bucket) for bucket, _ in used], Fraction(cell.api) / cost if cost else None
+            return tier, Fraction(1)
+    cost = _cost(cell, price, price.tiers[0], used)
+    return price.tiers[0], Fraction(cell.api) / cost if cost else Fraction(1)
+
+
+def _same(listed: Price, tier: Tier | None) -> Tier:
+    """The list price's tier of the same threshold."""
+    return next((one for one in listed.tiers if tier and one.above_input_tokens == tier.above_input_tokens),
+                listed.tiers[0])
+
+
+def _price(rate: Decimal | None, factor: Fraction) -> Decimal | None:
+    if rate is None or factor == 1:
+        return None if rate is None else priced(rate)
+    return rounded(Fraction(rate) * factor, BLENDED_PLACES)
 
 
 def _cost(cell: Cell, price: Price, tier: Tier, used: Sequence[tuple[str, int]]) -> Fraction:

@@ -109,10 +109,11 @@ def _cost(nano: int) -> Row:
     return {"BilledCost": amount, "EffectiveCost": amount}
 
 
-def at_price(price: Decimal, quantity: Decimal, unit: str) -> Row:
-    cost = times(price, quantity)
-    return {"ListUnitPrice": price, "ContractedUnitPrice": price, "ListCost": cost, "ContractedCost": cost,
-            "PricingQuantity": quantity, "PricingUnit": unit}
+def at_price(price: Decimal, quantity: Decimal, unit: str, listed: Decimal | None = None) -> Row:
+    """What is paid, and the list price where that is another."""
+    public = price if listed is None else listed
+    return {"ListUnitPrice": public, "ContractedUnitPrice": price, "ListCost": times(public, quantity),
+            "ContractedCost": times(price, quantity), "PricingQuantity": quantity, "PricingUnit": unit}
 
 
 def without_price(nano: int) -> Row:
@@ -124,7 +125,8 @@ def _api(frame: Row, cell: Cell, book: Book) -> Iterator[Row]:
     provider = price.provider if price else cell.backend
     common = {**frame, **_app(cell, book), **AI, **_who(provider, f"{provider} model API"),
               **_resource(cell.backend, "Model API"), "x_PriceBookHash": cell.price_version or None}
-    for part in metered(cell, price, book.prices.get(cell.baseline_price_version)):
+    for part in metered(cell, price, book.listed(price, frame["ChargePeriodStart"]),
+                        book.prices.get(cell.baseline_price_version)):
         against = {"x_CounterfactualCost": usd(part.baseline)}
         if part.price is None or price is None:
             yield {**common, **without_price(part.api), **against, "ChargeCategory": "Adjustment",
@@ -139,8 +141,8 @@ def _meter(price: Price, part: Metered) -> Row:
     unit, quantity = ("Requests", Decimal(part.count)) if part.requests else (
         f"{TOKENS_PER_UNIT} Tokens", Decimal(part.count).scaleb(-6))
     assert part.price is not None
-    return {**at_price(part.price, quantity, unit), "ChargeCategory": "Usage", "ChargeFrequency": "Usage-Based",
-            "PricingCategory": "Standard", "ConsumedQuantity": Decimal(part.count),
+    return {**at_price(part.price, quantity, unit, part.listed), "ChargeCategory": "Usage",
+            "ChargeFrequency": "Usage-Based", "PricingCategory": "Standard", "ConsumedQuantity": Decimal(part.count),
             "ConsumedUnit": "Requests" if part.requests else "Tokens",
             "SkuId": sku, "SkuPriceId": f"{sku}/{price.service_tier}", "SkuMeter": part.meter,
             "SkuPriceDetails": compact({"x_ModelId": price.model, "x_ServiceTier": price.service_tier}),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from proxy.core.gpucost import GpuShare, RateLine
-from proxy.core.pricing import Price
+from proxy.core.pricing import Price, PriceBook
 from proxy.core.usage import BUCKETS
 
 
@@ -55,13 +55,21 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Book:
-    """Prices by version, the rate card in the order it was recorded, names of keys, and whose account it is."""
+    """Prices by version, as they were paid; list prices, where a configuration says them; the rate card in the order it
+    was recorded; names of keys; whose account it is."""
 
     prices: Mapping[str, Price] = field(default_factory=dict)
+    public: PriceBook = field(default_factory=PriceBook)
     rates: Sequence[RateLine] = ()
     keys: Mapping[str, str] = field(default_factory=dict)
     account: str = "breakeven"
     cost_basis: str = "estimated"
+
+    def listed(self, price: Price | None, at_ns: int) -> Price | None:
+        """The list price beside a price that was paid; None where it is that, or not known."""
+        if price is None:
+            return None
+        return self.public.find_listed(price.provider, price.model, at_ns, price.service_tier)
 
     def card(self, kind: str, name: str = "") -> list[RateLine]:
         return [line for line in self.rates if line.kind == kind and name in ("", line.name)]

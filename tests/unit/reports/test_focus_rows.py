@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from proxy.core.gpucost import GpuShare, RateLine, overheads
 from proxy.core.money import NS_PER_HOUR, NS_PER_S, nano
-from proxy.core.pricing import Price, Tier
+from proxy.core.pricing import Price, PriceBook, Tier, discounted
 from proxy.core.usage import BUCKETS, Usage
 from proxy.reports.focus import allocation
 from proxy.reports.focus.columns import VERSIONS, columns
@@ -35,7 +35,7 @@ CARD = [RateLine("gpu", "llama", Decimal("1.39"), T0),
         RateLine("gpu", "burst", Decimal("7.77"), T0, billing="elastic"),
         RateLine("electricity", "electricity", Decimal("0.123"), T0, pue=Decimal("1.3")),
         RateLine("overhead", "engineering", Decimal(1000), T0)]
-BOOK = Book({"aaa": GPT, "bbb": LONG}, CARD, {"key_1": "search", "key_2": "=HYPERLINK(1)"})
+BOOK = Book({"aaa": GPT, "bbb": LONG}, rates=CARD, keys={"key_1": "search", "key_2": "=HYPERLINK(1)"})
 
 
 def tokens(**counts):
@@ -127,23 +127,36 @@ def test_the_tier_is_the_one_that_the_amount_was_made_with():
     counts = tokens(input_text=250_000, output_text=1000)
     whole = cost(LONG, counts)
     cell = api(price_version="bbb", tokens=counts, attempts=1, api=whole)
-    prices = {part.meter: part.price for part in metered(cell, LONG, None)}
+    prices = {part.meter: part.price for part in metered(cell, LONG, None, None)}
     assert prices == {"Input": Decimal("2.5"), "Output": Decimal(15), "Requests": Decimal("0.0001")}
     mixed = replace(cell, tokens=tokens(input_text=260_000, output_text=1000), attempts=2,
                     api=whole + cost(LONG, tokens(input_text=10_000)))
-    parts = metered(mixed, LONG, None)
+    parts = metered(mixed, LONG, None, None)
     assert sum(part.api for part in parts) == mixed.api
     assert Decimal("1.25") < parts[0].price < Decimal("2.5")
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(0, 10**7), min_size=len(BUCKETS), max_size=len(BUCKETS)), st.integers(0, 10**12),
-       st.integers(-10**12, 10**12), st.sampled_from([GPT, LONG, None]), st.sampled_from([GPT, LONG, None]))
-def test_no_split_loses_or_makes_a_nano_dollar(counts, amount, baseline, price, against):
-    parts = metered(api(tokens=tuple(counts), api=amount, baseline=baseline), price, against)
+       st.integers(-10**12, 10**12), st.sampled_from([GPT, LONG, None]), st.sampled_from([GPT, None]),
+       st.sampled_from([GPT, LONG, None]))
+def test_no_split_loses_or_makes_a_nano_dollar(counts, amount, baseline, price, listed, against):
+    parts = metered(api(tokens=tuple(counts), api=amount, baseline=baseline), price, listed, against)
     assert sum(part.api for part in parts) == (amount if parts else 0)
     assert sum(part.baseline for part in parts) == (baseline if parts else 0)
     assert parts or not (amount or baseline)
+
+
+def test_a_contracted_price_stands_beside_the_list_price():
+    paid = discounted(GPT, Decimal(12), 0, "contract")
+    cell = api(price_version="ccc")
+    public = PriceBook({("openai", "gpt-4o"): (paid,)}, {("openai", "gpt-4o"): (GPT,)})
+    book = replace(BOOK, prices={**BOOK.prices, "ccc": paid}, public=public)
+    header, found = as_csv([Slice(*HOUR, (replace(cell, api=cost(paid, cell.tokens)),))], book=book)
+    assert problems(header, found, "1.3") == []
+    assert [(row["ListUnitPrice"], row["ContractedUnitPrice"]) for row in found] == [
+        ("2.5", "2.2"), ("1.25", "1.1"), ("10", "8.8")]
+    assert sum(Decimal(row["ContractedCost"]) for row in found) == sum(Decimal(row["BilledCost"]) for row in found)
 
 
 def test_an_hour_of_gpus_is_split_to_apps_and_to_nobody():

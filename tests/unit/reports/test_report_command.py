@@ -131,7 +131,7 @@ def test_the_configuration_gives_ledger_and_zone(url, tmp_path):
 
 
 @pytest.mark.parametrize("arguments, says", [
-    (["--format", "html"], "not built yet"), (["--format", "focus"], "not built yet"), (["--format", "x"], "not known"),
+    (["--format", "html"], "not built yet"), (["--format", "x"], "not known"),
     (["--from", "yesterday"], "not a date"), (["--from", "2026-02-01", "--to", "2026-02-01"], "left out"),
     (["--from", "2999-01-01"], "not begun"), (["--by", "colour"], "cannot group"), (["--time-zone", "X"], "time zone"),
     (["--config", "none.yaml"], "none.yaml"), (["--output", "/none/x"], "/none/x")])

@@ -14,6 +14,7 @@ import datetime as dt
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
+from itertools import pairwise
 from pathlib import Path as FsPath
 from typing import Any, Literal, get_args
 
@@ -194,9 +195,11 @@ def _rates(card: Card, gpu: Gpu, ref: CardRef) -> tuple[Rate, ...]:
         raise LookupError(f"{card.file}:{lines[0].number}: the first {named} begins after gpu.from",
                           f"on {lines[0].from_.date()}")
     first = max(index for index, line in enumerate(lines) if line.from_ <= gpu.from_)
-    ends = [*(line.from_ for line in lines[first + 1:]), None]
+    lines = [line for before, line in pairwise([None, *lines[first:]])
+             if before is None or line.usd_per_hour != before.usd_per_hour]
+    ends = [*(line.from_ for line in lines[1:]), None]
     with localcontext(prec=DIGITS_MAX):
         return tuple(
             Rate.model_construct(from_=max(line.from_, gpu.from_), usd_per_hour=line.usd_per_hour * gpu.count,
                                  until=gpu.until if end is None or (gpu.until and gpu.until < end) else None)
-            for line, end in zip(lines[first:], ends, strict=True) if gpu.until is None or line.from_ < gpu.until)
+            for line, end in zip(lines, ends, strict=True) if gpu.until is None or line.from_ < gpu.until)

@@ -54,6 +54,15 @@ def load(path: str | FsPath, env: Mapping[str, str] | None = None, secrets: bool
     return settings
 
 
+def cards_of(path: str | FsPath) -> list[FsPath]:
+    """The GPU rate cards that a configuration refers to, whether or not they are there yet."""
+    data, _, _ = yaml_tree.read(path)
+    backends = data.get("backends") if isinstance(data, dict) else None
+    gpus = [backend.get("gpu") for backend in (backends or {}).values() if isinstance(backend, dict)]
+    refs = [gpu.get("usd_per_hour") for gpu in gpus if isinstance(gpu, dict)]
+    return list(dict.fromkeys(FsPath(ref["card"]) for ref in refs if isinstance(ref, dict) and "card" in ref))
+
+
 def _validated(data: dict[str, Any], source: Source, context: dict[str, Any]) -> tuple[Settings | None, list[Problem]]:
     problems: list[Problem] = []
     refused: set[Path] = set()

@@ -25,7 +25,7 @@ from proxy.config.fields import decimal, utc
 from proxy.config.model import Settings
 from proxy.config.problem import ConfigError, Problem, Source, shown
 from proxy.config.translate import did_you_mean
-from proxy.core.pricing import DIGITS_MAX
+from proxy.core.pricing import DIGITS
 
 COLUMNS = ("gpu", "provider", "usd_per_hour", "kind", "from", "region", "source")
 OPTIONAL = ("region",)
@@ -198,7 +198,7 @@ def _rates(card: Card, gpu: Gpu, ref: CardRef) -> tuple[Rate, ...]:
     lines = [line for before, line in pairwise([None, *lines[first:]])
              if before is None or line.usd_per_hour != before.usd_per_hour]
     ends = [*(line.from_ for line in lines[1:]), None]
-    with localcontext(prec=DIGITS_MAX):
+    with localcontext(prec=DIGITS):
         return tuple(
             Rate.model_construct(from_=max(line.from_, gpu.from_), usd_per_hour=line.usd_per_hour * gpu.count,
                                  until=gpu.until if end is None or (gpu.until and gpu.until < end) else None)

@@ -16,7 +16,7 @@ from typing import Any
 
 from proxy.config.backend import LITELLM_PREFIXES
 from proxy.config.problem import ConfigError, Source
-from proxy.core.pricing import DIGITS_MAX
+from proxy.core.pricing import DIGITS
 
 JSON_BYTES_MAX = 64 * 1_048_576
 # litellm's names, and ours in the price file.
@@ -102,5 +102,5 @@ def _prices(key: str, entry: dict[str, Any]) -> Iterator[ListPrice]:
 def _per_mtok(value: object) -> Decimal | None:
     if isinstance(value, bool) or not isinstance(value, (int, Decimal)) or value < 0:
         return None
-    with localcontext(prec=DIGITS_MAX):
+    with localcontext(prec=DIGITS):
         return Decimal(value).scaleb(6)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from proxy.cli import prices_import  # noqa: F401  adds its command to prices_app
 from proxy.cli.check_prices import prices_app
 from proxy.config import Backend, ConfigError, Problem, Settings, load, warnings
 from proxy.config.prices import load_price_book

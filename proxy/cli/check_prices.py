@@ -46,7 +46,7 @@ def show(
         raise typer.Exit(2)
     at_ns = _moment(at)
     if config is not None:
-        book = load_price_book_or_exit(_load_or_exit(config))
+        book = load_price_book_or_exit(load_or_exit(config))
     else:
         found = {(p, model or ""): package_prices(p, model or "") for p in providers_with(model or "")}
         book = PriceBook({key: prices for key, prices in found.items() if prices})
@@ -68,7 +68,7 @@ def diff(config: Config = None, as_json: AsJson = False) -> None:
     if config is None:
         typer.echo("give --config FILE", err=True)
         raise typer.Exit(2)
-    settings = _load_or_exit(config)
+    settings = load_or_exit(config)
     if settings.prices is None:
         typer.echo(f"{config} has no `prices:` file; list prices are in force")
         raise typer.Exit(0)
@@ -83,7 +83,7 @@ def diff(config: Config = None, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    _table(["provider", "model", "service tier", "above", "from", "tokens", "kind", "list", "own", "difference"],
+    table(["provider", "model", "service tier", "above", "from", "tokens", "kind", "list", "own", "difference"],
            [[str(row[key]) for key in ("provider", "model", "service_tier", "above_input_tokens", "from", "bucket",
                                        "kind", "list", "own", "difference")] for row in rows])
 
@@ -125,12 +125,12 @@ def _compared(own: Price, kind: str, listed: Price | None) -> list[dict[str, Any
                 "above_input_tokens": tier.above_input_tokens, "from": _day(own.from_ns), "bucket": bucket,
                 "kind": kind,
                 "list": plain(before) if before is not None else None, "own": plain(tier.usd_per_mtok[bucket]),
-                "difference": _percent(before, tier.usd_per_mtok[bucket]), "source": own.source,
+                "difference": percent(before, tier.usd_per_mtok[bucket]), "source": own.source,
             })
     return rows
 
 
-def _percent(before: Decimal | None, after: Decimal) -> str:
+def percent(before: Decimal | None, after: Decimal) -> str:
     if before is None:
         return "not listed"
     if before == 0:
@@ -138,7 +138,7 @@ def _percent(before: Decimal | None, after: Decimal) -> str:
     return f"{(after - before) / before * 100:+.1f} %"
 
 
-def _load_or_exit(config: Path) -> Settings:
+def load_or_exit(config: Path) -> Settings:
     try:
         return load(config, secrets=False)
     except ConfigError as error:
@@ -197,11 +197,11 @@ def _price_table(prices: list[tuple[str, Price]]) -> None:
             above = f"> {tier.above_input_tokens}" if tier.above_input_tokens else ""
             rows.append([price.provider, price.model, price.service_tier, kind, above, *rates, _day(price.from_ns),
                          price.source, price.version])
-    _table(["provider", "model", "service tier", "kind", "input tokens", "input", "cached", "cache write", "output",
+    table(["provider", "model", "service tier", "kind", "input tokens", "input", "cached", "cache write", "output",
             "from", "source", "version"], rows)
 
 
-def _table(columns: list[str], rows: list[list[str]]) -> None:
+def table(columns: list[str], rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

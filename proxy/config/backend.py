@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cached_property
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -23,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from proxy.config.fields import FROZEN, Bool, Float, Int, Moment, Text, Usd, auto, epoch_ns, refuse, setting
+from proxy.config.fields import FROZEN, Bool, FilePath, Float, Int, Moment, Text, Usd, auto, epoch_ns, refuse, setting
 from proxy.config.secrets import Secret, SecretError, resolve, unresolved
 from proxy.config.spending import InternalRate
 
@@ -84,10 +85,26 @@ class Rate(BaseModel):
         unit="USD per hour for all `count` GPUs", ge=0, le=100_000)
 
 
+class CardRef(BaseModel):
+    """Dated prices that stand in a rate card, a CSV file, per GPU; read at start, times `count`."""
+
+    model_config = FROZEN
+
+    card: FilePath = setting(..., "Rate card", "A CSV file that several backends may share; `breakeven prices import` "
+        "adds to it.", unit="file")
+    gpu: Text | None = setting(None, "GPU in the card", "Where the card calls it otherwise.", shown_default="gpu.type")
+    provider: Text = setting(..., "Provider in the card", "Who rents it out.")
+    kind: Literal["reserved", "on-demand", "spot"] = setting(..., "Kind of price", "As it is rented; spot prices "
+        "change by the hour.")
+    region: Text | None = setting(None, "Region in the card", "Where prices differ by region.")
+
+
 RateCard = Annotated[
     Annotated[Usd, Field(ge=0, le=100_000), Tag("one")]
-    | Annotated[tuple[Rate, ...], Field(min_length=1, max_length=1000), Tag("many")],
-    Discriminator(lambda value: "many" if isinstance(value, (list, tuple)) else "one")]
+    | Annotated[tuple[Rate, ...], Field(min_length=1, max_length=1000), Tag("many")]
+    | Annotated[CardRef, Tag("of_card")],
+    Discriminator(lambda value: "many" if isinstance(value, (list, tuple))
+                  else "of_card" if isinstance(value, (Mapping, CardRef)) else "one")]
 
 
 class Gpu(BaseModel):
@@ -100,7 +117,8 @@ class Gpu(BaseModel):
     count: Int = setting(1, "Number of GPUs, all replicas together", "Two replicas of two GPUs each are 4.",
         unit="GPUs", ge=1, le=4096)
     usd_per_hour: RateCard = setting(..., "GPU price", "Required: without it no saving can be proved. From the "
-        "contract or cloud bill; where the price changes, a list of {from, until, usd_per_hour}.",
+        "contract or cloud bill; where the price changes, a list of {from, until, usd_per_hour}; or a rate "
+        "card, {card, provider, kind}.",
         unit="USD per hour for all `count` GPUs")
     billing: Literal["committed", "elastic", "spot"] = setting(
         "committed", "How the GPUs are paid", "committed: paid used or not, so serving one more request is free "
@@ -123,9 +141,10 @@ class Gpu(BaseModel):
         "needed for `gpu_util_max`.", unit="URL")
     nvml: Bool = setting(False, "Read NVML", "For GPUs in the machine the gateway runs on.")
 
-    @property
+    @cached_property
     def rates(self) -> tuple[DatedRate, ...]:
         """The rate card, ascending and without overlap. Without `from`, the first line starts at 0: from ever."""
+        assert not isinstance(self.usd_per_hour, CardRef), "the card was not read"
         end = epoch_ns(self.until) if self.until else None
         if isinstance(self.usd_per_hour, Decimal):
             return (DatedRate(epoch_ns(self.from_) if self.from_ else 0, end, self.usd_per_hour),)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from zoneinfo import ZoneInfo
 
 from proxy.config.address import url_fault
-from proxy.config.backend import COMMERCIAL, ENGINES, Backend
+from proxy.config.backend import COMMERCIAL, ENGINES, Backend, CardRef
 from proxy.config.model import Route, Settings
 from proxy.config.problem import Path, Problem, Source, shown
 from proxy.config.routes import is_glob
@@ -172,6 +172,9 @@ def rate_cards(look: Look) -> Iterator[Problem]:
             continue
         if gpu.from_ and gpu.until and gpu.until <= gpu.from_:
             yield look.problem((*at, "until"), "must be after from")
+        if isinstance(gpu.usd_per_hour, CardRef) and gpu.from_ is None:
+            yield look.problem((*at, "from"), "is missing: of a rate card it says which price is the first",
+                               "the day the GPUs were first paid")
         if not isinstance(gpu.usd_per_hour, tuple):
             continue
         if gpu.from_ or gpu.until:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from proxy.config import yaml_tree
 from proxy.config.checks import cross_check
+from proxy.config.gpu_card import with_cards
 from proxy.config.model import Settings
 from proxy.config.problem import ConfigError, Path, Problem, Source, in_order
 from proxy.config.translate import fields_of, model_at, problems_of
@@ -34,7 +35,7 @@ def load(path: str | FsPath, env: Mapping[str, str] | None = None, secrets: bool
     """The settings in the file at `path`, or ConfigError with everything that is wrong.
 
     `env` (the process environment if None) answers `env:NAME`. With `secrets=False` no secret is looked
-    up: for commands that call nobody. Nothing is contacted and no price is read.
+    up: for commands that call nobody. Nothing is contacted; of prices only GPU rate cards are read.
     """
     data, source, problems = yaml_tree.read(path)
     settings = None
@@ -43,12 +44,23 @@ def load(path: str | FsPath, env: Mapping[str, str] | None = None, secrets: bool
         problems += more
     else:
         problems.append(source.problem((), "must be a mapping of settings", "begin with backends: and routes:"))
+    if settings is not None and not problems:
+        settings._source = source
+        settings, problems = with_cards(settings)
     problems += yaml_tree.secrets_in_clear(source, {problem.line for problem in problems})
     if problems or settings is None:
         raise ConfigError(in_order(problems)[:PROBLEMS_MAX])
     source.text = ""
-    settings._source = source
     return settings
+
+
+def cards_of(path: str | FsPath) -> list[FsPath]:
+    """The GPU rate cards that a configuration refers to, whether or not they are there yet."""
+    data, _, _ = yaml_tree.read(path)
+    backends = data.get("backends") if isinstance(data, dict) else None
+    gpus = [backend.get("gpu") for backend in (backends or {}).values() if isinstance(backend, dict)]
+    refs = [gpu.get("usd_per_hour") for gpu in gpus if isinstance(gpu, dict)]
+    return list(dict.fromkeys(FsPath(ref["card"]) for ref in refs if isinstance(ref, dict) and "card" in ref))
 
 
 def _validated(data: dict[str, Any], source: Source, context: dict[str, Any]) -> tuple[Settings | None, list[Problem]]:

@@ -174,20 +174,24 @@ def _lines(parsed: PriceFile, kind: str, source: Source) -> Lines:
     found: dict[Key, tuple[Price, ...]] = {}
     for provider, models in parsed.prices.items():
         for model, lines in models.items():
-            prices = [_price(provider, model, line, source, index) for index, line in enumerate(lines)
-                      if line.kind == kind]
+            prices = [price_of(provider, model, line, f"{_place(source, provider, model, index)} {line.source}")
+                      for index, line in enumerate(lines) if line.kind == kind]
             if prices:
                 found[provider, model] = tuple(sorted(prices, key=lambda price: price.from_ns))
     return Lines(found)
 
 
-def _price(provider: str, model: str, line: PriceLine, source: Source, index: int) -> Price:
+def _place(source: Source, *at: str | int) -> str:
+    return f"{source.file}:{source.marks.get(('prices', *at), (0, 0))[0]}"
+
+
+def price_of(provider: str, model: str, line: PriceLine, source: str) -> Price:
+    """The price that a line says."""
     base = line.by_bucket()
     longer = sorted(line.tiers, key=lambda tier: tier.above_input_tokens)
     tiers = (Tier(base), *(Tier({**base, **tier.by_bucket()}, tier.above_input_tokens) for tier in longer))
-    number = source.marks.get(("prices", provider, model, index), (0, 0))[0]
-    return versioned(Price(provider, model, tiers, epoch_ns(line.from_), f"{source.file}:{number} {line.source}",
-                           usd_per_request=line.usd_per_request, service_tier=line.service_tier))
+    return versioned(Price(provider, model, tiers, epoch_ns(line.from_), source, usd_per_request=line.usd_per_request,
+                           service_tier=line.service_tier))
 
 
 def _contradictions(parsed: PriceFile, source: Source) -> list[Problem]:

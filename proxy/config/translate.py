@@ -44,7 +44,7 @@ def problems_of(error: ValidationError, root: type[BaseModel], source: Source) -
 
 def field_path(loc: Path) -> Path:
     """Pydantic's place of an error as a place in the file: without the names of unions and keys."""
-    return tuple(part for part in loc if part not in ("one", "many", "[key]"))
+    return tuple(part for part in loc if part not in ("one", "many", "of_card", "[key]"))
 
 
 def fields_of(model: type[BaseModel]) -> dict[str, Any]:

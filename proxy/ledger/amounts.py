@@ -14,6 +14,7 @@ from proxy.core.entries import RequestEntry
 from proxy.core.gpucost import RateLine, timeline
 from proxy.core.money import NANO_PER_USD, NS_PER_MINUTE, accrue
 from proxy.core.pricing import Price, Tier
+from proxy.core.usage import Usage
 from proxy.ledger.rates import line_of
 from proxy.ledger.schema import gpu_time, prices, rates
 
@@ -39,6 +40,9 @@ class Prices:
 
     def __init__(self, connection: Connection) -> None:
         self._known = {row["version"]: price_of(row) for row in connection.execute(select(prices)).mappings()}
+        self._of_model: dict[tuple[str, str], list[Price]] = {}
+        for price in self._known.values():
+            self._of_model.setdefault((price.provider, price.model), []).append(price)
 
     def problems(self, entry: RequestEntry) -> Iterator[str]:
         """Whether the row says what its tokens cost by the price it names."""
@@ -72,13 +76,26 @@ class Prices:
             yield (f"{name}: baseline_nano is {entry.baseline_nano} by price {entry.baseline_price_version!r}, which "
                    "is not in the ledger")
             return
-        if entry.backend_kind == "api" and entry.baseline_nano == entry.api_nano and (
-                entry.baseline_price_version == entry.price_version):
-            return  # the baseline itself answered
-        cost = price.cost_nano(entry.usage.cached_as(entry.baseline_cached_tokens))
-        if cost != entry.baseline_nano and not (  # the baseline itself answered, and its list price is lower
-                entry.backend_kind == "api" and price.cost_nano(entry.usage) == entry.baseline_nano):
-            yield f"{name}: baseline_nano is {entry.baseline_nano}, its tokens cost {cost} by price {price.version}"
+        usages = [entry.usage.cached_as(entry.baseline_cached_tokens)]
+        if entry.backend_kind == "api":
+            usages.append(entry.usage)  # the baseline itself answered
+        costs = [price.cost_nano(usage) for usage in usages]
+        if entry.baseline_nano not in costs:
+            yield f"{name}: baseline_nano is {entry.baseline_nano}, its tokens cost {costs[0]} by price {price.version}"
+        yield from self._both(name, entry, price, usages)
+
+    def _both(self, name: str, entry: RequestEntry, price: Price, usages: list[Usage]) -> Iterator[str]:
+        """At list and by contract: the headline is the lower of those that are known, and the other is what some price
+        of the model comes to that the ledger knows. Rows of before there were two say neither."""
+        known = {column: amount for column in ("baseline_list_nano", "baseline_contracted_nano")
+                 if (amount := getattr(entry, column)) is not None}
+        if known and entry.baseline_nano != min(known.values()):
+            yield f"{name}: baseline_nano is {entry.baseline_nano}, not the lower of {known}"
+        for column, amount in known.items():
+            if amount != entry.baseline_nano and not any(
+                    other.cost_nano(usage) == amount for other in self._of_model[price.provider, price.model]
+                    for usage in usages):
+                yield f"{name}: {column} is {amount}, which no price of {price.provider}/{price.model} comes to"
 
 
 def gpu_minutes(connection: Connection) -> Iterator[str]:

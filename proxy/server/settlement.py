@@ -82,7 +82,7 @@ class Settlement:
             price.version if price else "", marginal_nano, work_ns,
             baseline.nano, baseline.model, baseline.version, baseline.cached, self._slo_met(call, outcome, succeeded),
             placement.attempt.reason, partial(_decision, placement.plan, placement.waited_s),
-            hold_nano, internal_nano, charged)
+            hold_nano, internal_nano, charged, baseline.list_nano, baseline.contracted_nano)
 
     def unsent(self, call: Call, plan_reason: str, status: int, end_reason: EndReason, ended_ns: int,
                attempt_no: int) -> RequestEntry:

@@ -95,6 +95,9 @@ LOCAL = "(SELECT id FROM requests WHERE backend_kind = 'gpu' AND baseline_nano >
     (f"UPDATE requests SET baseline_nano = baseline_nano - 1 WHERE id = {LOCAL}", "baseline_nano is"),
     (f"UPDATE requests SET baseline_cached_tokens = 0 WHERE id = {LOCAL}", "baseline_nano is"),
     (f"UPDATE requests SET baseline_price_version = '' WHERE id = {LOCAL}", "which is not in the ledger"),
+    (f"UPDATE requests SET baseline_list_nano = baseline_nano - 1 WHERE id = {LOCAL}", "not the lower of"),
+    (f"UPDATE requests SET baseline_list_nano = baseline_nano + 1, baseline_contracted_nano = baseline_nano WHERE id = "
+     f"{LOCAL}", "which no price of"),
     (f"UPDATE requests SET final = 0 WHERE id = {LOCAL}", "has a baseline although"),
     (f"DELETE FROM requests WHERE id = {API}", "row"),
     (f"UPDATE requests SET work_ns = work_ns + 1 WHERE id = {LOCAL}", "work_ns is"),

@@ -17,7 +17,7 @@ from proxy.core.fleet import Attempt
 from proxy.core.prefix import Seen
 from proxy.core.usage import Usage
 from proxy.server.planning import Planner
-from proxy.server.settlement import NO_BASELINE, Outcome, Settlement
+from proxy.server.settlement import Outcome, Settlement
 from proxy.signals.board import Board
 from proxy.wire.endpoints import ENDPOINTS
 from proxy.wire.openai import parse_request
@@ -62,20 +62,14 @@ def ns(text: str) -> int:
 class Books:
     """A gateway's books: what an answer of `backend` that began then is booked at."""
 
-    def __init__(self, folder: Path) -> None:
-        (folder / "p.yaml").write_text(PRICES)
-        (folder / "c.yaml").write_text(CONFIG.format(folder))
+    def __init__(self, folder: Path, prices: str = PRICES, config: str = CONFIG) -> None:
+        (folder / "p.yaml").write_text(prices)
+        (folder / "c.yaml").write_text(config.format(folder))
         settings = load(folder / "c.yaml", {})
         clock = itertools.count().__next__
         self.settings, self.prices = settings, load_price_book(settings)
         self.planner = Planner(settings, Board(settings, clock), self.prices)
         self.settlement = Settlement(self.planner)
-        self.noted, compute = NO_BASELINE, self.settlement._baseline
-
-        def noting(*arguments):
-            self.noted = compute(*arguments)
-            return self.noted
-        self.settlement._baseline = noting
 
     def book(self, when: str, backend: str = "llama", usage: Usage = TEXT, route: str = "chat", tier: str | None = None,
              ended: str | None = None, end_reason: str = "complete", repeated: float = 0.0, attempt: int = 1,
@@ -155,7 +149,7 @@ FIGURES = [  # when and what, then what the API bills, the baseline at list, by 
 def test_what_is_booked(books, what, api, listed, contracted, headline):
     entry = books.book(**what)
     assert entry.api_nano == api
-    assert (books.noted.list_nano, books.noted.contracted_nano) == (listed, contracted)
+    assert (entry.baseline_list_nano, entry.baseline_contracted_nano) == (listed, contracted)
     assert entry.baseline_nano == min((one for one in (listed, contracted) if one is not None), default=None)
     model = {"gift": "free", "lost": "nobody-lists-it"}.get(what.get("route", ""), "m")
     named = {"paid": books.prices.find, "list": books.prices.find_listed}.get(headline)

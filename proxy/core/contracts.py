@@ -1,0 +1,134 @@
+"""Kinds of price that are more than a rate per token: what a request costs at the margin, what a month owes beside it.
+
+    volume         the month's tokens so far decide the discount of the next ones
+    commitment     so many USD of requests a month are promised; what they fall short by is owed all the same
+    provisioned    so many tokens a minute are reserved, by the hour; within them a token costs nothing more
+
+Everything is decided by a *standing*: what the contract's requests have come to in this month, or in this minute.
+A request is priced whole, by the standing it finds: the one that crosses a step is billed before it, the one that
+exceeds a minute within it. So a price is one line of the price book, its version on the row says which, and the row's
+amount can be computed again from that alone.
+
+The fixed parts accrue evenly, so that any split of a period adds up to the nano-dollar. A reservation costs by the
+hour whether it is used or not. A commitment accrues over its month: at any moment t of the month
+
+    shortfall(t) = max(0, round(promised x elapsed(t) / month) - what its requests came to until t)
+
+and a period owes the difference of that running figure between its ends. So the month's days add up to what the month
+owes on the invoice, and a day on which much is used may be negative: it makes good what the days before lacked.
+Months are calendar months, UTC, as providers bill; one that a contract covers in part promises that part.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from typing import Literal
+
+from proxy.core.budgets import window_end_ns, window_start_ns
+from proxy.core.money import NANO_PER_USD, NS_PER_S, accrue, round_nano
+
+Kind = Literal["volume", "commitment", "provisioned"]
+PACE_NS_MIN = 24 * 3600 * NS_PER_S  # of a month must be over before its pace says anything
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """One contract over a provider's models. `model` may be a glob. `usd`: promised per month (commitment), or per hour
+    (provisioned). `steps`: (above how many tokens of the month, percent off), ascending from 0 (volume)."""
+
+    kind: Kind
+    provider: str
+    model: str
+    from_ns: int
+    until_ns: int | None = None
+    usd: Decimal = Decimal(0)
+    tokens_per_minute: int = 0
+    steps: tuple[tuple[int, Decimal], ...] = ()
+    source: str = ""
+
+    @property
+    def scope(self) -> str:
+        """Its name in the rate card: no provider has a slash in it."""
+        return f"{self.provider}/{self.model}"
+
+    def covers(self, at_ns: int) -> bool:
+        return self.from_ns <= at_ns and (self.until_ns is None or at_ns < self.until_ns)
+
+
+def step(contract: Contract, volume: int) -> int:
+    """Which step of a volume contract bills the next token, when the month stands at `volume` tokens."""
+    starts = [above for above, _ in contract.steps]
+    return max(0, bisect_left(starts, volume + 1) - 1)
+
+
+def within(contract: Contract, minute_tokens: int) -> bool:
+    """Whether the next request is covered by what is provisioned, when its minute stands at so many tokens."""
+    return minute_tokens < contract.tokens_per_minute
+
+
+def behind(contract: Contract, spent_nano: int, at_ns: int) -> bool:
+    """Whether, at the month's pace so far, the commitment will not be used up: then one more request costs nothing at
+    the margin, because what it does not use is owed all the same. False on a month's first day, which says too little.
+    """
+    start_ns, end_ns = month(at_ns)
+    begun_ns = max(start_ns, contract.from_ns)
+    if not contract.covers(at_ns) or at_ns - begun_ns < PACE_NS_MIN:
+        return False
+    end_ns = _end(contract, end_ns)
+    promised = promised_nano(contract, begun_ns, end_ns)
+    return spent_nano * (end_ns - begun_ns) < promised * (at_ns - begun_ns)
+
+
+def month(at_ns: int) -> tuple[int, int]:
+    """The calendar month, UTC, that a moment is in: from, to."""
+    end_ns = window_end_ns("month", at_ns)
+    assert end_ns is not None
+    return window_start_ns("month", at_ns), end_ns
+
+
+def months(from_ns: int, to_ns: int) -> Iterator[tuple[int, int, int, int]]:
+    """The months that a period touches: from, to, and the stretch of the period in each."""
+    while from_ns < to_ns:
+        start_ns, end_ns = month(from_ns)
+        yield start_ns, end_ns, from_ns, min(to_ns, end_ns)
+        from_ns = end_ns
+
+
+def reserved_nano(contract: Contract, from_ns: int, to_ns: int) -> int:
+    """What a reservation costs from then to then, used or not."""
+    return accrue(Fraction(contract.usd) * NANO_PER_USD, contract.from_ns, from_ns, _end(contract, to_ns))
+
+
+def promised_nano(contract: Contract, from_ns: int, to_ns: int) -> int:
+    """What a commitment comes to from then to then, of one month, in which its requests are expected to come to it."""
+    start_ns, end_ns = month(from_ns)
+    per_ns = Fraction(contract.usd) * NANO_PER_USD / (end_ns - start_ns)
+    from_ns, to_ns = max(from_ns, contract.from_ns), _end(contract, to_ns)
+    if to_ns <= from_ns:
+        return 0
+    return round_nano(per_ns * (to_ns - start_ns)) - round_nano(per_ns * (from_ns - start_ns))
+
+
+def shortfall_nano(contract: Contract, spent_nano: Callable[[int, int], int], from_ns: int, to_ns: int) -> int:
+    """What a commitment owes from then to then beyond its requests. `spent_nano(from, to)`: what those came to."""
+    total = 0
+    for start_ns, _, first_ns, last_ns in months(from_ns, to_ns):
+        begun_ns = max(start_ns, contract.from_ns)
+        total += _lacking(contract, spent_nano, begun_ns, last_ns) - _lacking(contract, spent_nano, begun_ns, first_ns)
+    return total
+
+
+def _lacking(contract: Contract, spent_nano: Callable[[int, int], int], begun_ns: int, at_ns: int) -> int:
+    """By how much the month falls short at a moment of it (its end counts to it)."""
+    at_ns = _end(contract, at_ns)
+    if at_ns <= begun_ns:
+        return 0
+    return max(0, promised_nano(contract, begun_ns, at_ns) - spent_nano(begun_ns, at_ns))
+
+
+def _end(contract: Contract, at_ns: int) -> int:
+    return at_ns if contract.until_ns is None else min(at_ns, contract.until_ns)

@@ -81,6 +81,14 @@ def unit(nano: int | None, digits: int = 3) -> str:
     return money(nano, places)
 
 
+def count(number: int) -> str:
+    """'812', '45.3 k', '1,204.7 M': tokens where there is little room."""
+    for size, letter in ((1_000_000, "M"), (1_000, "k")):
+        if number >= size:
+            return f"{Decimal(round(Fraction(number * 10, size))).scaleb(-1):,} {letter}"
+    return f"{number:,}"
+
+
 def printable(text: str) -> str:
     """Names come from configuration and headers: no control character gets out, nor one that turns the line around."""
     shown = "".join(char if char.isprintable() else "?" for char in text)

@@ -5,13 +5,14 @@ Pure. Nothing is added up that a statement has not checked, but where a short ta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Literal
 
 from proxy.core.gpucost import GpuShare
 from proxy.core.marginal import BackendSums
+from proxy.core.money import apportion
 from proxy.core.savings import GroupRow, Statement
 from proxy.reports.books import Books
 from proxy.reports.figures import Amount, per, percent_of, places_for, printable
@@ -36,8 +37,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A group, a span of time, or what is left of a list. Unit prices are nano-USD, None where there is nothing to
-    divide by. `allocated` is False for what belongs to nobody."""
+    """A group, a span of time, or what is left of a list. `allocated` is False for what belongs to nobody. `loaded`:
+    what was paid, and a group's share of what belongs to nobody; the unit costs are of it, in nano-USD, None where
+    there is nothing to divide by."""
 
     name: str
     label: str
@@ -52,9 +54,19 @@ class Line:
     corrections: Amount
     actual: Amount
     savings: Amount
-    percent: Decimal | None
-    per_million: int | None
-    per_request: int | None
+    loaded: Amount
+
+    @property
+    def percent(self) -> Decimal | None:
+        return percent_of(self.savings.nano, self.baseline.nano)
+
+    @property
+    def per_million(self) -> int | None:
+        return per(self.loaded.nano, self.tokens, MILLION)
+
+    @property
+    def per_request(self) -> int | None:
+        return per(self.loaded.nano, self.requests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,50 +177,58 @@ def bridge(books: Books) -> list[Step]:
 
 def lines(statement: Statement) -> list[Line]:
     """The groups, dearest baseline first, what belongs to nobody last."""
-    places = places_for(statement)
+    places, share = places_for(statement), _nobodys(statement)
     rows = sorted(statement.rows, key=lambda row: (not row.allocated, -row.baseline, -row.actual, row.group))
-    return [line(row, places) for row in rows]
+    return [line(row, places, row.actual + share.get(row.group, 0) if row.allocated else share.get(row.group, 0))
+            for row in rows]
 
 
-def line(row: GroupRow, places: int) -> Line:
+def _nobodys(statement: Statement) -> dict[str, int]:
+    """What belongs to nobody, shared out: GPU time and idle power by the groups' GPU work, overheads by their baseline.
+    What no group has a claim to stays where it is. Adds up to the nano-dollar."""
+    groups = [row for row in statement.rows if row.allocated]
+    shared: dict[str, int] = {}
+    for nobody in (row for row in statement.rows if not row.allocated):
+        for amount, weights in ((nobody.actual - nobody.overhead,
+                                 {row.group: row.gpu_serving + row.gpu_failed for row in groups}),
+                                (nobody.overhead, {row.group: row.baseline for row in groups})):
+            parts = apportion(amount, weights) if any(weights.values()) else {nobody.group: amount}
+            for group, part in parts.items():
+                shared[group] = shared.get(group, 0) + part
+    return shared
+
+
+def line(row: GroupRow, places: int, loaded: int | None = None) -> Line:
+    """Of a group, with what it comes to fully loaded; or of a whole, which is loaded as it is."""
     return Line(row.group, printable(row.label or row.group), row.allocated, row.requests, row.tokens,
-                *(Amount(getattr(row, name), places) for name in AMOUNTS), percent_of(row.savings, row.baseline),
-                per(row.actual, row.tokens, MILLION), per(row.actual, row.requests))
+                *(Amount(getattr(row, name), places) for name in AMOUNTS),
+                Amount(row.actual if loaded is None else loaded, places))
 
 
 AMOUNTS = ("baseline", "api", "gpu", "energy", "overhead", "corrections", "actual", "savings")
 
 
-def shortened(found: list[Line], most: int) -> tuple[list[Line], Line | None]:
-    """The first `most - 1` lines of groups and one for all others, if there are more than `most`: (lines, what was
-    joined). What belongs to nobody keeps its line."""
+def shortened(found: list[Line], most: int) -> tuple[list[Line], list[Line]]:
+    """The groups that have room among `most` lines, and those that one line has to stand for. Without what belongs to
+    nobody, which always has its own."""
     groups = [one for one in found if one.allocated]
-    if len(groups) <= most:
-        return found, None
-    kept, rest = groups[:most - 1], groups[most - 1:]
-    return [*kept, *(one for one in found if not one.allocated)], joined(rest, f"{len(rest):,} others")
+    return (groups, []) if len(groups) <= most else (groups[:most - 1], groups[most - 1:])
 
 
-def joined(rest: Iterable[Line], label: str) -> Line:
-    rest = list(rest)
-    requests, tokens = sum(one.requests for one in rest), sum(one.tokens for one in rest)
-    sums = {name: Amount(sum(getattr(one, name).nano for one in rest), rest[0].savings.places) for name in AMOUNTS}
-    return Line("", label, True, requests, tokens, *sums.values(),
-                percent_of(sums["savings"].nano, sums["baseline"].nano),
-                per(sums["actual"].nano, tokens, MILLION), per(sums["actual"].nano, requests))
+def joined(rest: list[Line]) -> Line | None:
+    """The line that stands for some groups; None for none."""
+    if not rest:
+        return None
+    sums = [Amount(sum(getattr(one, name).nano for one in rest), rest[0].savings.places)
+            for name in (*AMOUNTS, "loaded")]
+    return Line("", f"{len(rest):,} others", True, sum(one.requests for one in rest),
+                sum(one.tokens for one in rest), *sums)
 
 
 def span_lines(books: Books) -> list[Line]:
     """Each stretch of time as a whole, idle hours and overheads included, so its saving is net."""
     places = places_for(books.statement)
-    found = []
-    for span in books.spans:
-        total = span.statement.total
-        found.append(Line(span.name, span.name, True, total.requests, total.tokens,
-                          *(Amount(getattr(total, name), places) for name in AMOUNTS),
-                          percent_of(total.savings, total.baseline), per(total.actual, total.tokens, MILLION),
-                          per(total.actual, total.requests)))
-    return found
+    return [replace(line(span.statement.total, places), name=span.name, label=span.name) for span in books.spans]
 
 
 def units(books: Books) -> list[Unit]:

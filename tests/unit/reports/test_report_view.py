@@ -80,13 +80,13 @@ def test_spans_are_whole_and_add_up(books):
 def test_lines_add_up_also_when_most_are_joined(books):
     found = view.lines(books.by["key"])
     short, rest = view.shortened(found, 2)
-    assert len([one for one in short if one.allocated]) == 1 and rest.label == "2 others"
-    assert not short[-1].allocated
+    others = view.joined(rest)
+    assert len(short) == 1 and others.label == "2 others" and not found[-1].allocated
     for name in AMOUNTS:
         whole = getattr(books.statement.total, name)
         assert sum(getattr(one, name).nano for one in found) == whole
-        assert sum(getattr(one, name).nano for one in (*short, rest)) == whole
-    assert view.shortened(found, 3) == (found, None)
+        assert sum(getattr(one, name).nano for one in (*short, others, found[-1])) == whole
+    assert view.shortened(found, 3) == (found[:-1], []) and view.joined([]) is None
 
 
 def test_days_become_weeks_months_and_years_when_there_are_too_many():

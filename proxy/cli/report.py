@@ -11,8 +11,7 @@ import typer
 
 from proxy.cli.progress import sum_up
 
-NOT_BUILT = ("html",)
-FORMATS = ("table", "json", "csv", "focus")
+FORMATS = ("table", "json", "csv", "html", "pdf", "focus")
 
 
 def report(
@@ -21,10 +20,12 @@ def report(
         "Default: the start of this month."))] = None,
     to: Annotated[str | None, typer.Option("--to", metavar="DATE", help=(
         "First moment that is left out: all of November is --from 2026-11-01 --to 2026-12-01. Default: now."))] = None,
-    by: Annotated[str, typer.Option("--by", help=(
-        "Group by route, backend, key, tag (all tags together), tag:NAME (one tag), day or model."))] = "route",
+    by: Annotated[str | None, typer.Option("--by", help=(
+        "Group by route, backend, key, tag (all tags together), tag:NAME (one tag), day or model. Default: route. A "
+        "page shows every grouping; of tags it shows tag:team, or the one named here."))] = None,
     format_: Annotated[str, typer.Option("--format", help=(
-        "table, json, csv, or focus: FinOps' Cost and Usage dataset by hour, as CSV or Parquet."))] = "table",
+        "table, json, csv, html (one file that opens offline and prints on two A4 pages), pdf (by this machine's "
+        "Chromium), or focus: FinOps' Cost and Usage dataset by hour, as CSV or Parquet."))] = "table",
     ledger: Annotated[str | None, typer.Option("--ledger", metavar="URL", help=(
         "The ledger. Default: the configuration's, or sqlite:///data/ledger.db."))] = None,
     config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help=(
@@ -42,15 +43,18 @@ def report(
     paid for, idle ones too, so savings may be negative. What belongs to no group (idle, overheads) is in the row
     "(unallocated)"; the other rows' savings are their contribution before it.
 
+    Example: breakeven report --from 2026-11-01 --to 2026-12-01 --format html --output november.html
+
     Example: breakeven report --from 2026-11-01 --to 2026-12-01 --by key --format csv --output november.csv
+
     Example: breakeven report --from 2026-11-01 --to 2026-12-01 --format focus --output november.parquet
     """
-    if format_ in NOT_BUILT:
-        _refuse(f"--format {format_} is not built yet; use table, json, csv or focus")
     if format_ not in FORMATS:
-        _refuse(f"--format {format_} is not known; use table, json, csv or focus")
+        _refuse(f"--format {format_} is not known; use {', '.join(FORMATS)}")
     if focus_version is not None and format_ != "focus":
         _refuse("--focus-version is for --format focus")
+    if format_ == "pdf" and output is None:
+        _refuse("--format pdf is no text; say where it goes: --output november.pdf")
     from proxy.ledger.errors import LedgerUnavailable
 
     try:
@@ -58,37 +62,52 @@ def report(
             from proxy.cli.report_focus import write
             write(from_, to, ledger, config, time_zone, focus_version, output)
             return
-        text = _report(from_, to, by, format_, ledger, config, time_zone, plain=output is not None)
+        content = _report(from_, to, by, format_, ledger, config, time_zone, plain=output is not None)
     except LedgerUnavailable as error:
         _refuse(error.message)
     except ValueError as error:
         _refuse(str(error))
     if output is None:
-        typer.echo(text, nl=False)
+        typer.echo(content, nl=False)
         return
     try:
-        output.write_text(text, encoding="utf-8", newline="")
+        output.write_bytes(content if isinstance(content, bytes) else content.encode())
     except OSError as error:
         _refuse(f"{output}: {error.strerror or error}")
 
 
-def _report(from_: str | None, to: str | None, by: str, format_: str, ledger: str | None, config: Path | None,
-            time_zone: str | None, *, plain: bool) -> str:
+def _report(from_: str | None, to: str | None, by: str | None, format_: str, ledger: str | None, config: Path | None,
+            time_zone: str | None, *, plain: bool) -> str | bytes:
     from proxy.ledger.location import locate
     from proxy.reports import render
     from proxy.reports.period import resolve
     from proxy.reports.statement import build, zone_of
 
-    location = locate(ledger, config)
+    location, now_ns = locate(ledger, config), time.time_ns()
     zone = time_zone or location.time_zone
     sum_up(location.url)
-    from_ns, to_ns = resolve(from_, to, zone_of(zone), time.time_ns())
-    statement = build(location.url, from_ns, to_ns, by=by, time_zone=zone)
+    from_ns, to_ns = resolve(from_, to, zone_of(zone), now_ns)
+    if format_ in ("html", "pdf"):
+        return _page(location.url, from_ns, to_ns, by, zone, now_ns, pdf=format_ == "pdf")
+    statement = build(location.url, from_ns, to_ns, by=by or "route", time_zone=zone)
     if format_ == "json":
         return render.to_json(statement, zone)
     if format_ == "csv":
         return render.to_csv(statement, zone)
     return _table(statement, zone, plain=plain)
+
+
+def _page(url: str, from_ns: int, to_ns: int, by: str | None, zone: str, now_ns: int, *, pdf: bool) -> str | bytes:
+    from proxy.cli.pdf import to_pdf
+    from proxy.ledger.store import path_of
+    from proxy.reports.books import open_books
+    from proxy.reports.page import to_html
+
+    if by is not None and by.partition(":")[0] != "tag":
+        raise ValueError(f"--by {by}: a page shows every grouping; --by tag:NAME says which tag")
+    books = open_books(url, from_ns, to_ns, time_zone=zone, tag=by)
+    html = to_html(books, generated_ns=now_ns, ledger=path_of(url).name)
+    return to_pdf(html) if pdf else html
 
 
 def _table(statement: object, zone: str, *, plain: bool) -> str:

@@ -19,6 +19,7 @@ from proxy.reports.statement import Day, check, days_between, state, zone_of
 
 GROUPINGS = ("route", "key", "backend", "model")
 SPANS_MAX = 31  # stretches on a page; more days than that become weeks, more weeks months, more months years
+TEAM = "team"  # the tag that a page groups by unless told otherwise
 STEPS = ("day", "week", "month", "year")
 
 
@@ -49,24 +50,32 @@ class Books:
         return self.by["route"]
 
 
-def open_books(url: str, from_ns: int, to_ns: int, *, time_zone: str = "UTC", tag: str = "tag") -> Books:
-    """LedgerUnavailable when the ledger cannot be read; ValueError for a period or zone that makes no sense."""
+def open_books(url: str, from_ns: int, to_ns: int, *, time_zone: str = "UTC", tag: str | None = None) -> Books:
+    """`tag`: "tag", or "tag:NAME"; by default the team, where any request says one. LedgerUnavailable when the ledger
+    cannot be read; ValueError for a period, zone or tag that makes no sense."""
     with store.reading(url) as connection:
         return read_books(connection, from_ns, to_ns, time_zone=time_zone, tag=tag)
 
 
-def read_books(connection: Connection, from_ns: int, to_ns: int, *, time_zone: str = "UTC", tag: str = "tag") -> Books:
+def read_books(connection: Connection, from_ns: int, to_ns: int, *, time_zone: str = "UTC",
+               tag: str | None = None) -> Books:
     """`open_books` on a connection, so that all of it is of one moment."""
-    check(from_ns, to_ns, tag, time_zone)
+    check(from_ns, to_ns, tag or "tag", time_zone)
     lines = cells.rate_card(connection)
     step, cuts = spans_of(from_ns, to_ns, zone_of(time_zone))
     parts = [(name, cells.read(connection, lines, max(from_ns, first * NS_PER_MINUTE),
                                min(to_ns, beyond * NS_PER_MINUTE))) for name, first, beyond in cuts]
     period = whole([part for _, part in parts])
+    tag = tag or _tag_of(period)
     by = {name: state(connection, lines, period, name) for name in (*GROUPINGS, tag)}
     spans = tuple(Span(name, state(connection, lines, part, "backend")) for name, part in parts)
     backends = _backends(period)
     return Books(time_zone, tag, by, step, spans, backends, marginal(by["route"], backends))
+
+
+def _tag_of(period: Slice) -> str:
+    named = any(f",{place.tags}".find(f",{TEAM}=") >= 0 for place in period.cells)
+    return f"tag:{TEAM}" if named else "tag"
 
 
 def _backends(period: Slice) -> tuple[BackendSums, ...]:

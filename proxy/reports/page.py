@@ -119,5 +119,6 @@ def _sha256_of(text: str) -> str:
 @cache
 def _template() -> Any:
     environment = Environment(loader=PackageLoader("proxy.reports"), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)
+                              trim_blocks=True, lstrip_blocks=True,
+                              keep_trailing_newline=True)
     return environment.get_template("report.html")

@@ -138,9 +138,15 @@ def waterfall(statement: Statement) -> list[Step]:
         return Step(name, label, Amount(-nano, places), "cost", note)
 
     retries = f"{Amount(statement.api_retries, places)} for attempts that did not answer"
-    steps = [Step("baseline", "Baseline: everything at the API", Amount(total.baseline, places), "total"),
-             cost("api", "API, paid", total.api, retries if statement.api_retries else ""),
-             cost("gpu_serving", "GPU, serving", total.gpu_serving)]
+    steps = []
+    if total.baseline_list != total.baseline:
+        steps = [Step("baseline", "Everything at the API, list prices", Amount(total.baseline_list, places), "total"),
+                 cost("contracted", "Contracted prices", total.baseline_list - total.baseline)]
+    steps += [Step("baseline", "Baseline: everything at the API", Amount(total.baseline, places), "total"),
+              cost("api", "API, paid", total.api - total.control_api, retries if statement.api_retries else "")]
+    if total.control_api:
+        steps.append(cost("control", "API, control group", total.control_api, "sent there at random, to compare"))
+    steps.append(cost("gpu_serving", "GPU, serving", total.gpu_serving))
     for name, label in (("gpu_failed", "GPU, failed work"), ("gpu_foreign", "GPU, used by others"),
                         ("gpu_startup", "GPU, starting"), ("gpu_idle", "GPU, idle")):
         if getattr(total, name) or name == "gpu_idle":

@@ -143,7 +143,9 @@ def test_a_key_of_no_known_shape_is_nobodys(tmp_path, sent):
 
 # ---------------------------------------------------------------- nothing runs, nothing is loaded
 def test_CVE_2024_4264_CVE_2026_42203_GHSA_46cm_pfwv_cgf8_nothing_that_is_sent_is_run():
-    """No eval, no pickle, no template from a string, no process, in anything that serves (the demo apart)."""
+    """No eval, no pickle, no template from a string, no process, in anything that serves (the demo apart). One command
+    may start a program, for what it says at its head; nothing that serves may import it (tests/test_tidy.py, DOORS)."""
+    allowed = {("proxy/cli/pdf.py", "subprocess")}
     banned = {"eval", "exec", "compile", "__import__", "from_string", "literal_eval", "system", "popen", "Popen",
               "run_path", "create_subprocess_exec", "create_subprocess_shell", "unsafe_load", "load_extension"}
     modules = {"pickle", "marshal", "shelve", "dill", "subprocess", "code", "ctypes", "runpy", "fastapi.sse",
@@ -161,8 +163,20 @@ def test_CVE_2024_4264_CVE_2026_42203_GHSA_46cm_pfwv_cgf8_nothing_that_is_sent_i
                     found.append(f"{name}:{node.lineno}: {called}")
             elif isinstance(node, ast.Import | ast.ImportFrom):
                 base = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-                found += [f"{name}:{node.lineno}: {module}" for module in base if module in modules]
+                found += [f"{name}:{node.lineno}: {module}" for module in base
+                          if module in modules and (name, module) not in allowed]
     assert found == []
+
+
+def test_the_one_program_that_a_command_starts_is_chosen_by_nobody_outside():
+    """Its names and arguments are written out in the file; there is no shell; only the report's command imports it."""
+    tree = ast.parse((ROOT / "proxy/cli/pdf.py").read_text())
+    (run,) = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "run")
+    assert not {keyword.arg for keyword in run.keywords} & {"shell", "env", "executable"}
+    assert {node.id for node in ast.walk(run.args[0]) if isinstance(node, ast.Name)} == {
+        "browser", "FLAGS", "sandbox", "folder", "pdf", "page"}
+    users = [path for path in (ROOT / "proxy").rglob("*.py") if "proxy.cli.pdf" in path.read_text()]
+    assert users == [ROOT / "proxy/cli/report.py"]
 
 
 def test_PYSEC_2026_2_every_package_is_pinned_by_hash_and_the_malicious_ones_are_not_among_them():

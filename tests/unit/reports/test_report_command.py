@@ -16,11 +16,12 @@ from typer.testing import CliRunner
 
 from proxy.cli.report import report
 from proxy.core.gpucost import RateLine
-from proxy.core.money import NS_PER_MINUTE, NS_PER_S
+from proxy.core.money import NS_PER_MINUTE, NS_PER_S, nano
 from proxy.ledger.journal import Journal
 from proxy.ledger.keys import KeyStore
 from proxy.reports import render
-from proxy.reports.period import parse, resolve
+from proxy.reports.figures import Amount
+from proxy.reports.period import parse, resolve, show
 from proxy.reports.statement import build
 
 UTC, BERLIN = ZoneInfo("UTC"), ZoneInfo("Europe/Berlin")
@@ -130,8 +131,33 @@ def test_the_configuration_gives_ledger_and_zone(url, tmp_path):
     assert said["time_zone"] == "Asia/Kolkata" and said["from"].endswith("+05:30")
 
 
+def test_a_page_is_made_of_the_same_books(url):
+    period = ("--from", "2026-01-01", "--to", show(time.time_ns() - NS_PER_MINUTE, UTC))
+    done = run("--ledger", url, *period, "--format", "html")
+    assert done.exit_code == 0 and done.stdout.startswith("<!doctype html>") and done.stdout.endswith("</html>\n")
+    said = json.loads(run("--ledger", url, *period, "--format", "json").stdout)
+    assert str(Amount(nano(said["savings"]), 6)) in done.stdout and "By team" in done.stdout
+    assert "By app" in run("--ledger", url, "--format", "html", "--by", "tag:app").stdout
+
+
+def test_without_a_browser_there_is_no_pdf_and_a_word_why(url, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = run("--ledger", url, "--format", "pdf", "--output", tmp_path / "x.pdf")
+    assert done.exit_code == 2 and "needs a browser on PATH (chromium, chromium-browser, google-chrome)" in done.stderr
+    assert not (tmp_path / "x.pdf").exists()
+
+
+def test_a_browser_that_prints_nothing_is_told_with_its_last_words(url, monkeypatch, tmp_path):
+    (tmp_path / "chromium").write_text("#!/bin/sh\necho first >&2\necho 'no display' >&2\nexit 3\n")
+    (tmp_path / "chromium").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    done = run("--ledger", url, "--format", "pdf", "--output", tmp_path / "x.pdf")
+    assert done.exit_code == 2 and "printed nothing: no display; take --format html" in done.stderr
+
+
 @pytest.mark.parametrize("arguments, says", [
-    (["--format", "html"], "not built yet"), (["--format", "x"], "not known"),
+    (["--format", "pdf"], "--output"), (["--format", "html", "--by", "key"], "every grouping"),
+    (["--format", "x"], "not known"),
     (["--from", "yesterday"], "not a date"), (["--from", "2026-02-01", "--to", "2026-02-01"], "left out"),
     (["--from", "2999-01-01"], "not begun"), (["--by", "colour"], "cannot group"), (["--time-zone", "X"], "time zone"),
     (["--config", "none.yaml"], "none.yaml"), (["--output", "/none/x"], "/none/x")])

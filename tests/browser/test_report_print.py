@@ -1,0 +1,118 @@
+"""The report in a real browser: it fetches nothing, runs nothing, and a month prints on two pages, nothing cut."""
+
+import shutil
+from io import BytesIO
+
+import pytest
+from playwright.sync_api import sync_playwright
+from pypdf import PdfReader
+
+from proxy.cli import pdf
+from proxy.core.money import NS_PER_HOUR
+from proxy.reports import page
+from proxy.reports.books import open_books
+from tests.support import report_month
+
+A4 = (595, 842)  # points
+WIDEST, HIGHEST = 1280, 900
+
+
+@pytest.fixture(scope="module")
+def books(tmp_path_factory):
+    url = f"sqlite:///{tmp_path_factory.mktemp('month')}/ledger.db"
+    report_month.make(url, 5000)
+    return open_books(url, report_month.BEGAN, report_month.ENDED)
+
+
+@pytest.fixture(scope="module")
+def file(books, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(page.to_html(books, generated_ns=report_month.ENDED, ledger="ledger.db"), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        name = next(filter(None, map(shutil.which, pdf.BROWSERS)))
+        started = playwright.chromium.launch(executable_path=name, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def shown(browser, file):
+    """The page as opened, and all that it asked for or complained of."""
+    tab = browser.new_page(viewport={"width": WIDEST, "height": HIGHEST})
+    asked, said = [], []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.on("console", lambda message: said.append(message.text))
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.goto(file.as_uri(), wait_until="networkidle")
+    yield tab, asked, said
+    tab.close()
+
+
+def test_it_asks_for_nothing_but_itself_and_complains_of_nothing(shown, file):
+    _, asked, said = shown
+    assert asked == [file.as_uri()] and said == []
+
+
+def test_its_style_sheet_is_the_one_its_policy_allows(shown):
+    tab, _, _ = shown
+    assert tab.evaluate("getComputedStyle(document.querySelector('.figure')).fontSize") == "36px"
+    tab.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=document.title=1>')")
+    assert tab.title() == "Savings, November 2026"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [WIDEST, 820, 360])
+def test_nothing_sticks_out_sideways_and_text_can_be_read(shown, width, scheme):
+    tab, _, _ = shown
+    tab.emulate_media(color_scheme=scheme)
+    tab.set_viewport_size({"width": width, "height": HIGHEST})
+    assert tab.evaluate("document.documentElement.scrollWidth") == width
+    ink, paper = (tab.evaluate(f"getComputedStyle(document.body).{name}") for name in ("color", "backgroundColor"))
+    assert abs(_luminance(ink) - _luminance(paper)) > 0.7
+
+
+def _luminance(colour: str) -> float:
+    red, green, blue = (int(part) / 255 for part in colour.removeprefix("rgb(").rstrip(")").split(","))
+    return 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2
+
+
+def test_a_bar_is_as_long_as_its_amount(shown, books):
+    tab, _, _ = shown
+    widths = tab.evaluate("[...document.querySelectorAll('.fall')[0].querySelectorAll('rect')]"
+                          ".map(one => one.getBoundingClientRect().width)")
+    total = books.statement.total
+    assert widths[-1] / widths[0] == pytest.approx(total.savings / total.baseline_list, rel=0.01)
+
+
+def test_a_month_prints_on_two_pages_with_everything_that_belongs_on_them(file):
+    printed = PdfReader(BytesIO(pdf.to_pdf(file.read_text(encoding="utf-8"))))
+    assert [(round(one.mediabox.width), round(one.mediabox.height)) for one in printed.pages] == [A4, A4]
+    first, second = (one.extract_text() for one in printed.pages)
+    for words in ("November 2026", "Net saving, fully loaded", "Marginal saving", "From the baseline", "How sure"):
+        assert words in first, words
+    for words in ("Backends", "2026-11-30", "By team", "By key", "How it is counted", "Signature", "SHA-256"):
+        assert words in second, words
+
+
+def test_no_chart_is_cut_by_the_end_of_a_page(browser, file):
+    """In print, both sheets are no higher than a page, so what is in them is on one page each."""
+    tab = browser.new_page(viewport={"width": round((210 - 26) / 25.4 * 96), "height": 1000})
+    tab.goto(file.as_uri())
+    tab.emulate_media(media="print")
+    heights = tab.evaluate("[...document.querySelectorAll('.sheet')].map(one => one.getBoundingClientRect().height)")
+    tab.close()
+    assert len(heights) == 2 and max(heights) <= (297 - 25) / 25.4 * 96, heights
+
+
+@pytest.mark.parametrize("days", [1, 28, 31, 200, 900])
+def test_other_periods_print_on_two_pages_too(tmp_path, days):
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    report_month.make(url, 300)
+    books = open_books(url, report_month.BEGAN, report_month.BEGAN + days * 24 * NS_PER_HOUR)
+    html = page.to_html(books, generated_ns=report_month.ENDED, ledger="ledger.db")
+    assert len(PdfReader(BytesIO(pdf.to_pdf(html))).pages) == 2

@@ -1,0 +1,156 @@
+"""The page: one file that fetches and runs nothing, says every figure, and lets no name do anything."""
+
+import re
+from dataclasses import replace
+from decimal import Decimal
+from html.parser import HTMLParser
+from zoneinfo import ZoneInfo
+
+import pytest
+from test_report_statement import DAY, T0
+from test_report_statement import url as url  # the ledger of those tests
+
+from proxy.core.money import nano
+from proxy.reports import charts, page, view
+from proxy.reports.books import open_books
+from proxy.reports.figures import Amount
+from proxy.reports.period import parse
+from proxy.reports.view import Step
+from tests.support import report_month
+
+UTC, BERLIN = ZoneInfo("UTC"), ZoneInfo("Europe/Berlin")
+
+
+@pytest.fixture(scope="module")
+def month(tmp_path_factory):
+    url = f"sqlite:///{tmp_path_factory.mktemp('month')}/ledger.db"
+    report_month.make(url, 5000)
+    return open_books(url, report_month.BEGAN, report_month.ENDED)
+
+
+@pytest.fixture(scope="module")
+def html(month):
+    return page.to_html(month, generated_ns=report_month.ENDED, ledger="ledger.db")
+
+
+class Elements(HTMLParser):
+    """Every element with its attributes, and all text."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.found, self.text = [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+    handle_startendtag = handle_starttag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_nothing_in_it_runs_or_is_fetched(html):
+    elements = Elements(html).found
+    assert not {tag for tag, _ in elements} & {"script", "link", "img", "iframe", "object", "embed", "form", "base"}
+    names = {name for _, attributes in elements for name in attributes}
+    assert not [name for name in names if name.startswith("on") or name in ("src", "href", "style", "srcset", "action")]
+    (policy,) = (one["content"] for tag, one in elements if one.get("http-equiv") == "Content-Security-Policy")
+    (css,) = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
+    assert policy == (f"default-src 'none'; style-src 'sha256-{page._sha256_of(css)}'; base-uri 'none'; "
+                      "form-action 'none'")
+    assert "url(" not in css.replace("url(#stripes)", "") and "@import" not in css and "</" not in css
+    assert not re.search(r"https?:|//[a-z]", html.replace("https://example.org/?", ""))
+
+
+def test_names_are_words_and_nothing_else(html):
+    assert "<script" not in html and "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    text = "".join(Elements(html).text)
+    assert '=HYPERLINK("https://example.org/?"&A1)' in text, "a page has no formulas"
+    assert not set(text) & set("\x1b\u202e\u2066\x00") and "ops?[31m" in text and "?תמיכה?" in text
+    assert "<bdi>?תמיכה?</bdi>" in html
+
+
+def test_it_is_small_and_the_same_every_time(month, html):
+    assert len(html.encode()) < 120 * 1024
+    assert html == page.to_html(month, generated_ns=report_month.ENDED, ledger="ledger.db")
+
+
+def test_both_savings_stand_side_by_side_each_with_what_it_means(month, html):
+    text = re.sub(r"\s+", " ", "".join(Elements(html).text))
+    total = month.statement.total
+    assert f"Net saving, fully loaded {Amount(total.savings)} USD" in text and view.NET in text
+    assert f"Marginal saving {Amount(month.marginal.saving)} USD" in text and view.MARGINAL in text
+    assert "A loss." not in text
+
+
+def test_a_loss_is_said_plainly_and_in_red(url):
+    books = open_books(url, T0, T0 + 3 * DAY)
+    html = page.to_html(books, generated_ns=T0 + 3 * DAY, ledger="ledger.db")
+    total = books.statement.total
+    assert total.savings < 0 and 'class="figure loss"' in html and 'class="of net loss"' in html
+    assert f"would have cost {Amount(-total.savings)} USD less" in re.sub(r"\s+", " ", html)
+
+
+def test_every_day_and_every_group_is_there(month, html):
+    text = Elements(html).text
+    for span in month.spans:
+        assert span.name in text and str(Amount(span.statement.total.savings)) in text
+    for by in month.by.values():
+        for row in by.rows:
+            assert str(Amount(row.savings)) in text, (by.by, row.group)
+    assert len(month.spans) == 30 and min(span.statement.total.savings for span in month.spans) < 0
+
+
+def test_a_long_list_is_short_in_print_and_bounded_on_the_screen(month, monkeypatch):
+    keys = [row for row in month.by["key"].rows if row.allocated]
+    table = page._table(month, "key", "key", "By key")
+    assert len(table.rows) == 5 and table.others.label == f"{len(keys) - 5} others" and table.rest is None
+    assert [*table.rows, *table.more] == view.lines(month.by["key"])[:-1]
+    monkeypatch.setattr(page, "PAGE_ROWS_MAX", 9)
+    table = page._table(month, "key", "key", "By key")
+    assert len(table.rows) + len(table.more) == 8 and table.rest.label == f"{len(keys) - 8} others"
+    assert sum(one.savings.nano for one in (*table.rows, *table.more, table.rest, table.nobodys)) == (
+        table.total.savings.nano)
+
+
+def test_the_fingerprint_is_of_the_figures(month):
+    total = month.statement.total
+    other = replace(month.statement, total=replace(total, api_retries=total.api_retries + 1))
+    assert page.fingerprint(month) == page.fingerprint(replace(month, spans=()))
+    assert page.fingerprint(replace(month, by={**month.by, "route": other})) != page.fingerprint(month)
+
+
+@pytest.mark.parametrize(("began", "ended", "zone", "title"), [
+    ("2026-11-01", "2026-12-01", UTC, "November 2026"), ("2026-12-01", "2027-01-01", BERLIN, "December 2026"),
+    ("2026-11-01", "2026-11-02", UTC, "1 November 2026"),
+    ("2026-11-01", "2027-01-01", UTC, "1 November 2026 to 31 December 2026"),
+    ("2026-11-01", "2026-11-26T12:30", UTC, "1 November 2026 to 26 November 2026"),
+    ("2026-10-31T23:00Z", "2026-11-30T23:00Z", BERLIN, "November 2026")])
+def test_the_title_is_the_period(began, ended, zone, title):
+    assert page.title(parse(began, zone), parse(ended, zone), zone) == title
+
+
+def test_a_bar_begins_where_the_one_before_ended():
+    steps = [Step(name, name, Amount(nano(usd)), kind) for name, usd, kind in (
+        ("baseline", 100, "total"), ("api", -150, "cost"), ("corrections", 30, "gain"), ("net", -20, "total"))]
+    found, zero = charts.bars(steps)
+    assert [(bar.at, bar.size) for bar in found] == [("33.333", "66.667"), ("0", "100"), ("0", "20"), ("20", "13.333")]
+    assert zero == "33.333"
+    assert charts.bars([Step("net", "net", Amount(0), "total")]) == ([charts.Bar("net", "0", "0")], "0")
+
+
+def test_columns_stand_on_one_axis_and_stay_in_it(month):
+    found = charts.columns(month.spans, 2)
+    assert [column.label for column in found.columns if column.label] == [
+        "1 Nov", "5", "9", "13", "17", "21", "25", "29"]
+    for ticks in (found.cost_ticks, found.net_ticks):
+        assert 2 <= len(ticks) <= charts.TICKS_MAX + 2 and sum(tick.zero for tick in ticks) == 1
+        assert (ticks[0].at, ticks[-1].at) == ("100", "0")
+    for column, span in zip(found.columns, month.spans, strict=True):
+        whole = sum(Decimal(bar.size) for bar in column.costs)
+        top, cost = Decimal(column.costs[-1].at), span.statement.total.actual
+        assert 0 <= top and abs(top + whole - 100) < Decimal("0.01")
+        assert (top < Decimal(column.baseline)) == (cost > span.statement.total.baseline)
+        assert (column.net.css == "loss") == (span.statement.total.savings < 0)
+        assert 0 <= Decimal(column.net.at) <= Decimal(column.net.at) + Decimal(column.net.size) <= Decimal("100.001")

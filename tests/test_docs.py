@@ -140,7 +140,7 @@ def reason_codes(tree: ast.Module) -> set[str]:
 
 
 REASONS_IN = ("proxy/core/routing.py", "proxy/core/reasons.py", "proxy/server/handler.py", "proxy/server/dispatch.py",
-              "proxy/server/planning.py", "proxy/ledger/booking.py")
+              "proxy/server/planning.py", "proxy/server/control.py", "proxy/ledger/booking.py")
 
 
 def error_codes(tree: ast.Module) -> set[str]:

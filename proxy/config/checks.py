@@ -224,6 +224,9 @@ def references(look: Look) -> Iterator[Problem]:
         elif baseline.kind not in COMMERCIAL and look.sound("backends", route.baseline, "kind"):
             yield look.problem((*at, "baseline"), f"{shown(route.baseline)} is no commercial API",
                                f"savings are measured against an API: {' or '.join(look.apis()[:3]) or 'add one'}")
+        if route.control_group and route.baseline not in route.backends and look.sound(*at, "control_group"):
+            yield look.problem((*at, "control_group"), "the control group is sent to the baseline",
+                               f"add {shown(route.baseline)} to `backends`, or leave it out")
 
 
 def members(look: Look, name: str, route: Route) -> list[Backend] | None:

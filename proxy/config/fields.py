@@ -51,6 +51,15 @@ def _float(value: object) -> float:
     return number
 
 
+def share(value: object) -> Decimal:
+    """A share written as a percentage, `0.5%`: 0.005. A bare number could be meant either way, and is refused."""
+    if isinstance(value, str) and value.rstrip().endswith("%"):
+        return decimal(value.rstrip()[:-1].rstrip()) / 100
+    if (isinstance(value, Decimal) and value == 0) or (value == 0 and not isinstance(value, bool)):
+        return Decimal(0)
+    raise refuse("share", "must be a percentage", "such as 0.5%")
+
+
 def utc(value: object) -> dt.datetime:
     """A moment, in UTC: `2026-01-01` is that midnight, a time without zone is UTC."""
     if isinstance(value, str):
@@ -99,6 +108,7 @@ Int = Annotated[int, Strict()]
 Bool = Annotated[bool, Strict()]
 Float = Annotated[float, BeforeValidator(_float)]
 Usd = Annotated[Decimal, BeforeValidator(decimal)]
+Share = Annotated[Decimal, BeforeValidator(share)]
 Moment = Annotated[dt.datetime, BeforeValidator(utc)]
 Day = Annotated[dt.date, BeforeValidator(_date)]
 FilePath = Annotated[Path, BeforeValidator(_path)]

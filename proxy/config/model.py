@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field, PrivateAttr, model_validator
 
 from proxy.config.backend import Backend
-from proxy.config.fields import FROZEN, Bool, Day, FilePath, Float, Int, Text, Usd, auto, setting
+from proxy.config.fields import FROZEN, Bool, Day, FilePath, Float, Int, Share, Text, Usd, auto, setting
 from proxy.config.problem import Source
 from proxy.config.routes import RouteTable
 from proxy.config.spending import ApiSpendMax, BudgetLine, api_spend
@@ -168,6 +168,10 @@ class Route(BaseModel):
     gpu_share_min: Float | None = setting(None, "Share of the GPUs that each key is sure of", "For tenants whose "
         "requests are worth less than others': below this share of the pool theirs go first. Costs savings.",
         unit="fraction", gt=0, le=1)
+    control_group: Share = setting(
+        Decimal(0), "Sent to the baseline's API at random", "0.5% to 1% for a while, so that the report can say how "
+        "much longer or shorter its answers are. Costs what the API charges for them, on a line of its own.",
+        unit="percentage of what your GPUs would answer", ge=0, le=Decimal("0.1"), shown_default="0%")
     response_model: Literal["upstream", "route"] = setting(
         "upstream", "Model name in answers", "route where clients insist on the name they asked for.")
     engine_fields: frozenset[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]] = setting(

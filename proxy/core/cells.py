@@ -38,7 +38,8 @@ SUMS = (
     "baseline_list_nano", "baseline_contracted_nano",  # where unknown, what the baseline is booked as
     "substituted", "substituted_baseline_nano",  # answered by another model than the baseline's
     "estimated_api_nano", "estimated_baseline_nano", "unknown_most_nano",
-    "control_api_nano", "trial", "trial_output", "trial_squares", "prompt_bytes",
+    "control_api_nano", "trial", "trial_output", "trial_squares",
+    "prompt_bytes", "prompt_tokens",  # of prompts that are all text, and whose tokens an upstream counted
 )
 SHARES = ("gpu_serving_nano", "gpu_failed_nano", "energy_nano")  # of the GPUs' money: what the cell used
 FIELDS = SUMS + SHARES

@@ -133,6 +133,7 @@ def _booked(entry: RequestEntry) -> list[int]:
     listed, contracted = ((headline if amount is None or not known else amount)
                           for amount in (entry.baseline_list_nano, entry.baseline_contracted_nano))
     estimated, trial = entry.usage_source == "estimated", bool(billed and entry.trial)
+    counted = entry.prompt_bytes > 0 and entry.usage_source == "upstream_final"
     substituted, output = billed and entry.model != entry.baseline_model != "", usage.output_total
     return [
         1, 1 if final else 0, 1 if billed else 0,
@@ -146,7 +147,7 @@ def _booked(entry: RequestEntry) -> list[int]:
         api if estimated else 0, headline if estimated else 0,
         (entry.hold_nano or 0) if entry.api_nano is None else 0,
         api if entry.trial == CONTROL else 0, 1 if trial else 0, output if trial else 0,
-        output * output if trial else 0, entry.prompt_bytes,
+        output * output if trial else 0, entry.prompt_bytes if counted else 0, usage.input_total if counted else 0,
     ]
 
 

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from proxy.core.entries import CONTROL
 from proxy.core.errors import Unavailable
 from proxy.core.fleet import Attempt
 from proxy.core.line import Job, Left
 from proxy.core.records import record
 from proxy.core.room import OVERDUE, OVERDUE_S
 from proxy.core.routing import Plan, pulled
+from proxy.server.control import ControlGroup
 from proxy.server.planning import Call, Planner
 from proxy.signals.board import Pool
 from proxy.signals.inflight import Claim, Taken
@@ -39,6 +41,7 @@ class Placement:
     plan: Plan
     claim: Claim
     waited_s: float
+    trial: int = 0  # see control.py
 
 
 Outcome = Placement | Left | Literal["again"]
@@ -51,6 +54,7 @@ class _Waiting:
     call: Call
     plan: Plan
     future: asyncio.Future[Outcome]
+    first: bool  # it was never placed before
 
 
 class Dispatcher:
@@ -58,6 +62,7 @@ class Dispatcher:
 
     def __init__(self, planner: Planner, clock: Callable[[], float], line_max: int = 10_000) -> None:
         self._planner, self._clock, self._line_max = planner, clock, line_max
+        self.control = ControlGroup(planner)
         self._timer: asyncio.TimerHandle | None = None
         self._soon: set[Pool] = set()  # pools that will be looked at in this turn of the loop
         self.on_plan: Callable[[Call, Plan], None] = lambda call, plan: None
@@ -77,8 +82,8 @@ class Dispatcher:
         InvalidRequest.
         """
         market = call.lane.pool.market
-        plan = self._planner.plan(call, self._clock(), tried)
-        if not tried and not again:
+        plan, first = self._planner.plan(call, self._clock(), tried), not tried and not again
+        if first:
             self._planner.want(call, plan, self._clock())
         crowded_s: float | None = None  # until it could have started, of one that did not even queue up
         while not plan.attempts and plan.wait_s > 0 and plan.job is not None:
@@ -87,14 +92,14 @@ class Dispatcher:
             if len(market.line) >= self._line_max or (plan.job.stays and starts_in_s > SURE * plan.wait_s):
                 crowded_s = starts_in_s
             else:
-                outcome = await self._wait(call.lane.pool, call, plan, plan.job, on_gone)
+                outcome = await self._wait(call, plan, plan.job, first, on_gone)
             if isinstance(outcome, Placement):
                 return outcome
             plan = self._planner.plan(call, self._clock(), tried, None if outcome == "again" else outcome)
         if plan.room is not None and plan.job is not None:
             market.take(plan.room, plan.job, self._clock())
         try:
-            return self._bind(call, plan, crowded_s)
+            return self._bind(call, plan, crowded_s, first=first)
         except Taken:
             return await self.place(call, tried, again=True, on_gone=on_gone)
 
@@ -110,8 +115,8 @@ class Dispatcher:
                 pool.market.line.remove(job)
                 _resolve(job, "again")
 
-    async def _wait(self, pool: Pool, call: Call, plan: Plan, job: Job, on_gone: OnGone) -> Outcome:
-        waiting = _Waiting(call, plan, asyncio.get_running_loop().create_future())
+    async def _wait(self, call: Call, plan: Plan, job: Job, first: bool, on_gone: OnGone) -> Outcome:
+        pool, waiting = call.lane.pool, _Waiting(call, plan, asyncio.get_running_loop().create_future(), first)
         job.owner = waiting
         on_gone(waiting.future.cancel)
         pool.market.line.add(job)
@@ -182,20 +187,24 @@ class Dispatcher:
         try:
             plan = pulled(waiting.plan, replica.room, job, price, crowded, waiting.call.limits, now)
             plan.readings = self._planner.readings(waiting.call)
-            _resolve(job, self._bind(waiting.call, plan))
+            _resolve(job, self._bind(waiting.call, plan, first=waiting.first))
         except Taken:
             raise
         except Exception as error:  # whoever waits is told, whatever it is
             waiting.future.set_exception(error)
 
-    def _bind(self, call: Call, plan: Plan, crowded_s: float | None = None) -> Placement:
+    def _bind(self, call: Call, plan: Plan, crowded_s: float | None = None, *, first: bool) -> Placement:
         """Claim the room of the first attempt. Nothing may be awaited between the plan and this. Raises Unavailable;
-        Taken, where another worker was quicker."""
+        Taken, where another worker was quicker. `first`: it may be drawn for the control group."""
         now = self._clock()
         if not plan.attempts:
             self.on_plan(call, plan)
             raise _unavailable(call, plan, crowded_s)
-        attempt, job, demand = plan.attempts[0], plan.job, call.demand
+        chosen, job, demand = plan.attempts[0], plan.job, call.demand
+        trial = self.control.draw(call, plan, now) if first else 0
+        if trial == CONTROL and chosen.replica is not None:  # what the market took is given back at the next look
+            self._planner.replica(chosen.backend, chosen.replica).load.touch()
+        attempt = plan.attempts[0]
         prompt = demand.prompt_tokens
         if attempt.replica is None or job is None:
             load = self._planner.api(attempt.backend).load
@@ -209,7 +218,7 @@ class Dispatcher:
             self._planner.went(call, replica, uncached)
         claim.told_s = attempt.ttft_s
         plan.placed()
-        return Placement(attempt, plan, claim, now - call.arrived)
+        return Placement(attempt, plan, claim, now - call.arrived, trial)
 
 
 def _unavailable(call: Call, plan: Plan, crowded_s: float | None) -> Unavailable:

@@ -273,7 +273,7 @@ class Planner:
         if demand.longest_prompt_least <= contexts.least and lane.alike(demand):
             able, at_ns = lane.local, time.time_ns()
             for offer in lane.apis:
-                self._ask(offer, asked, demand, now, at_ns, apis, refused)
+                self.ask(offer, asked, demand, now, at_ns, apis, refused)
         else:
             able, at_ns = (), time.time_ns()
             for offer in lane.offers:
@@ -283,13 +283,13 @@ class Planner:
                 elif offer.on_gpu:
                     able += (offer,)
                 else:
-                    self._ask(offer, asked, demand, now, at_ns, apis, refused)
+                    self.ask(offer, asked, demand, now, at_ns, apis, refused)
         usable = (able if policy != "api-only" else ()) or (apis if policy != "self-hosted-only" else ())
         if not usable and refused:
             _never(lane.route, [refusal for refusal in refused if self._counts(refusal, policy)], demand)
         return able, apis, refused
 
-    def _ask(self, offer: Offer, asked: Call | Probe, demand: Demand, now: float, at_ns: int, apis: list[ApiState],
+    def ask(self, offer: Offer, asked: Call | Probe, demand: Demand, now: float, at_ns: int, apis: list[ApiState],
              refused: list[Refusal]) -> None:
         """One API that can serve it: to `apis`, or why it may not be asked to `refused`."""
         api, most_nano = offer.api, asked.most_nano

@@ -21,6 +21,7 @@ from proxy.core.usage import Usage
 from proxy.server.dispatch import Placement
 from proxy.server.offers import Offer
 from proxy.server.planning import Call, Planner, plan_json
+from proxy.wire.openai import WireRequest
 
 NO_USAGE = Usage()
 
@@ -82,7 +83,8 @@ class Settlement:
             price.version if price else "", marginal_nano, work_ns,
             baseline.nano, baseline.model, baseline.version, baseline.cached, self._slo_met(call, outcome, succeeded),
             placement.attempt.reason, partial(_decision, placement.plan, placement.waited_s),
-            hold_nano, internal_nano, charged, baseline.list_nano, baseline.contracted_nano)
+            hold_nano, internal_nano, charged, baseline.list_nano, baseline.contracted_nano, prompt_bytes(wire),
+            placement.trial)
 
     def unsent(self, call: Call, plan_reason: str, status: int, end_reason: EndReason, ended_ns: int,
                attempt_no: int) -> RequestEntry:
@@ -142,6 +144,11 @@ class Settlement:
             return elapsed_s <= limits.ttft_s + limits.tpot_s * max(0, tokens)
         ttft_s = (outcome.first_token_ns - call.arrived_ns) / NS_PER_S
         return ttft_s <= limits.ttft_s and elapsed_s - ttft_s <= limits.tpot_s * max(1, tokens)
+
+
+def prompt_bytes(wire: WireRequest) -> int:
+    """Of a prompt that is all text; 0 where its tokens are not those of a text."""
+    return 0 if wire.media_count or wire.prompt_token_ids else wire.prompt_chars
 
 
 @record

@@ -24,7 +24,7 @@ SUMS = (
     "estimated_tokens", "work_ns", "failed_work_ns", "internal_nano", "corrected_api_nano", "corrected_baseline_nano",
     "baseline_list_nano", "baseline_contracted_nano", "substituted", "substituted_baseline_nano", "estimated_api_nano",
     "estimated_baseline_nano", "unknown_most_nano", "control_api_nano", "trial", "trial_output", "trial_squares",
-    "prompt_bytes",
+    "prompt_bytes", "prompt_tokens",
 )
 SHARES = ("gpu_serving_nano", "gpu_failed_nano", "energy_nano")
 GPUS = ("serving", "failed", "foreign", "startup", "idle", "energy", "work_ns", "unobserved_ns", "unpriced")

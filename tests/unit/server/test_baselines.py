@@ -81,8 +81,8 @@ class Books:
         outcome = Outcome(200 if end_reason == "complete" else 502, end_reason, usage,
                           "upstream_final" if usage.total else "none", ns(when), None, ns(ended or when),
                           service_tier=tier)
-        return self.settlement.entry(call, SimpleNamespace(waited_s=0.0, plan=None, attempt=where, trial=0), attempt, outcome,
-                                     final)
+        placement = SimpleNamespace(waited_s=0.0, plan=None, attempt=where, trial=0)
+        return self.settlement.entry(call, placement, attempt, outcome, final)
 
     def call(self, when: str, route: str, tier: str | None, repeated: float):
         body = {"model": route, "messages": [{"role": "user", "content": "Hello"}]} | (

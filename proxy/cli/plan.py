@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Annotated
 
 import typer
 
+from proxy.cli.plan_breakeven import breakeven
+from proxy.cli.plan_cost import token_cost
+from proxy.cli.plan_print import FORMATS, Format, checked, print_table, short
+
 plan_app = typer.Typer(no_args_is_help=True, help=(
     "What a token really costs, and whether to self-host: for your own models, GPUs, prices and traffic."))
-
-FORMATS = ("table", "json")
-Format = Annotated[str, typer.Option("--format", help="table or json.")]
-
 
 @plan_app.callback()
 def _root() -> None:
@@ -88,26 +87,31 @@ def throughput(
         [published.configuration(of), *(f"{100 * error:+.0f} %" for error in errors)] for of, errors in steps.items()])
 
 
-def print_table(head: str, rows: list[list[str]], title: str | None = None) -> None:
-    """A table on standard output; `head` names the columns, separated by bars, a leading '>' aligns right."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+@plan_app.command()
+def article(format_: Format = "table") -> None:
+    """A well-known article's 27 claims beside what its own inputs really give, each with its formula.
 
-    table = Table(title=title, box=None, header_style="bold", pad_edge=False, title_justify="left")
-    for name in head.split("|"):
-        table.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
+    "The Real Cost Per Token of Self-Hosted LLM Inference", inferencepricing, 24 January 2025. What it is right about is
+    said too.
+    """
+    from proxy.planner.article import claims
+
+    checked(format_, FORMATS)
+    found = claims()
+    if format_ == "json":
+        typer.echo(json.dumps([{"claim": one.number, "says": one.says, "formula": one.formula, "verdict": one.verdict,
+                                "why": one.why, "found": {name: float(value) for name, value in one.found.items()}}
+                               for one in found], indent=2))
+        return
+    print_table(">#|it says|formula|recomputed|verdict", [
+        [str(one.number), one.says, one.formula, "; ".join(
+            f"{short(value)} {name}" for name, value in one.found.items()),
+         f"{one.verdict}: {one.why}" if one.why else one.verdict] for one in found])
+    wrong = sum(one.verdict == "wrong" for one in found)
+    typer.echo(f"\n{len(found)} claims: {wrong} wrong, {len(found) - wrong} right, of which "
+               f"{sum(one.verdict == 'right, but' for one in found)} with a condition that is left out. "
+               "USD; docs/what-a-token-costs.md tells the story.")
 
 
-def checked(format_: str, formats: tuple[str, ...]) -> None:
-    if format_ not in formats:
-        refuse(f"--format {format_} is not known; use {', '.join(formats[:-1])} or {formats[-1]}")
-
-
-def refuse(message: str) -> None:
-    """One line on standard error, exit 2."""
-    typer.echo(f"breakeven: {message}", err=True)
-    raise typer.Exit(2)
+plan_app.command("token-cost")(token_cost)
+plan_app.command("breakeven")(breakeven)

@@ -24,7 +24,7 @@ DEV_READY := $(VENV)/.dev-$(call crc,requirements/run.txt requirements/dev.txt)
 
 .PHONY: help run test lint lock accept cells sensitivity decision-bench week live live-replay test-vllm clean
 .PHONY: bench bench-short budgets compiled crash disconnects disk fuzz hold overload scaling simulate soak workers steps
-.PHONY: plan-sizing
+.PHONY: plan-sizing reconcile-test
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -105,6 +105,9 @@ crash: $(DEV_READY) ## the gateway killed 200 times under 64 clients, and the bo
 
 budgets: $(DEV_READY) ## 500 requests at once on a budget's last cent, in four processes; a million holds (2 minutes)
 	@exec $(VENV)/bin/python -m tests.bench.budgets $(ARGS)
+
+reconcile-test: $(DEV_READY) ## the simulated API's own bill against the ledger, then 8 things wrong with it, each to be named (1 minute)
+	@exec $(VENV)/bin/python -m tests.reconcile $(ARGS)
 
 soak: $(DEV_READY) ## an hour at half load with faults at random: what grows, and what goes wrong
 	@exec $(VENV)/bin/python -m tests.bench.soak $(ARGS)

@@ -205,12 +205,14 @@ class Place:
         api["url"] = self.start([sys.executable, "-m", "proxy.demo.api", "--profile", json.dumps(
             {**API_PROFILE, "tokens_per_answer_mean": 8})])
         api["provider"] = "openai"
+        self.env |= {"API_URL": api["url"], "OPENAI_ADMIN_KEY": "sk-admin"}
         (self.folder / "config").mkdir()
         (self.folder / "tests").symlink_to(ROOT / "tests")
         (self.folder / "config/minimal.yaml").write_text(yaml.safe_dump(tree))
 
     def run(self, block: str, language: str = "sh") -> subprocess.CompletedProcess[str]:
         text = block.replace("http://127.0.0.1:8000", self.env.get("GATEWAY_URL", "http://127.0.0.1:8000"))
+        text = text.replace("https://api.openai.com", self.env.get("API_URL", "http://127.0.0.1:9"))
         for placeholder, secret in self.secrets.items():
             text = text.replace(placeholder, secret)
         command = [sys.executable, "-c", text] if language == "python" else ["bash", "-euo", "pipefail", "-c", text]
@@ -258,6 +260,7 @@ SAYS = {
     "status --url": r"llama-8b(.*\n)*.*cheaper_at_the_margin",
     "admin/switch": r'"switch":"all-api"', "/drain": r'"draining":true', "ledger backup": r"attempts(.*\n)*.*sound",
     "breakeven replay": r"marginal-cost(.*\n)*.*threshold 0\.8",
+    "organization/": r"Within 0\.5 %",
     "report --config": r"\(unallocated\)(.*\n)*.*\"savings_percent\"",
 }
 RUN = [block for block in blocks() if block.language in ("sh", "python") and "make " not in block.text

@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "explain": ("proxy.cli.explain", "explain", "Where a request of a given size would go now, and why."),
     "status": ("proxy.cli.status", "status", "A running gateway at a glance."),
     "report": ("proxy.cli.report", "report", "The savings report from the ledger."),
+    "reconcile": ("proxy.cli.reconcile", "reconcile", "Our metering against a provider's bill, explained by cause."),
     "replay": ("proxy.cli.replay", "replay", "Recorded traffic against your fleet: what a policy would have saved."),
     "plan": ("proxy.cli.plan", "plan_app", "What a token costs, and whether to self-host."),
     "ledger": ("proxy.cli.ledger", "ledger_app", "Back up the ledger, verify it, correct what was booked wrong."),

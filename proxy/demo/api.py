@@ -5,7 +5,8 @@
 
 Token i of an answer exists `ttft + i * tpot` after the request was admitted. Whatever exists when
 the client leaves, or when a fault strikes, is billed; a request that ends before its first token
-costs nothing and counts none. `GET /sim/requests?since=N` lists the rows, `GET /sim/bill` their sum.
+costs nothing and counts none. `GET /sim/requests?since=N` lists the rows, `GET /sim/bill` their sum; what an
+organisation can export of them, `GET /v1/organization/usage/completions` and its like, is in api_books.py.
 
 Faults are asked for per request: header `x-sim-fault`, or, where a gateway strips headers,
 `"metadata": {"x-sim-fault": ...}` in the body; or for all with `POST /sim/behave {"fault": ...}`
@@ -21,12 +22,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
+from urllib.parse import parse_qs
 
 import orjson
 
 from proxy.demo import api_requests as requests
 from proxy.demo import serving, tokens
 from proxy.demo.api_bill import Allowance, ApiModel, ApiProfile, Bill, PromptCache
+from proxy.demo.api_books import Books
 from proxy.demo.api_exchange import Exchange
 from proxy.demo.api_requests import ApiError
 from proxy.demo.asgi import Application, Header, Request
@@ -47,6 +50,7 @@ class SimulatedApi(Application):
         self.profile = profile
         self.log = RequestLog()
         self.bill = Bill()
+        self.books = Books()
         self._cache = PromptCache(profile.cache_min_tokens)
         self._requests = Allowance(profile.requests_per_minute)
         self._tokens = Allowance(profile.tokens_per_minute)
@@ -57,7 +61,9 @@ class SimulatedApi(Application):
             "/v1/chat/completions": {"POST": self._completions}, "/v1/completions": {"POST": self._completions},
             "/v1/embeddings": {"POST": self._embeddings}, "/v1/models": {"GET": self._models},
             "/sim/requests": {"GET": self.log.get}, "/sim/bill": {"GET": self._bill},
-            "/sim/behave": {"POST": self._behave},
+            "/sim/behave": {"POST": self._behave}, "/v1/organization/costs": {"GET": self._export},
+            "/v1/organization/usage/completions": {"GET": self._export},
+            "/v1/organization/usage/embeddings": {"GET": self._export},
         }
 
     def response_headers(self, request: Request) -> list[Header]:
@@ -159,6 +165,7 @@ class SimulatedApi(Application):
         nano = model.bill(*counts)
         if any(counts):
             self.bill.add(nano, *counts)
+            self.books.add(request.path, name, model, counts, nano)
         sent = request.headers
         self.log.add(request_id=sent.get("x-request-id") or sent.get("x-client-request-id", ""),
                      endpoint=request.path, model=name, prompt_tokens=counts[0], cached_tokens=counts[1],
@@ -191,6 +198,18 @@ class SimulatedApi(Application):
         data = [{"id": name, "object": "model", "created": 1_700_000_000, "owned_by": "breakeven-sim"}
                 for name in self.profile.models]
         await request.respond(200, {"object": "list", "data": data})
+
+    async def _export(self, request: Request) -> None:
+        """Usage and costs, for the organisation's admins."""
+        query = parse_qs(request.scope.get("query_string", b"").decode("latin-1"))
+        try:
+            self._authenticate(request)
+            last = request.path.rpartition("/")[2]
+            await request.respond(200, self.books.costs(query) if last == "costs" else self.books.usage(last, query))
+        except ApiError as error:
+            await self._refuse(request, error)
+        except ValueError as error:
+            await self._refuse(request, ApiError(400, str(error)))
 
     async def _bill(self, request: Request) -> None:
         await request.respond(200, asdict(self.bill))

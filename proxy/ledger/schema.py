@@ -32,7 +32,7 @@ from proxy.core.cells import FIELDS, SUMS, Place
 from proxy.core.gpucost import GpuShare
 from proxy.core.usage import BUCKETS
 
-REVISIONS = ("0001", "0002", "0003", "0004")  # oldest first; what this program can open
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")  # oldest first; what this program can open
 HEAD = REVISIONS[-1]
 
 Int = Integer().with_variant(BigInteger, "postgresql")
@@ -181,6 +181,42 @@ key_events = Table(
     sqlite_strict=True,
 )
 
+# What a provider's or a cloud's bill was found to differ by; `cells` and `causes` are JSON, `files` has their hashes.
+reconciliations = Table(
+    "reconciliations", metadata,
+    Column("id", Int, primary_key=True),
+    _int("at_ns"), _text("kind"), _text("provider"), _int("from_ns"), _int("to_ns"), _text("files"),
+    _text("tolerance"), _int("within"), _int("ours_nano"), _int("theirs_nano"), _int("apart_nano"),
+    _text("causes"), _text("cells"), _text("who"),
+    sqlite_strict=True,
+)
+
+# A period whose figures are final: the statement as it was signed, as JSON, and its SHA-256.
+closed_periods = Table(
+    "closed_periods", metadata,
+    Column("id", Int, primary_key=True),
+    _int("from_ns"), _int("to_ns"), _int("closed_ns"), _text("time_zone"), _int("reconciliation_id", null=True),
+    _text("reason"), _text("who"), _text("statement"), _text("hash"),
+    sqlite_strict=True,
+)
+
+# What a closed period cost more (or less) than its statement says, found later; it counts in the minute it was made.
+adjustments = Table(
+    "adjustments", metadata,
+    Column("id", Int, primary_key=True),
+    _int("at_ns"), _int("closed_id"), _text("kind"), _text("name"), _int("cost_nano"), _text("reason"), _text("who"),
+    sqlite_strict=True,
+)
+
+# Alerts for people: when one fired and recovered, and which webhook was told. `detail` is JSON.
+alert_events = Table(
+    "alert_events", metadata,
+    Column("id", Int, primary_key=True),
+    _int("at_ns"), _text("alert"), _text("event"), _text("webhook"), _text("detail"),
+    Index("ix_alert_events_alert", "alert", "id"),
+    sqlite_strict=True,
+)
+
 # Alembic's own table, the same to the letter, so that a fresh ledger can be stamped without importing it.
 version_metadata = MetaData()
 alembic_version = Table(
@@ -189,7 +225,8 @@ alembic_version = Table(
     PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
 )
 
-APPENDED = (requests, corrections, gpu_time, rates, prices, keys, key_events, key_limits)
+APPENDED = (requests, corrections, gpu_time, rates, prices, keys, key_events, key_limits, reconciliations,
+            closed_periods, adjustments, alert_events)
 
 # %(table)s is filled in by SQLAlchemy's DDL from the table itself.
 NO_UPDATE = DDL("CREATE TRIGGER %(table)s_no_update BEFORE UPDATE ON %(table)s "

@@ -1,0 +1,150 @@
+"""`breakeven reconcile` on a real ledger: exit codes, what is kept, the way to the rows, odd names."""
+
+import asyncio
+import json
+import sqlite3
+from dataclasses import replace
+from decimal import Decimal
+
+import pytest
+from test_report_statement import DAY, T0, api
+from typer.testing import CliRunner
+
+from proxy.cli import app
+from proxy.core.gpucost import RateLine
+from proxy.core.pricing import Price, Tier
+from proxy.core.usage import Usage
+from proxy.ledger import reconciliations, store
+from proxy.ledger.corrections import correct
+from proxy.ledger.journal import Journal
+
+PRICE = Price("openai", "gpt-4o", (Tier({"input_text": Decimal("2.5"), "output_text": Decimal(10)}),), version="v1")
+NANO = 1_000 * 2_500 + 100 * 10_000
+
+
+def sent(number, **changes):
+    at = T0 + number * DAY // 8
+    return replace(api(number), model="gpt-4o", price_version="v1", started_ns=at, sent_ns=at, first_token_ns=at,
+                   ended_ns=at + 10**9, usage=Usage(input_text=1_000, output_text=100), api_nano=NANO, **changes)
+
+
+@pytest.fixture
+def url(tmp_path):
+    url = f"sqlite:///{tmp_path}/ledger.db"
+
+    async def fill():
+        async with Journal(url) as journal:
+            await journal.record_price(PRICE)
+            await journal.record_rates([RateLine("gpu", "llama", Decimal("1.39"), T0)], T0)
+            await asyncio.gather(*(journal.settle(sent(number)) for number in range(16)))
+            await journal.settle(replace(sent(16), backend="other", price_version="", api_nano=None))
+
+    asyncio.run(fill())
+    return url
+
+
+def run(url, *arguments):
+    result = CliRunner().invoke(app, ["reconcile", "--ledger", url, "--who", "finance", *map(str, arguments)])
+    assert result.exit_code in (0, 1, 2), result.output
+    return result
+
+
+def csv(tmp_path, *lines, head="day,model,requests,input_tokens,output_tokens,cost"):
+    path = tmp_path / "bill.csv"
+    path.write_text("\n".join([head, *lines]) + "\n")
+    return path
+
+
+RIGHT = ("2026-11-01,gpt-4o,8,8000,800,0.028", "2026-11-02,gpt-4o,8,8000,800,0.028")
+
+
+def test_a_bill_that_agrees_is_kept_and_exits_with_0(url, tmp_path):
+    result = run(url, csv(tmp_path, *RIGHT), "--backend", "openai")
+    assert result.exit_code == 0 and "Within 0.5 %" in result.output and "Recorded as reconciliation 1" in result.output
+    with store.reading(url) as connection:
+        (kept,) = reconciliations.latest(connection)
+        assert reconciliations.covering(connection, T0 + DAY, T0 + 2 * DAY) == [kept]
+        assert reconciliations.covering(connection, T0 + 2 * DAY, T0 + 3 * DAY) == []
+    assert (kept.from_ns, kept.to_ns, kept.within, kept.ours_nano, kept.who) == (T0, T0 + 2 * DAY, True, 16 * NANO,
+                                                                                "finance")
+    assert kept.files[0]["name"] == "bill.csv" and len(kept.files[0]["sha256"]) == 64
+
+
+def test_a_bill_that_differs_exits_with_1_and_its_json_says_why(url, tmp_path):
+    bill = csv(tmp_path, RIGHT[0], "2026-11-02,gpt-4o,10,10000,1000,0.035")
+    result = run(url, bill, "--backend", "openai", "--format", "json")
+    said = json.loads(result.output)
+    assert result.exit_code == 1 and not said["within"] and said["difference"] == "0.007000000"
+    assert list(said["causes"]) == ["missing_requests"]
+    (row,) = [row for row in said["rows"] if row["causes"]]
+    assert row["day"] == "2026-11-02" and row["causes"][0]["lines"] == [f"{bill}:3"]
+    assert run(url, bill, "--backend", "openai", "--tolerance", "12", "--dry-run").exit_code == 0
+    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
+        assert connection.execute("SELECT count(*) FROM reconciliations").fetchone() == (1,)
+
+
+def test_what_was_corrected_to_the_bill_agrees_with_it(url, tmp_path):
+    bill = csv(tmp_path, RIGHT[0], "2026-11-02,gpt-4o,8,8000,800,0.0285")
+    assert run(url, bill, "--backend", "openai", "--tolerance", "0").exit_code == 1
+    correct(url, "r9", reason="invoice", who="finance", api_nano=NANO + 500_000)
+    result = run(url, bill, "--backend", "openai", "--tolerance", "0", "--format", "json")
+    assert json.loads(result.output)["apart"] == "0.000000000" and result.exit_code == 0
+
+
+def test_requests_that_nobody_knows_the_bill_of_are_told(url, tmp_path):
+    page = {"object": "page", "has_more": False, "data": [{"object": "bucket", "start_time": T0 // 10**9,
+                                                           "end_time": T0 // 10**9 + 86_400, "results": []}]}
+    later = {**page["data"][0], "start_time": T0 // 10**9 + 86_400, "end_time": T0 // 10**9 + 2 * 86_400}
+    last = {**later, "start_time": later["end_time"], "end_time": later["end_time"] + 86_400}
+    page["data"] += [later, last]
+    path = tmp_path / "usage.json"
+    path.write_text(json.dumps(page))
+    assert json.loads(run(url, path, "--format", "json").output)["left_out"] == {"other": 1}
+
+
+def test_a_gpu_bill_is_held_to_the_rate_card(url, tmp_path):
+    head = "day,resource,hours,rate,cost"
+    right = "2026-11-01,llama,24,1.39,33.36"
+    assert run(url, csv(tmp_path, right, head=head), "--tolerance", "0").exit_code == 0
+    two = csv(tmp_path, "2026-11-01,pod-7,48,0.695,33.36", head=head)
+    assert run(url, two, "--resource", "pod-7=llama", "--tolerance", "0").exit_code == 0, "two GPUs, half the rate each"
+    for line, cause in (("2026-11-01,llama,20,1.39,27.80", "gpu_hours"), ("2026-11-01,llama,24,1.5,36", "gpu_price"),
+                        (f"{right}\n{right}", "duplicated_charge")):
+        said = json.loads(run(url, csv(tmp_path, line, head=head), "--format", "json").output)
+        assert list(said["causes"]) == [cause]
+    said = json.loads(run(url, csv(tmp_path, right, "2026-11-01,box,1,2,2", head=head), "--format", "json").output)
+    assert {name: one["usd"] for name, one in said["causes"].items()} == {"unknown_resource": "2.000000000"}
+
+
+def test_the_way_to_the_rows(url, tmp_path):
+    bill = csv(tmp_path, *RIGHT)
+    said = json.loads(run(url, bill, "--explain", "2026-11-02", "gpt-4o", "--format", "json").output)
+    assert said["requests"] == 8 and [row["request_id"] for row in said["rows"]] == [f"r{n}" for n in range(8, 16)]
+    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
+        assert len(connection.execute(said["query"]).fetchall()) == 8
+    assert "8 requests" in run(url, bill, "--explain", "2026-11-02", "gpt-4o").output
+    assert run(url, bill, "--explain", "yesterday", "gpt-4o").exit_code == 2
+
+
+def test_names_that_would_be_formulas_or_markup_are_harmless(url, tmp_path):
+    evil = '2026-11-02,"=HYPERLINK(""http://x"")",1,10,1,0.5\n2026-11-02,[bold red]x,1,10,1,0.25'
+    result = run(url, csv(tmp_path, *RIGHT, evil), "--backend", "openai", "--format", "json")
+    models = [row["model"] for row in json.loads(result.output)["rows"]]
+    assert '\'=HYPERLINK("http://x")' in models
+    shown = run(url, csv(tmp_path, *RIGHT, evil), "--backend", "openai").output
+    assert "[bold red]x" in shown and "\x1b" not in shown
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["--tolerance", "x"], "--tolerance 'x' is no percentage"), (["--format", "csv"], "--format csv is not known"),
+    (["--model", "x"], "--model 'x': write THEIRS=OURS"), (["--who", "a\nb"], "who reconciles: one line")])
+def test_wrong_use_is_one_line_and_exit_2(url, tmp_path, arguments, said):
+    result = run(url, csv(tmp_path, *RIGHT), *arguments)
+    assert result.exit_code == 2 and said in result.output and len(result.output.splitlines()) == 1
+
+
+def test_a_bad_file_or_ledger_is_one_line_and_exit_2(url, tmp_path):
+    result = run(url, csv(tmp_path, "2026-11-01,gpt-4o,8,8000,800,x"))
+    assert result.exit_code == 2 and "line 2, cost: 'x' is not a number" in result.output
+    missing = CliRunner().invoke(app, ["reconcile", str(csv(tmp_path, *RIGHT)), "--ledger", f"sqlite:///{tmp_path}/no.db"])
+    assert missing.exit_code == 2 and "no such file" in missing.output

@@ -24,7 +24,7 @@ DEV_READY := $(VENV)/.dev-$(call crc,requirements/run.txt requirements/dev.txt)
 
 .PHONY: help run test lint lock accept cells sensitivity decision-bench week live live-replay test-vllm clean
 .PHONY: bench bench-short budgets compiled crash disconnects disk fuzz hold overload scaling simulate soak workers steps
-.PHONY: plan-sizing reconcile-test
+.PHONY: plan-check plan-sizing reconcile-test
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -72,6 +72,9 @@ compiled: $(DEV_READY) ## the hot path as machine code, in build/compiled (a min
 week: $(DEV_READY) ## a production week on four fleet sizes; TRACE=path/to/servegen_m_large_week1.csv.zst (10 minutes)
 	@[ -n "$(TRACE)" ] || { echo "make week TRACE=path/to/servegen_m_large_week1.csv.zst" >&2; exit 2; }
 	@exec $(VENV)/bin/python -m tests.bench.week $(TRACE) $(ARGS)
+
+plan-check: $(DEV_READY) ## the planner against an article's claims, 67 published throughputs and a production week
+	@exec $(VENV)/bin/python -m tests.bench.plan_check $(ARGS)
 
 plan-sizing: $(DEV_READY) ## fleet sizes for a production week beside the published ones; TRACE=...week1.csv.zst for the requests themselves
 	@exec $(VENV)/bin/python -m tests.bench.plan_sizing $(TRACE) $(ARGS)

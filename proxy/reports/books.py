@@ -11,10 +11,12 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Connection
 
 from proxy.core.cells import Place, Slice, whole
+from proxy.core.fairness import Fairness
 from proxy.core.marginal import BackendSums, Marginal, marginal
 from proxy.core.money import NS_PER_MINUTE
 from proxy.core.savings import Statement, row_of
 from proxy.ledger import cells, store
+from proxy.reports.fairness import fairness
 from proxy.reports.statement import Day, check, days_between, state, zone_of
 
 GROUPINGS = ("route", "key", "backend", "model")
@@ -44,6 +46,7 @@ class Books:
     spans: tuple[Span, ...]
     backends: tuple[BackendSums, ...]
     marginal: Marginal
+    fairness: tuple[Fairness, ...] = ()
 
     @property
     def statement(self) -> Statement:
@@ -70,7 +73,8 @@ def read_books(connection: Connection, from_ns: int, to_ns: int, *, time_zone: s
     by = {name: state(connection, lines, period, name) for name in (*GROUPINGS, tag)}
     spans = tuple(Span(name, state(connection, lines, part, "backend")) for name, part in parts)
     backends = _backends(period)
-    return Books(time_zone, tag, by, step, spans, backends, marginal(by["route"], backends))
+    return Books(time_zone, tag, by, step, spans, backends, marginal(by["route"], backends),
+                 fairness(connection, period))
 
 
 def _tag_of(period: Slice) -> str:

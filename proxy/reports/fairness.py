@@ -1,0 +1,99 @@
+"""How fair the baseline is, by route, from the ledger: `core/fairness.py` says what is estimated, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sqlalchemy import Connection, bindparam, func, or_, select
+
+from proxy.core.cells import AT, Place, Slice
+from proxy.core.fairness import Answers, Fairness, length, tokens
+from proxy.core.money import NS_PER_HOUR, NS_PER_MINUTE, half_even
+from proxy.core.pricing import INPUTS, OUTPUTS, Price
+from proxy.core.usage import BUCKETS
+from proxy.ledger.amounts import price_of
+from proxy.ledger.schema import hour_cells, hours, prices, rollup
+
+_first, _beyond = bindparam("first"), bindparam("beyond")
+_OF = {"input": [(bucket, AT[bucket]) for bucket in INPUTS], "output": [(bucket, AT[bucket]) for bucket in OUTPUTS]}
+assert set(INPUTS) | set(OUTPUTS) == set(BUCKETS)
+
+Hours = dict[tuple[str, bool], list[tuple[int, int]]]  # of (route, on a GPU), of each hour (bytes, tokens)
+
+
+def fairness(connection: Connection, period: Slice) -> tuple[Fairness, ...]:
+    """Of each route that our GPUs answered for in the period; routes by name."""
+    known = {row["version"]: price_of(row) for row in connection.execute(select(prices)).mappings()}
+    by_hour = _hours(connection, period.from_ns, period.to_ns)
+    routes: dict[str, list[tuple[Place, list[int]]]] = {}
+    for place, sums in period.cells.items():
+        routes.setdefault(place.route, []).append((place, sums))
+    found = []
+    for route, cells in sorted(routes.items()):
+        local = [(place, sums) for place, sums in cells if place.backend_kind == "gpu"]
+        if not any(sums[AT["succeeded"]] for _, sums in local):
+            continue
+        control = [(place, sums) for place, sums in cells if place.backend_kind == "api"]
+        parts = [_parts(place, sums, known) for place, sums in local]
+        found.append(Fairness(
+            route, sum(sums[AT["succeeded"]] for _, sums in local), sum(part[0] for part in parts),
+            sum(part[1] for part in parts),
+            tokens(by_hour.get((route, False), []), by_hour.get((route, True), [])),
+            length(_answers(control), _answers(local))))
+    return tuple(found)
+
+
+def _answers(cells: list[tuple[Place, list[int]]]) -> Answers:
+    return Answers(*(sum(sums[AT[name]] for _, sums in cells) for name in ("trial", "trial_output", "trial_squares")))
+
+
+def _parts(place: Place, sums: list[int], known: Mapping[str, Price]) -> tuple[int, int]:
+    """A cell's baseline, as (input, output): by what its tokens cost at the price's first tier."""
+    baseline, price = sums[AT["baseline_nano"]], known.get(place.baseline_price_version)
+    if price is None or not baseline:
+        return 0, 0
+    tier = price.tiers[0]
+    weights = [sum((sums[at] * (tier.of(bucket) or 0) for bucket, at in _OF[kind] if sums[at]), 0)
+               for kind in ("input", "output")]
+    if not sum(weights):
+        return 0, 0
+    whole = half_even(*(baseline * weights[0] / sum(weights)).as_integer_ratio())
+    return whole, baseline - whole
+
+
+def _hours(connection: Connection, from_ns: int, to_ns: int) -> Hours:
+    """What prompts were counted in, of hours that were summed up and of the minutes of those that were not. Of an API,
+    where it was the baseline itself."""
+    found: dict[tuple[int, str, bool], list[int]] = {}
+    within = {"first": -(-from_ns // NS_PER_HOUR), "beyond": to_ns // NS_PER_HOUR}
+    minutes = {"first": -(-from_ns // NS_PER_MINUTE), "beyond": -(-to_ns // NS_PER_MINUTE), **{
+        "first_hour": within["first"], "beyond_hour": within["beyond"]}}
+    for statement, period in ((_COUNTED, within), (_COUNTED_OF_MINUTES, minutes)):
+        for hour, route, kind, size, count in connection.execute(statement, period):
+            sums = found.setdefault((hour, route, kind == "gpu"), [0, 0])
+            sums[0], sums[1] = sums[0] + size, sums[1] + count
+    grouped: Hours = {}
+    for (_, route, local), (size, count) in sorted(found.items()):
+        grouped.setdefault((route, local), []).append((size, count))
+    return grouped
+
+
+def _is_counted(table: object) -> object:
+    return (table.c.prompt_bytes > 0) & or_(  # type: ignore[attr-defined]
+        table.c.backend_kind == "gpu", table.c.price_version == table.c.baseline_price_version)  # type: ignore[attr-defined]
+
+
+_COUNTED = (
+    select(hour_cells.c.hour, hour_cells.c.route, hour_cells.c.backend_kind, func.sum(hour_cells.c.prompt_bytes),
+           func.sum(hour_cells.c.prompt_tokens))
+    .where(hour_cells.c.hour >= _first, hour_cells.c.hour < _beyond, _is_counted(hour_cells))
+    .group_by(hour_cells.c.hour, hour_cells.c.route, hour_cells.c.backend_kind))
+
+_hour = rollup.c.minute.op("/")(60)
+_COUNTED_OF_MINUTES = (
+    select(_hour.label("hour"), rollup.c.route, rollup.c.backend_kind, func.sum(rollup.c.prompt_bytes),
+           func.sum(rollup.c.prompt_tokens))
+    .where(rollup.c.minute >= _first, rollup.c.minute < _beyond, _is_counted(rollup),
+           _hour.not_in(select(hours.c.hour).where(hours.c.hour >= bindparam("first_hour"),
+                                                   hours.c.hour < bindparam("beyond_hour"))))
+    .group_by(_hour, rollup.c.route, rollup.c.backend_kind))

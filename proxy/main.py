@@ -27,10 +27,12 @@ from proxy.core.pricing import PriceBook
 from proxy.core.routing import Plan, Switch
 from proxy.ledger.journal import Journal
 from proxy.ledger.keys import KeyRing, Principal
+from proxy.reports.dashboard.pages import DashboardPages
 from proxy.server import status
 from proxy.server.app import build
 from proxy.server.chores import Chores
 from proxy.server.connection import Rules, protocol
+from proxy.server.desk import Desk
 from proxy.server.dispatch import Dispatcher
 from proxy.server.guard import Guard
 from proxy.server.handler import Doors, Handler
@@ -81,6 +83,7 @@ class Gateway:
             Settlement(self.planner), self.journal, self.purse, self._rates(),
             self._repeats(), self.upstreams, time.monotonic, self._observe,
             self.refused))
+        self.desk = Desk(DashboardPages(settings.ledger, settings.report.time_zone), self)
         self.app = self._built(data=True, operators=settings.server.admin is None)
         self.admin_app = None if settings.server.admin is None else self._built(data=False, operators=True)
         self.chores = Chores(self.journal, MinuteBook(settings, self.board), self.purse)
@@ -89,7 +92,8 @@ class Gateway:
     def _built(self, *, data: bool, operators: bool) -> Guard:
         server = self.settings.server
         return build(self, self.keys, data=data, operators=operators, headers_max=server.headers_max,
-                     header_bytes_max=server.header_bytes_max, body_s=server.body_s, refused=self.refused)
+                     header_bytes_max=server.header_bytes_max, body_s=server.body_s, refused=self.refused,
+                     desk=self.desk if operators else None)
 
     # ---- what one of several workers shares with the others (workers.py)
 
@@ -138,6 +142,7 @@ class Gateway:
         if self._scraper is not None:
             await self._scraper.stop()
         await self.chores.stop()
+        self.desk.close()
         for upstream in (*self.upstreams.values(), *self._exporters.values()):
             await upstream.close()
         await self.chores.book_last()

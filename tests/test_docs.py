@@ -422,7 +422,9 @@ def test_figures_in_the_text_are_those_of_the_code():
 
 def test_every_endpoint_is_in_the_table_and_no_other():
     rows = table(section(page("docs/http.md"), "## Endpoints"))
-    served = routes(dict(sources())["proxy/server/app.py"]) | {(path, "POST") for path in ENDPOINTS}
+    trees = dict(sources())
+    served = routes(trees["proxy/server/app.py"]) | routes(trees["proxy/server/dashboard.py"])
+    served |= {(path, "POST") for path in ENDPOINTS}
     assert {(CODE.findall(row[0])[0], row[1]) for row in rows} == served
     assert routes(ast.parse('@app.get("/new/{x:path}")\nasync def f(): ...')) == {("/new/{x}", "GET")}
 

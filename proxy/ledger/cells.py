@@ -62,12 +62,12 @@ def rate_card(connection: Connection) -> list[RateLine]:
 def read(connection: Connection, lines: Sequence[RateLine], from_ns: int, to_ns: int) -> Slice:
     """What [from, to) comes to, UTC nanoseconds."""
     found = Slice(from_ns, to_ns, gpus={line.name: GpuShare() for line in lines if line.kind == "gpu"})
-    for start, end, closed in _stretches(connection, from_ns, to_ns):
+    for start, end, closed in stretches(connection, from_ns, to_ns):
         found.add(_of_hours(connection, start, end) if closed else of_minutes(connection, lines, start, end))
     return found
 
 
-def _stretches(connection: Connection, from_ns: int, to_ns: int) -> Iterator[tuple[int, int, bool]]:
+def stretches(connection: Connection, from_ns: int, to_ns: int) -> Iterator[tuple[int, int, bool]]:
     """The period cut where closed hours begin and end."""
     within = {"first": -(-from_ns // NS_PER_HOUR), "beyond": to_ns // NS_PER_HOUR}
     closed = [hour for hour, in connection.execute(CLOSED, within)]

@@ -179,7 +179,8 @@ class KeyRing:
         self._path = store.path_of(url)
         self._clock = clock
         self._connection: Connection | None = None
-        self._principals: dict[str, tuple[str, Principal]] = {}
+        self._principals: dict[str, tuple[str, Principal]] = {}  # by digest
+        self._digests: dict[str, str] = {}  # by id
         self._seen, self._inode = -1, 0
         self._looked_at = 0.0
         self.healthy = True
@@ -190,17 +191,30 @@ class KeyRing:
 
     def authenticate(self, secret: str) -> Principal | None:
         """Whose secret it is; None for one that is unknown, revoked, expired or malformed, in the same time."""
+        self._look()
+        given = digest(secret)
+        kept, principal = self._principals.get(given, (_NOBODY, None))
+        if not hmac.compare_digest(kept, given) or principal is None:
+            return None
+        return _unexpired(principal)
+
+    def signer(self, key_id: str) -> tuple[bytes, Principal] | None:
+        """What sessions of a key are signed with, and whose they are; None once it is unknown, revoked or expired.
+
+        Derived from the key's digest: every gateway on this ledger knows it, and it ends with the key."""
+        self._look()
+        kept = self._digests.get(key_id)
+        if kept is None or (principal := _unexpired(self._principals[kept][1])) is None:
+            return None
+        return hmac.digest(kept.encode(), b"breakeven session", "sha256"), principal
+
+    def _look(self) -> None:
+        """Note, at most every REFRESH_S, which keys were made or revoked."""
         if self._clock() - self._looked_at >= REFRESH_S:
             try:
                 self.refresh()
             except LedgerUnavailable:  # the keys we know still hold; `healthy` tells
                 pass
-        given = digest(secret)
-        kept, principal = self._principals.get(given, (_NOBODY, None))
-        if not hmac.compare_digest(kept, given) or principal is None:
-            return None
-        expires_ns = principal.limits.expires_ns
-        return None if expires_ns is not None and expires_ns <= time.time_ns() else principal
 
     def refresh(self) -> bool:
         """Load the keys again if a key was made or revoked since. Returns whether one was."""
@@ -221,6 +235,7 @@ class KeyRing:
             raise LedgerUnavailable(store.explain(self._path, error)) from error
         self._principals = {digests[one.id]: (digests[one.id], _principal(one))
                             for one in records if one.revoked_ns is None}
+        self._digests = {principal.id: kept for kept, principal in self._principals.values()}
         self._seen, self.healthy = seen, True
         return True
 
@@ -267,6 +282,11 @@ def _limit(connection: Connection, key_id: str, limits: KeyLimits, at_ns: int) -
     connection.execute(key_limits.insert().values(
         key_id=key_id, budget=limits.budget, rpm=limits.rpm, tpm=limits.tpm, expires_ns=limits.expires_ns, at_ns=at_ns,
         routes=None if limits.routes is None else ",".join(limits.routes)))
+
+
+def _unexpired(principal: Principal) -> Principal | None:
+    expires_ns = principal.limits.expires_ns
+    return None if expires_ns is not None and expires_ns <= time.time_ns() else principal
 
 
 def _principal(record: KeyRecord) -> Principal:

@@ -18,11 +18,13 @@ from starlette.exceptions import HTTPException
 
 from proxy.core.errors import BodyTooLarge, GatewayError, InvalidRequest, MethodNotAllowed, NotFound
 from proxy.ledger.keys import Principal
-from proxy.server import auth
+from proxy.server import auth, dashboard
 from proxy.server.connection import FRAMING
+from proxy.server.desk import Desk
 from proxy.server.exchange import Asgi, Receive, Scope, Send
 from proxy.server.guard import Guard
 from proxy.server.ids import new_id
+from proxy.server.live import Live
 from proxy.wire.endpoints import ENDPOINTS
 from proxy.wire.openai import check_content_type, error_body
 
@@ -73,16 +75,19 @@ def _invalid(first: Mapping[str, Any], skip: int = 0) -> InvalidRequest:
 
 def _bounded(receive: Receive, body_s: float) -> Receive:
     """`receive`, refusing a body that no operator's route needs, or that takes longer than any of them may."""
-    seen, ends_at = 0, asyncio.get_running_loop().time() + body_s
+    seen = 0
+    ends_at: float | None = asyncio.get_running_loop().time() + body_s
 
     async def bounded() -> Any:
-        nonlocal seen
+        nonlocal seen, ends_at
         try:
             async with asyncio.timeout_at(ends_at):
                 message = await receive()
         except TimeoutError:
             raise HTTPException(408) from None
         seen += len(message.get("body", b""))
+        if not message.get("more_body"):
+            ends_at = None  # it is here; what is waited for now is the end of the connection
         if seen > OPERATORS_BODY_MAX:
             raise HTTPException(413)
         return message
@@ -115,9 +120,9 @@ class DrainBody(BaseModel):
 
 
 def build(operations: Operations, keys: auth.KeyRing | None, *, data: bool, operators: bool, headers_max: int,
-          header_bytes_max: int, body_s: float, refused: Callable[[str], None]) -> Guard:
+          header_bytes_max: int, body_s: float, refused: Callable[[str], None], desk: Desk | None = None) -> Guard:
     """The application of one listener. `data`: the data routes are served there; without `operators` it has none of
-    theirs."""
+    theirs, nor the dashboard, which is made at the `desk`."""
     # Redirects would repeat a Host that nobody has vouched for.
     app = FastAPI(title="Breakeven", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     _errors(app, frozenset(ENDPOINTS) if data else frozenset())
@@ -126,6 +131,8 @@ def build(operations: Operations, keys: auth.KeyRing | None, *, data: bool, oper
         _model_routes(app, operations, _allow(keys, "application", "reader", "admin"))
     if operators:
         _operator_routes(app, operations, _allow(keys, "reader", "admin"), _allow(keys, "admin"))
+        if desk is not None:
+            dashboard.add_routes(app, keys, desk, Live(desk, lambda: operations.ready() == "draining"))
     return Guard(Door(app, body_s), headers_max, header_bytes_max, refused, keyless=keys is None)
 
 

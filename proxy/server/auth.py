@@ -19,6 +19,7 @@ ANONYMOUS = Principal(id="anonymous", name="anonymous", role="admin", tags="")
 
 class KeyRing(Protocol):
     def authenticate(self, secret: str) -> Principal | None: ...
+    def signer(self, key_id: str) -> tuple[bytes, Principal] | None: ...
 
 
 def secret_of(headers: Mapping[bytes, bytes]) -> str | None:
@@ -40,6 +41,11 @@ def authenticate(headers: Mapping[bytes, bytes], keys: KeyRing | None, roles: tu
     principal = keys.authenticate(secret) if len(secret) <= SECRET_CHARS_MAX else None
     if principal is None:
         raise Unauthorized("The API key is not valid.")
+    return permitted(principal, roles)
+
+
+def permitted(principal: Principal, roles: tuple[str, ...]) -> Principal:
+    """The same, if its role is one of those. Raises PermissionDenied."""
     if principal.role not in roles:
         raise PermissionDenied(f"A key of role '{principal.role}' may not do this.")
     return principal

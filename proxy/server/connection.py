@@ -239,6 +239,7 @@ class DataProtocol(HttpToolsProtocol):
         self.url, self.headers = url, headers
         self.scope["headers"] = headers
         self.scope["target"] = url  # type: ignore[typeddict-unknown-key]  # the guard judges it as it was sent
+        self.scope["hang_up"] = transport.abort  # type: ignore[typeddict-unknown-key]  # on who takes nothing
         self.expect_100_continue = _expects_continue(dict(headers))
         super().on_headers_complete()
 

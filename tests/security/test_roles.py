@@ -36,6 +36,13 @@ GOLDEN = {
     ("GET", "/admin/explain"): (OPERATIONS, "/admin/explain?model=gpt-4o&prompt_tokens=9&output_tokens=9", None),
     ("POST", "/admin/switch"): (ADMIN, "/admin/switch", {"to": "all-local"}),
     ("POST", "/admin/backends/{name}/drain"): (ADMIN, "/admin/backends/llama/drain", {"on": True}),
+    ("GET", "/dashboard"): (OPERATIONS, "/dashboard", None),
+    ("GET", "/dashboard/request/{request_id}"): ((401, 401, 401, 403, 404, 404), "/dashboard/request/req_none", None),
+    ("GET", "/dashboard/csv"): (OPERATIONS, "/dashboard/csv?table=groups", None),
+    ("GET", "/dashboard/live"): ((401, 401, 401, 403, 400, 400), "/dashboard/live?range=ever", None),
+    ("GET", "/dashboard/static/{name}"): (ANYONE, "/dashboard/static/theme.js", None),
+    ("POST", "/dashboard/login"): ((401,) * 6, "/dashboard/login", {}),  # a key counts in the form alone
+    ("POST", "/dashboard/logout"): (OPERATIONS, "/dashboard/logout", {}),  # leads to /dashboard
 }
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE")
 HOSTILE = ("x/healthz?", "x/healthz#", "x\\healthz", "a@x", "x y", "x,localhost", "[::1", "x:y", "", "-x",
@@ -92,7 +99,7 @@ async def test_each_caller_gets_what_is_meant_for_it(there, as_it_was, route):
         assert status == wanted, (route, caller, answer)
         if wanted >= 400:
             code = json.loads(answer)["error"]["code"]
-            assert code == {401: "invalid_api_key", 403: "permission_denied"}[wanted]
+            assert code == {400: None, 401: "invalid_api_key", 403: "permission_denied", 404: "not_found"}[wanted]
             replica = there.gateway.board.replicas["llama"][0]
             assert (there.gateway.planner.switch, replica.draining) == ("auto", False), "refused, and yet it did it"
             assert len(there.engines[0].log.since(0)) == sent

@@ -1,0 +1,95 @@
+"""What a page shows, as CSV for a spreadsheet: exact amounts, and no text that it could take for a formula."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from proxy.core.money import usd_string
+from proxy.reports import render, view
+from proxy.reports.dashboard import parts
+from proxy.reports.dashboard.account import Account
+from proxy.reports.dashboard.question import clock
+from proxy.reports.period import show
+
+Table = tuple[Sequence[str], Iterable[Sequence[Any]]]
+
+
+def csv_of(name: str, account: Account, now: Any, zone: ZoneInfo, zone_name: str) -> tuple[str, str]:
+    """(file name, text). ValueError: there is no such table, or not of this period."""
+    period = "-".join(clock(moment, zone) for moment in (account.from_ns, account.to_ns))
+    file_name = f"breakeven-{name}-{re.sub('[^0-9-]', '', period)}.csv"
+    if name == "groups":
+        return file_name, render.to_csv(account.grouped, zone_name)
+    if name not in TABLES:
+        raise ValueError(f"There is no such table; there are groups, {', '.join(TABLES)}.")
+    head, rows = TABLES[name](account, now, zone)
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(head)
+    writer.writerows([_cell(value) for value in row] for row in rows)
+    return file_name, out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    return render.safe_cell(value) if isinstance(value, str) and not _NUMBER.fullmatch(value) else value
+
+
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
+
+
+def _time(account: Account, _: Any, zone: ZoneInfo) -> Table:
+    rows = [[show(one.begin_ns, zone), show(one.end_ns, zone), "USD", one.statement.total.requests,
+             one.statement.total.tokens, *(usd_string(getattr(one.statement.total, name)) for name in render.AMOUNTS)]
+            for one in account.spans]
+    return ("from", "to", "currency", "requests", "tokens", *render.AMOUNTS), rows
+
+
+def _traffic(account: Account, _: Any, zone: ZoneInfo) -> Table:
+    return (("from", "to", "own_gpu_requests", "api_requests", "utilization_percent", "bid_price_usd_per_gpu_hour"),
+            [[show(one.begin_ns, zone), show(one.end_ns, zone), one.own, one.api, one.busy, one.bid]
+             for one in account.points])
+
+
+def _waterfall(account: Account, _: Any, zone: ZoneInfo) -> Table:
+    return ("step", "usd"), [[step.label, step.amount.exact] for step in view.waterfall(account.books.statement)]
+
+
+def _requests(account: Account, _: Any, zone: ZoneInfo) -> Table:
+    if account.calls is None:
+        raise ValueError("Requests are listed for periods of an hour or less.")
+    names = ("request_id", "route", "backend", "status", "end_reason", "reason", "tags", "key_id", "input", "output")
+    return (("ended", *names, "api_usd", "baseline_usd"),
+            [[show(row["ended_ns"], zone), *(row[name] for name in names),
+              *("" if row[name] is None else usd_string(row[name]) for name in ("api_nano", "baseline_nano"))]
+             for row in account.calls.rows])
+
+
+def _backends(account: Account, now: Any, zone: ZoneInfo) -> Table:
+    return (("backend", "own_gpu", "health", "load_percent", "in_flight", "usd_per_million_tokens_last_hour",
+             "baseline_usd_per_million_tokens", "utilization_percent", "breakeven_utilization_percent"),
+            [[card.name, card.own, card.health, card.load, card.in_flight,
+              *("" if nano is None else usd_string(nano) for nano in (card.per_million, card.compared)),
+              card.used, card.needed] for card in parts.cards(now.status, account)])
+
+
+def _budgets(account: Account, now: Any, zone: ZoneInfo) -> Table:
+    names = ("scope", "per", "limit_usd", "posted_usd", "pending_usd")
+    return names, [[one[name] for name in names] for one in now.status["budgets"]]
+
+
+def _decisions(account: Account, now: Any, zone: ZoneInfo) -> Table:
+    return (("at", "request_id", "route", "backend", "reason", "bid_price_usd_per_gpu_second", "refused"),
+            [[show(one["at_ns"], zone), one["request_id"], one["route"],
+              one["attempts"][0]["backend"] if one["attempts"] else "", one["reason"], one["lambda"],
+              " ".join(f"{refusal['backend']}:{refusal['code']}" for refusal in one["refused"])]
+             for one in now.decisions])
+
+
+TABLES: dict[str, Callable[[Account, Any, ZoneInfo], Table]] = {
+    "time": _time, "traffic": _traffic, "waterfall": _waterfall, "requests": _requests, "backends": _backends,
+    "budgets": _budgets, "decisions": _decisions}

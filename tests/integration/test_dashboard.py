@@ -1,0 +1,397 @@
+"""The dashboard over real HTTP: who gets in, what a page may do in a browser, what it says when things are amiss."""
+
+import asyncio
+import csv
+import io
+import json
+import re
+import time
+
+import pytest
+
+from proxy.ledger.keys import KeyStore
+from proxy.reports.dashboard.words import REASONS
+from proxy.server import desk as desk_module
+from proxy.server import live, sessions
+from proxy.server.dashboard import HEADERS
+from tests.support.world import world
+
+CHAT = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+HTML = {"accept": "text/html"}
+SAME_SITE = {"sec-fetch-site": "same-origin"}
+PAGES = ("/dashboard", "/dashboard?range=7d&group=key", "/dashboard/request/none", "/dashboard/csv?table=groups",
+         "/dashboard/live")
+
+
+@pytest.fixture
+async def there(tmp_path, monkeypatch):
+    async with world(tmp_path, monkeypatch, keys={"required": True}) as one:
+        store = KeyStore(one.ledger)
+        one.keys = {role: store.create(role, role=role)[1] for role in ("application", "reader", "admin")}
+        one.gateway.keys.refresh()
+        yield one
+
+
+async def signed_in(there, key, **headers):
+    """(status, cookie header to send, body) of the form."""
+    async with there.session.post(there.url + "/dashboard/login", data={"key": key, "to": "/dashboard?range=7d"},
+                                  headers={**HTML, **SAME_SITE, **headers}, allow_redirects=False) as answer:
+        cookie = answer.headers.get("set-cookie", "")
+        return answer.status, cookie, await answer.text(), answer.headers
+
+
+def cookie_of(set_cookie):
+    return {"cookie": set_cookie.partition(";")[0]}
+
+
+async def test_without_a_key_a_browser_gets_the_form_and_a_program_an_error(there):
+    for path in PAGES:
+        async with there.session.get(there.url + path, headers=HTML) as answer:
+            page = await answer.text()
+            assert answer.status == 401 and 'action="/dashboard/login"' in page, path
+        status, body = await there.get(path)
+        assert status == 401 and json.loads(body)["error"]["code"] == "invalid_api_key", path
+        status, body = await there.get(path, authorization=f"Bearer {there.keys['application']}")
+        assert status == 403 and json.loads(body)["error"]["code"] == "permission_denied", path
+
+
+async def test_a_reader_signs_in_looks_and_signs_out(there):
+    for role in ("reader", "admin"):
+        status, cookie, _, headers = await signed_in(there, there.keys[role])
+        assert status == 303 and headers["location"] == "/dashboard?range=7d"
+        assert all(part in cookie for part in ("HttpOnly", "SameSite=Strict", "Path=/dashboard", "Max-Age=43200"))
+        assert "Secure" not in cookie and there.keys[role] not in str(headers)
+        async with there.session.get(there.url + "/dashboard", headers={**HTML, **cookie_of(cookie)}) as answer:
+            page = await answer.text()
+            assert answer.status == 200 and "Net loss" in page and there.keys[role] not in page
+        status, _ = await there.get("/admin/status", **cookie_of(cookie))
+        assert status == 401, "the cookie opens the dashboard alone"
+    async with there.session.post(there.url + "/dashboard/logout", headers={**SAME_SITE, **cookie_of(cookie)},
+                                  allow_redirects=False) as answer:
+        assert answer.status == 303 and "Max-Age=0" in answer.headers["set-cookie"]
+    status, _ = await there.get("/dashboard", authorization=f"Bearer {there.keys['reader']}")
+    assert status == 200, "a program sends its key"
+
+
+@pytest.mark.parametrize("sent", [{"origin": "https://gateway.example"}, {"x-forwarded-proto": "https"}])
+async def test_behind_tls_the_cookie_is_for_tls_alone(there, sent):
+    _, cookie, _, _ = await signed_in(there, there.keys["reader"], **sent)
+    assert cookie.endswith("; Secure")
+
+
+async def test_a_session_ends_with_its_key_with_its_time_and_with_any_change(there, monkeypatch):
+    store = KeyStore(there.ledger)
+    key_id, key = store.create("gone", role="reader")
+    there.gateway.keys.refresh()
+    _, cookie, _, _ = await signed_in(there, key)
+    value = cookie_of(cookie)["cookie"].partition("=")[2]
+
+    async def status_with(sent):
+        return (await there.get("/dashboard", cookie=f"{sessions.COOKIE}={sent}"))[0]
+
+    assert await status_with(value) == 200
+    kept, end, signature = value.split(".")
+    other = there.gateway.keys.authenticate(there.keys["admin"]).id
+    for forged in (f"{kept}.{int(end) + 1}.{signature}", f"{other}.{end}.{signature}", f"{kept}.{end}.{'0' * 64}", "",
+                   f"{kept}.{end}", "." * 9, f"{kept}.x.{signature}", value + "0", value[:-1], "\u00e9" * 8,
+                   "x" * 5000):
+        assert await status_with(forged) == 401, forged
+    now = time.time()
+    assert sessions.opened(there.gateway.keys, value, now + sessions.SESSION_S + 1) is None
+    store.revoke(key_id)
+    there.gateway.keys.refresh()
+    assert await status_with(value) == 401
+
+
+async def test_wrong_keys_are_counted_and_right_ones_are_not(there):
+    for _ in range(sessions.WRONG_PER_MINUTE):
+        status, cookie, page, _ = await signed_in(there, "bk-wrong")
+        assert status == 401 and not cookie and "not valid" in page and "bk-wrong" not in page
+    status, _, page, headers = await signed_in(there, there.keys["reader"])
+    assert status == 429 and int(headers["retry-after"]) >= 1 and "Too many" in page
+    assert sessions.Attempts().wait_s("10.0.0.1", 0.0) == 0, "another address is not kept out"
+
+
+async def test_an_applications_key_is_told_so_and_another_sites_form_is_refused(there):
+    status, cookie, page, _ = await signed_in(there, there.keys["application"])
+    assert status == 403 and not cookie and "for applications" in page
+    for headers in ({"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}, {"sec-fetch-site": "none"}):
+        status, cookie, page, _ = await signed_in(there, there.keys["reader"], **headers)
+        assert status == 403 and not cookie, headers
+    for origin, expected in (("https://evil.example", 403), ("null", 403), (there.url, 303)):
+        async with there.session.post(there.url + "/dashboard/login", data={"key": there.keys["reader"]},
+                                      headers={"origin": origin}, allow_redirects=False) as answer:
+            assert answer.status == expected, origin
+
+
+@pytest.mark.parametrize("to", ["https://evil.example", "//evil.example", "/\\evil", "/dashboard@evil", "javascript:x",
+                                "/dashboard\r\nx: y", "/admin/status", "/dashboardx", "", "/dashboard?a=" + "x" * 5000])
+async def test_a_form_leads_nowhere_but_to_the_dashboard(there, to):
+    async with there.session.post(there.url + "/dashboard/login", data={"key": there.keys["reader"], "to": to},
+                                  headers=SAME_SITE, allow_redirects=False) as answer:
+        assert answer.status == 303 and answer.headers["location"] == "/dashboard"
+
+
+async def test_every_answer_ties_the_browsers_hands(there):
+    key = {"authorization": f"Bearer {there.keys['reader']}"}
+    for path, headers in [*((path, {**key, **HTML}) for path in PAGES[:-1]), *((path, HTML) for path in PAGES),
+                          ("/dashboard?from=x", {**key, **HTML})]:
+        async with there.session.get(there.url + path, headers=headers) as answer:
+            page = await answer.text()
+            for name, value in HEADERS.items():
+                assert answer.headers[name] == value, (path, name)
+            assert not re.search(r"<script(?![^>]*(src=|application/json))|\son\w+=|style=|https?://(?!this-gateway|www)",
+                                 page.replace("http://www.w3.org", "")), path
+    async with there.session.get(there.url + "/dashboard/static/dashboard.css") as answer:
+        assert answer.status == 200 and "immutable" in answer.headers["cache-control"]
+        assert answer.headers["x-content-type-options"] == "nosniff"
+    for name in ("nothing.js", "..", "dashboard.css.map"):
+        assert (await there.get(f"/dashboard/static/{name}"))[0] == 404
+
+
+async def test_it_belongs_to_the_operators_listener(tmp_path, monkeypatch):
+    async with world(tmp_path, monkeypatch, engines=0, server={"admin": {"port": 9000}}) as there:
+        async with there.session.get(there.admin_url + "/dashboard") as answer:
+            assert answer.status == 200
+        for path in (*PAGES, "/dashboard/static/dashboard.css"):
+            assert (await there.get(path))[0] == 404, "applications have no dashboard"
+
+
+@pytest.mark.parametrize(("query", "words"), [
+    ("from=2010-01-01", "longer than 3,660 days"), ("from=soon", "is not a date"),
+    ("before=2026-01-01", "no beginning"),
+    ("from=2999-01-01", "has not begun"), ("from=2026-11-02&before=2026-11-01", "ends before it begins"),
+    ("from=1969-01-01&before=1970-01-01", "before 1970"), ("range=ever", "no such period"),
+    ("group=salary", "no such grouping"), ("group=route:x", "no such grouping"), ("older=x", "no such page"),
+    ("group=" + "x" * 200, "more than a period")])
+async def test_what_cannot_be_meant_is_said_in_words(tmp_path, monkeypatch, query, words):
+    async with world(tmp_path, monkeypatch, engines=0) as there:
+        status, page = await there.get(f"/dashboard?{query}", **HTML)
+        assert status == 400 and words in page.decode(), page.decode()
+        status, body = await there.get(f"/dashboard?{query}")
+        assert status == 400 and words in json.loads(body)["error"]["message"]
+
+
+async def served(there, count, **headers):
+    for _ in range(count):
+        status, _, body = await there.post(CHAT, **headers)
+        assert status == 200, body
+    await there.settled(count)
+
+
+async def test_from_the_month_down_to_a_request(tmp_path, monkeypatch):
+    async with world(tmp_path, monkeypatch) as there:
+        await served(there, 3, x_breakeven_tags="team=search")
+
+        async def links(path, label):
+            status, page = await there.get(path, **HTML)
+            assert status == 200, page.decode()
+            section = page.decode().partition(f'id="{label}"')[2]
+            return [link.replace("&amp;", "&") for link in re.findall(r'href="(/dashboard[^"]*)"', section)
+                    if "csv" not in link]
+
+        day = (await links("/dashboard?range=month&group=tag:team", "h-time"))[0]
+        assert "group=tag%3Ateam" in day and "from=" in day
+        hour = (await links(day, "h-time"))[0]
+        calls = await links(hour, "h-time")
+        assert len(calls) == 3 and all(call.startswith("/dashboard/request/req_") for call in calls)
+        for row in there.rows():
+            status, page = await there.get(f"/dashboard/request/{row['request_id']}", **HTML)
+            text = page.decode()
+            assert status == 200
+            assert all(word in text for word in (row["request_id"], REASONS[row["reason"]], "Who could have answered",
+                                                 "What was known of the GPUs", "Baseline by", "gpt-4o", "team=search"))
+        status, page = await there.get("/dashboard/request/req_nobody", **HTML)
+        assert status == 404 and "No such request" in page.decode()
+
+
+async def test_the_csv_is_what_is_shown_to_the_nano_dollar(tmp_path, monkeypatch):
+    async with world(tmp_path, monkeypatch) as there:
+        await served(there, 3)
+        for table in ("groups", "time", "traffic", "waterfall", "backends", "budgets", "decisions"):
+            async with there.session.get(f"{there.url}/dashboard/csv?range=24h&table={table}") as answer:
+                assert answer.status == 200 and answer.headers["content-type"].startswith("text/csv"), table
+                assert re.fullmatch(r'attachment; filename="breakeven-[a-z]+-[0-9-]+\.csv"',
+                                    answer.headers["content-disposition"])
+                rows = list(csv.reader(io.StringIO(await answer.text())))
+                assert all(len(row) == len(rows[0]) for row in rows)
+            if table == "groups":
+                named = {row[3]: dict(zip(rows[0], row, strict=True)) for row in rows[1:]}
+                booked = sum(row["baseline_nano"] for row in there.rows())
+                assert named["total"]["baseline"] == f"{booked / 1e9:.9f}"
+        status, body = await there.get("/dashboard/csv?range=24h&table=secrets")
+        assert status == 400 and "no such table" in json.loads(body)["error"]["message"]
+        assert (await there.get("/dashboard/csv?range=1h&table=requests"))[0] == 200
+        assert (await there.get("/dashboard/csv?range=7d&table=requests"))[0] == 400
+
+
+async def test_a_name_is_never_markup_nor_a_formula(tmp_path, monkeypatch):
+    """As a tag it cannot even be spelt; as a route, a backend or a model it can."""
+    async with world(tmp_path, monkeypatch, engines=0) as there:
+        store = KeyStore(there.ledger)
+        _, key = store.create("=HYPERLINK(\"http://x\";\"y\")<script>alert(1)</script>", role="application")
+        entry_key = store.list()[0].id
+        await served(there, 2)
+        hostile = "<script>alert(1)</script>"
+        await _booked(there, route=hostile, backend="=cmd|' /C calc'!A0", tags="team=<b>x", key_id=entry_key,
+                      client_model=hostile, model="@SUM(1)", request_id="req_<i>")
+        for group in ("route", "backend", "key", "model", "tag", "tag:team"):
+            status, page = await there.get(f"/dashboard?range=1h&group={group}", **HTML)
+            assert status == 200 and "<script>alert" not in page.decode() and "<b>x" not in page.decode(), group
+            _, text = await there.get(f"/dashboard/csv?range=1h&group={group}&table=groups")
+            for row in csv.reader(io.StringIO(text.decode())):
+                assert not row[3].startswith(("=", "@", "+", "-")), row[3]
+        _, text = await there.get("/dashboard/csv?range=1h&table=requests")
+        cells = [cell for row in csv.reader(io.StringIO(text.decode())) for cell in row]
+        assert "'=cmd|' /C calc'!A0" in cells and not any(cell.startswith(("=", "@", "+")) for cell in cells)
+        status, page = await there.get("/dashboard/request/req_%3Ci%3E", **HTML)
+        assert status == 400 and b"<i>" not in page, "the guard lets no such path pass"
+        assert key not in page.decode()
+
+
+async def _booked(there, **changes):
+    """One more row like the last, but for what is changed."""
+    from dataclasses import replace
+
+    from proxy.ledger.rows import entry_of
+
+    entry = replace(entry_of(there.rows()[-1]), **changes)
+    await there.gateway.journal.settle(entry)
+
+
+async def test_states_that_are_not_as_they_should_be(tmp_path, monkeypatch):
+    async with world(tmp_path, monkeypatch) as there:
+        _, page = await there.get("/dashboard", **HTML)
+        assert b"No traffic in this period" in page and b"Net loss" in page and b"No requests yet" in page
+        await served(there, 1)
+        there.gateway.switch("all-api")
+        there.gateway.drain("llama", True)
+        await asyncio.sleep(desk_module.NOW_S + 0.1)
+        _, page = await there.get("/dashboard?range=1h", **HTML)
+        assert b"switch sends everything to the API" in page and b"Draining" in page
+
+
+async def test_while_the_ledger_cannot_be_read_the_rest_goes_on(tmp_path, monkeypatch):
+    async with world(tmp_path, monkeypatch) as there:
+        (tmp_path / "ledger.db").rename(tmp_path / "away.db")
+        status, page = await there.get("/dashboard", **HTML)
+        text = page.decode()
+        assert status == 503 and "The ledger cannot be read" in text and "Healthy" in text and "Net saving" in text
+        status, body = await there.get("/dashboard/csv?table=groups")
+        assert status == 503 and json.loads(body)["error"]["code"] == "ledger_unavailable"
+        assert (await there.get("/dashboard/request/req_1"))[0] == 503
+        (tmp_path / "away.db").rename(tmp_path / "ledger.db")
+        await asyncio.sleep(desk_module.FAILED_S + 0.1)
+        assert (await there.get("/dashboard", **HTML))[0] == 200
+
+
+# ---------------------------------------------------------------- the stream
+async def events(there, count, path="/dashboard/live?range=1h", **headers):
+    """The parts of the first so many events."""
+    found = []
+    async with there.session.get(there.url + path, headers=headers) as answer:
+        assert answer.status == 200 and answer.headers["content-type"].startswith("text/event-stream")
+        async for line in answer.content:
+            if line.startswith(b"data: "):
+                found.append(json.loads(line[6:]))
+                if len(found) == count:
+                    break
+    return found
+
+
+async def test_the_stream_begins_with_all_and_goes_on_with_what_moved(tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "TICK_S", 0.1)
+    monkeypatch.setattr(desk_module, "NOW_S", 0.1)
+    monkeypatch.setattr(desk_module, "KEPT_S", 0.1)
+    async with world(tmp_path, monkeypatch) as there:
+        reading = asyncio.create_task(events(there, 3))
+        for _ in range(20):
+            await asyncio.sleep(0.1)
+            await there.post(CHAT)
+            if reading.done():
+                break
+        first, second, _ = await asyncio.wait_for(reading, 10)
+        assert {"headline", "backends", "decisions", "groups", "plots"} <= set(first)
+        assert second and set(second) < set(first), "only what moved"
+        assert "budgets" not in second
+
+
+async def test_streams_are_few_end_with_the_key_and_with_the_gateway(there, monkeypatch):
+    monkeypatch.setattr(live, "TICK_S", 0.1)
+    monkeypatch.setattr(live, "STREAMS_MAX", 1)
+    store = KeyStore(there.ledger)
+    key_id, key = store.create("short", role="reader")
+    there.gateway.keys.refresh()
+    sent = {"authorization": f"Bearer {key}"}
+    async with there.session.get(there.url + "/dashboard/live", headers=sent) as answer:
+        await answer.content.readline()
+        async with there.session.get(there.url + "/dashboard/live", headers=sent) as second:
+            assert second.status == 503 and (await second.json())["error"]["code"] == "overloaded"
+        store.revoke(key_id)
+        async with asyncio.timeout(5):
+            await answer.read()
+    reader = {"authorization": f"Bearer {there.keys['reader']}"}
+    async with there.session.get(there.url + "/dashboard/live", headers=reader) as answer:
+        await answer.content.readline()
+        there.gateway.handler.draining = True
+        async with asyncio.timeout(5):
+            await answer.read()
+
+
+async def test_a_viewer_who_leaves_frees_his_place_and_one_who_does_not_read_is_hung_up_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "TICK_S", 0.01)
+    monkeypatch.setattr(live, "STALL_S", 0.3)
+    async with world(tmp_path, monkeypatch) as there:
+        counts = []
+        opened = live.Live.stream
+
+        def counted(self, *given):
+            counts.append(self)
+            return opened(self, *given)
+
+        monkeypatch.setattr(live.Live, "stream", counted)
+        await events(there, 1)
+        await there.until(lambda: counts[0].open == 0)
+        monkeypatch.setattr(live.Stream, "_event", _large)
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(there.url.rpartition(":")[2]), limit=1024)
+        writer.write(b"GET /dashboard/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await reader.readline()
+        await there.until(lambda: len(counts) == 2 and counts[1].open == 0, within_s=10)
+        writer.close()
+
+
+async def _large(self):
+    return b"data: {}" + b" " * 1_000_000 + b"\n\n"
+
+
+async def test_one_question_is_asked_once_for_all_who_want_it(tmp_path, monkeypatch):
+    async with world(tmp_path, monkeypatch, engines=0) as there:
+        pages, asked = there.gateway.desk.pages, []
+        whole = pages.account
+        monkeypatch.setattr(pages, "account", lambda *given: (asked.append(given), time.sleep(0.2), whole(*given))[2])
+        answers = await asyncio.gather(*(there.get("/dashboard", **HTML) for _ in range(8)))
+        assert [status for status, _ in answers] == [200] * 8 and len(asked) == 1
+
+
+async def test_too_many_questions_are_refused_and_the_rest_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(desk_module, "WAITING_MAX", 2)
+    async with world(tmp_path, monkeypatch) as there:
+        pages = there.gateway.desk.pages
+        monkeypatch.setattr(pages, "account", lambda *given: time.sleep(0.5) or TimeoutError("too long"))
+        asked = [asyncio.create_task(there.get(f"/dashboard?from=2026-11-0{day}")) for day in range(1, 6)]
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        assert (await there.post(CHAT))[0] == 200 and time.monotonic() - began < 0.4
+        statuses = [status for status, _ in await asyncio.gather(*asked)]
+        assert statuses.count(503) == 5, "two that took too long, three that found no place"
+        bodies = [body for _, body in await asyncio.gather(*asked)]
+        assert sum(b"overloaded" in body for body in bodies) == 3
+        assert sum(b"more than could be read in time" in body for body in bodies) == 2
+
+
+def test_every_reason_has_plain_words():
+    from tests.test_docs import first_codes, page, section
+
+    assert first_codes(section(page("docs/operating.md"), "## Reasons")) == set(REASONS)
+
+

@@ -16,13 +16,17 @@ NAME_CHARACTERS_MAX = 120  # of a name on a page
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """Nano-USD, and how it is written where it stands. `str()` is what is shown, `exact` what is true."""
+    """Nano-USD, and how it is written where it stands. `str()` is what is shown, `exact` what is true; a page has both,
+    so that whoever reads it by machine gets every nano-dollar."""
 
     nano: int
     places: int = 2
 
     def __str__(self) -> str:
         return money(self.nano, self.places)
+
+    def __html__(self) -> str:
+        return f'<data value="{self.exact}">{self}</data>'
 
     @property
     def exact(self) -> str:

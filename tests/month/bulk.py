@@ -12,15 +12,17 @@ import os
 import sqlite3
 import tempfile
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress
+from sqlalchemy.schema import CreateTable
 
 from proxy.ledger import hours
 from proxy.ledger.rows import REQUEST_COLUMNS
-from proxy.ledger.schema import HEAD, ROLLUP_KEY, ROLLUP_SUMS
+from proxy.ledger.schema import ROLLUP_KEY, ROLLUP_SUMS, metadata
 from tests.month.booking import filling
 from tests.month.generate import drawn, load, watched
 from tests.month.scene import MINUTE, Scene, month
@@ -32,11 +34,13 @@ SHIFTED = ("started_ns", "sent_ns", "first_token_ns", "ended_ns")
 
 def ledger_of(requests: int = 10_000_000, path: Path | None = None, days: int = 31) -> Path:
     """The file with so many requests in October 2026 (Europe/Berlin), made unless it is there. By default it is kept in
-    .bench/ under a name that says what it holds."""
-    path = path or ROOT / ".bench" / f"month-{requests}-{days}-{HEAD}.db"
+    .bench/, in the place of one with other tables."""
+    path = path or ROOT / ".bench" / f"month-{requests}-{days}-{_tables():08x}.db"
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
+    for old in path.parent.glob(f"month-{requests}-{days}-*.db"):
+        old.unlink()
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / "ledger.db"
         scene = month(requests)
@@ -46,6 +50,11 @@ def ledger_of(requests: int = 10_000_000, path: Path | None = None, days: int = 
         hours.close(f"sqlite:///{made}", time.time_ns())
         os.replace(made, path)
     return path
+
+
+def _tables() -> int:
+    """Another number for other tables."""
+    return zlib.crc32("".join(str(CreateTable(table)) for table in metadata.sorted_tables).encode())
 
 
 def _copy_days(scene: Scene, made: Path, folder: Path, days: int) -> None:

@@ -4,16 +4,19 @@ period of whole minutes and any grouping can be read off. Independent of the pro
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
+from zoneinfo import ZoneInfo
 
 import numpy as np
 
 from tests.month.generate import Attempt, Watched
 from tests.month.gpus import Backend, Minute, cards
 from tests.month.money import NANO, Accrual, Card, Prices, as_cached, nearest
-from tests.month.scene import MINUTE, Scene
+from tests.month.scene import MINUTE, S, Scene
 
 # A cell: backend, kind, route, key, tags, model, price version, baseline price version.
 Cell = tuple[str, str, str, str, str, str, str, str]
@@ -192,6 +195,15 @@ class Truth:
     def total(self, from_ns: int, to_ns: int) -> Figures:
         groups = self.groups(from_ns, to_ns)
         return {name: sum(one[name] for one in groups.values()) for name in groups[NOBODY]}
+
+    def by_day(self, from_ns: int, to_ns: int, zone: str) -> dict[str, Figures]:
+        """Each day of a zone as a period of its own, idle hours and overheads included."""
+        cuts, place = [from_ns], ZoneInfo(zone)
+        while cuts[-1] < to_ns:
+            date = dt.datetime.fromtimestamp(cuts[-1] // S, place).date() + dt.timedelta(days=1)
+            cuts.append(min(to_ns, int(dt.datetime.combine(date, dt.time(), place).timestamp()) * S))
+        return {dt.datetime.fromtimestamp(start // S, place).date().isoformat(): self.total(start, end)
+                for start, end in pairwise(cuts)}
 
     def _shares(self, from_ns: int, to_ns: int) -> np.ndarray:
         """Each cell's GPU money by minute, without what lies outside of the period in the minutes that it cuts."""

@@ -15,7 +15,7 @@ from proxy.ledger import hours, store
 from proxy.ledger.verify import verify
 from proxy.reports.audit import audit
 from proxy.reports.statement import read, read_all
-from tests.month import bulk, compare, scene
+from tests.month import bulk, compare, forms, pages, scene
 from tests.month.run import make
 
 ZONES = ("Europe/Berlin", "Asia/Kathmandu", "Australia/Lord_Howe", "UTC")
@@ -39,6 +39,27 @@ def test_every_form_says_the_truth_of_every_group(made, zone):
     found = compared(made, made.scene.from_ns, made.scene.to_ns, zone)
     assert not found.first
     assert found.compared > 4_000 and found.identity_error_nano == 0
+
+
+def test_the_page_and_focus_say_the_truth_of_every_group(made, tmp_path):
+    found = compare.Found()
+    with store.reading(made.url) as connection:
+        html = forms.page_of(connection, made.truth, "Europe/Berlin")
+        forms.page(found, made.truth, html, "Europe/Berlin")
+        assert found.compared > 400
+        assert forms.focus(found, connection, made.truth, tmp_path / "focus.csv", "Europe/Berlin") > 5_000
+    assert not found.first and found.compared > 700
+
+
+def test_a_page_that_is_a_nano_dollar_off_is_found(made):
+    with store.reading(made.url) as connection:
+        html = forms.page_of(connection, made.truth, "Europe/Berlin")
+    table = next(one for one in pages.tables(html) if one.title == "By route")
+    exact = table.said()["chat"]["saving"]
+    wrong = f"{exact[:-1]}{(int(exact[-1]) + 1) % 10}"
+    found = compare.Found()
+    forms.page(found, made.truth, html.replace(exact, wrong, 1), "Europe/Berlin")
+    assert found.mismatches == 1
 
 
 def test_the_month_has_what_a_month_can_have(made):

@@ -89,7 +89,7 @@ def test_a_loss_is_said_plainly_and_in_red(url):
     html = page.to_html(books, generated_ns=T0 + 3 * DAY, ledger="ledger.db")
     total = books.statement.total
     assert total.savings < 0 and 'class="figure loss"' in html and 'class="of net loss"' in html
-    assert f"would have cost {Amount(-total.savings)} USD less" in re.sub(r"\s+", " ", html)
+    assert f"would have cost {Amount(-total.savings).__html__()} USD less" in re.sub(r"\s+", " ", html)
 
 
 def test_every_day_and_every_group_is_there(month, html):

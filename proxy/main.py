@@ -43,6 +43,7 @@ from proxy.server.rates import Rates
 from proxy.server.relay import Relayed
 from proxy.server.repeats import Repeats
 from proxy.server.settlement import Settlement
+from proxy.server.unit_costs import Recent, Sums, UnitCost, unit_costs
 from proxy.signals.board import Board
 from proxy.signals.minutes import MinuteBook, rate_card
 from proxy.signals.scraper import Scraper
@@ -70,7 +71,7 @@ class Gateway:
         self.board = self._board()
         self.planner = self._planner()
         self.dispatcher = Dispatcher(self.planner, time.monotonic, settings.server.line_max)
-        self.totals = status.Totals()
+        self.totals, self.recent = status.Totals(), Recent(time.monotonic)
         self.decided: deque[tuple[int, str, str, Plan]] = deque(maxlen=DECISIONS_KEPT)
         self.dispatcher.on_plan = self._decided
         self.upstreams: dict[tuple[str, int], Upstream] = {}
@@ -167,6 +168,7 @@ class Gateway:
     def _observe(self, entry: RequestEntry, relayed: Relayed | None) -> None:
         self.totals.add(entry)
         self._metrics.tally.add(entry)
+        self.recent.add(entry)
 
     # ---- operations (server.app.Operations)
 
@@ -199,7 +201,11 @@ class Gateway:
         return self.planner.explain(route, model, demand, time.monotonic())
 
     def metrics(self) -> bytes:
-        return self._metrics.page()
+        return self._metrics.page(self.unit_costs())
+
+    def unit_costs(self, sums: Sums | None = None) -> list[UnitCost]:
+        """What each backend's tokens came to lately; `sums` of all workers where there are several."""
+        return unit_costs(self.settings, self.recent.sums() if sums is None else sums, self.started_ns, time.time_ns())
 
     async def status_page(self) -> dict[str, Any]:
         return self.status()

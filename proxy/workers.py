@@ -17,7 +17,6 @@ from functools import partial
 from typing import Any, Literal
 
 import uvloop
-from prometheus_client import generate_latest
 
 from proxy import main
 from proxy.config.model import Settings
@@ -33,6 +32,7 @@ from proxy.server.repeats import Repeats
 from proxy.server.shared_limits import Limits, SharedRates, SharedRepeats
 from proxy.server.siblings import Exposition, Pages, Siblings, add_totals, totals_json
 from proxy.server.supervisor import Supervisor
+from proxy.server.unit_costs import added, as_json
 from proxy.signals.board import Board
 from proxy.signals.crew import Crew
 from proxy.signals.follower import Readings, Watcher
@@ -230,7 +230,7 @@ class Worker(Gateway):
         return found
 
     def _summary(self) -> dict[str, Any]:
-        return {"totals": totals_json(self.totals), "in_flight": self.handler.in_flight,
+        return {"totals": totals_json(self.totals), "recent": self.recent.sums(), "in_flight": self.handler.in_flight,
                 "waiting": self.dispatcher.waiting, "threshold_changes": self.planner.thresholds.changes,
                 "ledger": {"healthy": self.journal.healthy, "waiting": self.journal.waiting},
                 "ready": self.ready() or "ready"}
@@ -240,22 +240,26 @@ class Worker(Gateway):
         found = self._exposed()
         for now, text in await self._siblings.gather("metrics"):
             found.add(Exposition(text), now)
-        return generate_latest(self._metrics.replicas) + found.text.encode()
+        sums = added([self.recent.sums(), *(other["recent"] for now, other in await self._siblings.gather("status")
+                                           if now)])
+        return self._metrics.known_to_all(self.unit_costs(sums)) + found.text.encode()
 
     async def status_page(self) -> dict[str, Any]:
         self._shares.sync(time.monotonic())
-        page, totals = self.status(), status.Totals()
+        page, totals, sums = self.status(), status.Totals(), [self.recent.sums()]
         add_totals(totals, totals_json(self.totals))
         for now, other in await self._siblings.gather("status"):
             add_totals(totals, other["totals"])
             if now:
+                sums.append(other["recent"])
                 for name in ("in_flight", "waiting", "threshold_changes"):
                     page[name] += other[name]
                 page["ledger"]["waiting"] += other["ledger"]["waiting"]
                 page["ledger"]["healthy"] = page["ledger"]["healthy"] and other["ledger"]["healthy"]
                 page["ready"] = other["ready"] if page["ready"] == "ready" else page["ready"]
         workers = range(1, self._crew.workers + 1)
-        return {**page, **status.counted(totals, status.gpu_nano(self)),
+        return {**page, "unit_costs": as_json(self.unit_costs(added(sums))),
+                **status.counted(totals, status.gpu_nano(self)),
                 "workers": {"asked": len(workers), "ready": sum(map(self._crew.ready, workers))}}
 
     async def decisions_page(self, limit: int) -> list[dict[str, Any]]:

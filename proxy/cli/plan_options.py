@@ -71,7 +71,7 @@ DEFAULT_SOURCES = {
     "restart_minutes": "default: vLLM's cold start of a large model, about 5 minutes",
     "setup_hours": "default: none are counted", "monthly_hours": "default: none are counted",
     "hourly_rate": "default: an example", "months": "default", "energy": "default: rented cards",
-    "usd_per_kwh": "default: as in the gateway's configuration", "pue": "default: as in the gateway's configuration",
+    "usd_per_kwh": "default: an example", "pue": "default: an example",
     "idle_share": "default: an assumption", "api": "default: two dear models, two cheap ones"}
 
 

@@ -83,3 +83,24 @@ def table(found: Sequence[Breakeven], rent: Rent, speed: Speed,
         rows.append(Row(at, total, token_price(rent, speed, at, overheads=False).total,
                         tuple(one.name for one in found if one.usd_per_mtok < total)))
     return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What a backend's tokens came to over a while that was watched; None where nothing was served, or no utilisation
+    would do."""
+
+    usd_per_mtok: Fraction | None
+    breakeven: Fraction | None
+
+
+def observed(fixed_usd: Fraction, varying_usd: Fraction, displaced_usd: Fraction, tokens: int,
+             utilization: Fraction) -> Observed:
+    """`fixed_usd` was paid however much was served, `varying_usd` for serving `tokens` at `utilization`; an API would
+    have charged `displaced_usd`. What traffic of the same kind earns grows with utilisation:
+
+        breakeven = utilisation x fixed / (displaced - varying)
+    """
+    gained = displaced_usd - varying_usd
+    return Observed((fixed_usd + varying_usd) * 1_000_000 / tokens if tokens else None,
+                    utilization * fixed_usd / gained if gained > 0 else None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -20,6 +20,7 @@ from proxy.server.loop_lag import LoopLag
 from proxy.server.planning import Planner
 from proxy.server.purse import Purse
 from proxy.server.tally import Tally
+from proxy.server.unit_costs import UnitCost, UnitCosts
 from proxy.signals.board import Board
 
 CODES_MAX = 64
@@ -49,11 +50,17 @@ class Metrics:
             self._codes.add(code)
             self.refusals.labels(code).inc()
 
-    def page(self) -> bytes:
-        return generate_latest(self.replicas) + self.process()
+    def page(self, costs: Iterable[UnitCost]) -> bytes:
+        return self.known_to_all(costs) + self.process()
+
+    def known_to_all(self, costs: Iterable[UnitCost]) -> bytes:
+        """What several workers know the same: the replicas, and what their tokens came to."""
+        registry = CollectorRegistry()
+        registry.register(UnitCosts(costs))
+        return generate_latest(self.replicas) + generate_latest(registry)
 
     def process(self) -> bytes:
-        """All but the replicas, of which several workers know the same."""
+        """All else, which is this process's own."""
         return generate_latest(self.registry)
 
 

@@ -19,6 +19,7 @@ from proxy.server.dispatch import Dispatcher
 from proxy.server.handler import Handler
 from proxy.server.planning import Planner
 from proxy.server.purse import Purse
+from proxy.server.unit_costs import UnitCost, as_json
 from proxy.signals.board import Board
 from proxy.signals.replica import Replica
 
@@ -70,6 +71,8 @@ class Parts(Protocol):
 
     def ready(self) -> str | None: ...
 
+    def unit_costs(self) -> list[UnitCost]: ...
+
 
 def page(gateway: Parts) -> dict[str, Any]:
     """Everything an operator asks first, as plain JSON."""
@@ -91,6 +94,7 @@ def page(gateway: Parts) -> dict[str, Any]:
         "budgets": [{"scope": one.scope, "per": one.per, "limit_usd": usd_string(one.limit_nano),
                      "posted_usd": usd_string(use.posted_nano), "pending_usd": usd_string(use.pending_nano)}
                     for one, use in gateway.purse.used.items()],
+        "unit_costs": as_json(gateway.unit_costs()),
         **counted(totals, gpu_nano(gateway)),
     }
 

@@ -261,6 +261,7 @@ SAYS = {
     "admin/switch": r'"switch":"all-api"', "/drain": r'"draining":true', "ledger backup": r"attempts(.*\n)*.*sound",
     "breakeven replay": r"marginal-cost(.*\n)*.*threshold 0\.8",
     "organization/": r"Within 0\.5 %",
+    "plan fleet": r"Yes: (.*\n)*.*forecast, spot(.*\n)*.*Where the answer turns",
     "report --config": r"\(unallocated\)(.*\n)*.*\"savings_percent\"",
 }
 RUN = [block for block in blocks() if block.language in ("sh", "python") and "make " not in block.text

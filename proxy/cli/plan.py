@@ -9,6 +9,7 @@ import typer
 
 from proxy.cli.plan_breakeven import breakeven
 from proxy.cli.plan_cost import token_cost
+from proxy.cli.plan_fleet import fleet
 from proxy.cli.plan_print import FORMATS, Format, checked, print_table, short
 
 plan_app = typer.Typer(no_args_is_help=True, help=(
@@ -115,3 +116,4 @@ def article(format_: Format = "table") -> None:
 
 plan_app.command("token-cost")(token_cost)
 plan_app.command("breakeven")(breakeven)
+plan_app.command("fleet")(fleet)

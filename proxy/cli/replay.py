@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+
+from proxy.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -73,7 +73,7 @@ def replay(
                   decisions is not None, from_, to)
     _check_files([one for one in (decisions, output) if one is not None], Path(trace), config)
     try:
-        with _bar() as bar:
+        with progress_bar() as bar:
             done = _replay(_settings(config), asked, bar)
         text = _shown(done, format_, plain=output is not None)
     except ConfigError as error:
@@ -216,18 +216,6 @@ def _swept(setup: Setup) -> list[tuple[str, Make]]:
 
     return [(f"threshold {most:g}", maker(replace(setup.limits, utilization_max=most, utilization_resume=None)))
             for most in SWEPT]
-
-
-@contextmanager
-def _bar() -> Iterator[Progress]:
-    """On standard error, and only where somebody looks."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    with Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console,
-                  transient=True, disable=not console.is_terminal) as bar:
-        yield bar
 
 
 # ---------------------------------------------------------------- tell

@@ -4,7 +4,8 @@
 
 The interval is a block bootstrap: whole days, drawn with replacement as many as there are, `DRAWS` times, deviations
 widened by sqrt(n / (n - 1)); the 2.5th and 97.5th percentile. It says how much one week like this differs from the
-next, not whether traffic grows. Yes needs all of it above zero, no is a net of zero or less, else it is unclear.
+next, not whether traffic grows. Yes needs all of it above zero, no is a net of zero or less, else it is unclear; so
+it is where fewer than `DAYS_MIN` days were seen.
 """
 
 from __future__ import annotations
@@ -99,14 +100,15 @@ class Month:
     def answer(self) -> str:
         if self.net_usd <= 0:
             return "no"
-        return "yes" if self.low_usd is None or self.low_usd > 0 else "unclear"
+        return "yes" if self.low_usd is not None and self.low_usd > 0 else "unclear"
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The same with one thing otherwise."""
+    """The same with one thing otherwise: `what`, and `how` it is otherwise."""
 
     what: str
+    how: str
     month: Month
 
 
@@ -201,22 +203,24 @@ def _faster(case: Case, factor: float) -> Case:
 FACTORS: Mapping[str, Callable[[Case, float], Case]] = {
     "API prices": _priced, "GPU rent": _rented, "traffic": _busier, "engine's speed": _faster}
 
+STEPS: Mapping[str, float] = {"-50 %": 0.5, "-25 %": 0.75, "+25 %": 1.25, "+100 %": 2.0}
+SLOW_START_S = 1800.0
+
 
 def _changes(case: Case) -> tuple[Change, ...]:
-    overheads = case.overheads
-    tried = {f"{what} {text}": vary(case, factor) for what, vary in FACTORS.items() for text, factor in
-             (("-50 %", 0.5), ("-25 %", 0.75), ("+25 %", 1.25), ("+100 %", 2.0))}
-    tried["usable -20 points"] = replace(case, load=replace(case.load, usable=max(0.05, case.load.usable - 0.2)))
-    if case.terms.startup_s < 1800 <= case.step_s:
-        tried["start-up of 30 minutes"] = replace(case, terms=replace(case.terms, startup_s=1800.0))
-    tried["overheads doubled"] = replace(case, overheads=replace(
+    overheads, load = case.overheads, case.load
+    tried = {(what, how): vary(case, factor) for what, vary in FACTORS.items() for how, factor in STEPS.items()}
+    tried["usable time", "-20 points"] = replace(case, load=replace(load, usable=max(0.05, load.usable - 0.2)))
+    if case.terms.startup_s < SLOW_START_S <= case.step_s:
+        tried["start-up", "30 minutes"] = replace(case, terms=replace(case.terms, startup_s=SLOW_START_S))
+    tried["overheads", "none"] = replace(case, overheads=Overheads())
+    tried["overheads", "doubled"] = replace(case, overheads=replace(
         overheads, setup_usd=2 * overheads.setup_usd, monthly_usd=2 * overheads.monthly_usd))
-    tried["no overheads"] = replace(case, overheads=Overheads())
     if case.spot is not None:
-        tried["interruptions x 10"] = replace(case, spot=replace(
+        tried["spot", "none"] = replace(case, spot=None)
+        tried["spot", "10 times the interruptions"] = replace(case, spot=replace(
             case.spot, interruptions_per_hour=10 * case.spot.interruptions_per_hour))
-        tried["no spot"] = replace(case, spot=None)
-    return tuple(Change(what, month) for what, other in tried.items() if (month := _tried(other)) is not None)
+    return tuple(Change(*name, month) for name, other in tried.items() if (month := _tried(other)) is not None)
 
 
 def _tried(case: Case) -> Month | None:

@@ -34,6 +34,10 @@ class BackendSums:
     api: int = 0
     retries: int = 0  # of `api`: attempts that did not answer their client
     varying: int = 0
+    estimated_api: int = 0  # of `api`, by estimated token counts
+    estimated_baseline: int = 0
+    input_worth: int = 0  # what the answered requests' input and output come to at the rates of their baseline's price
+    output_worth: int = 0
 
     @property
     def tokens(self) -> int:
@@ -72,6 +76,9 @@ def marginal(statement: Statement, backends: Iterable[BackendSums]) -> Marginal:
     if retries != statement.api_retries:
         raise IdentityBroken(f"retries: the backends add up to {retries}, the period to {statement.api_retries} "
                              "nano-USD")
+    if made.saving != total.marginal_saving:
+        raise IdentityBroken(f"marginal saving: the backends add up to {made.saving}, the period to "
+                             f"{total.marginal_saving} nano-USD")
     if made.fully_loaded != total.savings:
         raise IdentityBroken(f"savings: {made.fully_loaded} by way of the marginal saving, {total.savings} nano-USD "
                              "by the statement")

@@ -95,9 +95,14 @@ class GroupRow:
     def savings(self) -> int:
         return self.baseline - self.actual + self.corrections
 
+    @property
+    def marginal_saving(self) -> int:
+        """What the decisions saved (`core/marginal.py`)."""
+        return self.gpu_baseline - self.marginal - self.api_retries
+
 
 ADDED_UP = (*(name for name in GroupRow.__slots__ if name not in ("group", "allocated", "label")),
-            "gpu", "actual", "savings")
+            "gpu", "actual", "savings", "marginal_saving")
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,9 @@ class Prices:
         for price in self._known.values():
             self._of_model.setdefault((price.provider, price.model), []).append(price)
 
+    def get(self, version: str) -> Price | None:
+        return self._known.get(version)
+
     def problems(self, entry: RequestEntry) -> Iterator[str]:
         """Whether the row says what its tokens cost by the price it names."""
         name = f"request {entry.request_id!r}, attempt {entry.attempt}"

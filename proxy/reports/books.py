@@ -12,11 +12,15 @@ from sqlalchemy import Connection
 
 from proxy.core.cells import Place, Slice, whole
 from proxy.core.fairness import Fairness
+from proxy.core.gpucost import RateLine
 from proxy.core.marginal import BackendSums, Marginal, marginal
 from proxy.core.money import NS_PER_MINUTE
 from proxy.core.savings import Statement, row_of
 from proxy.ledger import cells, store
+from proxy.ledger.amounts import Prices
+from proxy.reports import pricebook
 from proxy.reports.fairness import fairness
+from proxy.reports.pricebook import PriceUse
 from proxy.reports.statement import Day, check, days_between, state, zone_of
 
 GROUPINGS = ("route", "key", "backend", "model")
@@ -37,7 +41,8 @@ class Span:
 @dataclass(frozen=True, slots=True)
 class Books:
     """`by`: the groupings, each adding up to the same total; those of GROUPINGS and `tag`, which is "tag" or
-    "tag:NAME". `step`: what a span is."""
+    "tag:NAME". `step`: what a span is. `prices` and `card`: every
+    API price, and every line of the rate card, that is in it."""
 
     time_zone: str
     tag: str
@@ -47,6 +52,8 @@ class Books:
     backends: tuple[BackendSums, ...]
     marginal: Marginal
     fairness: tuple[Fairness, ...] = ()
+    prices: tuple[PriceUse, ...] = ()
+    card: tuple[RateLine, ...] = ()
 
     @property
     def statement(self) -> Statement:
@@ -72,9 +79,10 @@ def read_books(connection: Connection, from_ns: int, to_ns: int, *, time_zone: s
     tag = tag or _tag_of(period)
     by = {name: state(connection, lines, period, name) for name in (*GROUPINGS, tag)}
     spans = tuple(Span(name, state(connection, lines, part, "backend")) for name, part in parts)
-    backends = _backends(period)
+    known = Prices(connection)
+    backends = _backends(period, known)
     return Books(time_zone, tag, by, step, spans, backends, marginal(by["route"], backends),
-                 fairness(connection, period))
+                 fairness(connection, period), pricebook.used(period, known), pricebook.card(lines, from_ns, to_ns))
 
 
 def _tag_of(period: Slice) -> str:
@@ -82,7 +90,7 @@ def _tag_of(period: Slice) -> str:
     return f"tag:{TEAM}" if named else "tag"
 
 
-def _backends(period: Slice) -> tuple[BackendSums, ...]:
+def _backends(period: Slice, known: Prices) -> tuple[BackendSums, ...]:
     groups: dict[tuple[str, bool], list[tuple[Place, list[int]]]] = {}
     for place, sums in period.cells.items():
         groups.setdefault((place.backend, place.backend_kind == "gpu"), []).append((place, sums))
@@ -91,7 +99,8 @@ def _backends(period: Slice) -> tuple[BackendSums, ...]:
         row = row_of(backend, cells_)
         found.append(BackendSums(backend, on_gpu, row.requests, row.input_tokens + row.cached_tokens,
                                  row.cached_tokens, row.output_tokens, row.baseline, row.api, row.api_retries,
-                                 row.marginal))
+                                 row.marginal, row.estimated_api, row.estimated_baseline,
+                                 *pricebook.worth(cells_, known)))
     return tuple(found)
 
 

@@ -20,13 +20,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from proxy.core.money import NS_PER_S
-from proxy.reports import charts, figures, view
+from proxy.reports import charts, figures, pricebook, view
 from proxy.reports.books import Books
 from proxy.reports.render import to_dict
 from proxy.reports.statement import zone_of
 
 PAGE_ROWS_MAX = 200  # groups of a table on the screen; what is beyond stands in one line
-PRINT_ROWS = {"team": 12, "route": 6, "key": 6, "model": 6}  # so that a month fits on two pages
+# So that a month fits on two pages.
+PRINT_ROWS = {"team": 12, "route": 6, "key": 6, "model": 6, "price": 5, "backend": 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,11 @@ def to_html(books: Books, *, generated_ns: int, ledger: str) -> str:
         units=view.units(books), backends=view.backend_lines(books), spread=view.spread(books),
         tables={name: _table(books, name, by, heading) for name, by, heading in _groupings(books)},
         marginal_percent=figures.percent_of(books.marginal.saving, statement.total.baseline),
-        net_percent=statement.savings_percent, figures_hash=fingerprint(books),
+        net_percent=statement.savings_percent, figures_hash=fingerprint(books), prices=view.prices(books),
+        prices_hash=pricebook.fingerprint(books.prices, books.card), card=books.card,
+        day=lambda at_ns: _date(dt.datetime.fromtimestamp(at_ns // NS_PER_S, zone)),
+        printable=figures.printable, print_rows=PRINT_ROWS,
+        substituted_percent=figures.percent_of(statement.total.substituted_baseline, statement.total.baseline),
         percent=figures.percent, unit=figures.unit, unit_tokens=figures.count)
 
 

@@ -5,7 +5,7 @@ Pure. Nothing is added up that a statement has not checked, but where a short ta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Literal
@@ -18,6 +18,7 @@ from proxy.reports.books import Books
 from proxy.reports.figures import Amount, per, percent_of, places_for, printable
 
 MILLION = 1_000_000
+NAMED_MAX = 3  # overheads in a note
 NET = ("What the business saved: the baseline less everything that was paid, every GPU hour, electricity and "
        "overheads included.")
 MARGINAL = ("What the decisions saved: the API bill that own GPUs displaced, less what varied with serving it. GPU "
@@ -39,7 +40,7 @@ class Step:
 class Line:
     """A group, a span of time, or what is left of a list. `allocated` is False for what belongs to nobody. `loaded`:
     what was paid, and a group's share of what belongs to nobody; the unit costs are of it, in nano-USD, None where
-    there is nothing to divide by."""
+    there is nothing to divide by. `marginal_saving`: what the decisions saved on it."""
 
     name: str
     label: str
@@ -54,6 +55,7 @@ class Line:
     corrections: Amount
     actual: Amount
     savings: Amount
+    marginal_saving: Amount
     loaded: Amount
 
     @property
@@ -71,14 +73,23 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What a million tokens and a request came to. Nano-USD; None where there were none."""
+    """What a million tokens and a request came to. Nano-USD; None where there were none. Input and output share the
+    cost in the ratio of what they would have cost at the baseline's price; cached tokens are input."""
 
+    name: str
     label: str
     requests: int
-    tokens: int
+    input_tokens: int
+    output_tokens: int
     cost: Amount
     per_million: int | None
+    per_million_input: int | None
+    per_million_output: int | None
     per_request: int | None
+
+    @property
+    def tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +122,10 @@ class BackendLine:
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """Something not known, and how far the net saving may lie lower (`low`, not positive) or higher for it. None: there
-    is no bound."""
+    """Something not known, and how far the net saving may lie lower (`low`, not positive) or higher for it; None where
+    there is no telling."""
 
+    name: str
     label: str
     count: str
     low: Amount | None
@@ -122,11 +134,14 @@ class Doubt:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The net saving and the range it lies in. `low` is None where a doubt has no bound below."""
+    """The net saving and the range it lies in, every doubt that has bounds at its worst. `open_low`, `open_high`: it
+    may lie beyond, because of a doubt without."""
 
     net: Amount
-    low: Amount | None
-    high: Amount | None
+    low: Amount
+    high: Amount
+    open_low: bool
+    open_high: bool
     doubts: tuple[Doubt, ...]
 
 
@@ -154,14 +169,20 @@ def waterfall(statement: Statement) -> list[Step]:
     if total.energy:
         steps.append(cost("energy", "Electricity", total.energy))
     if total.overhead:
-        names = ", ".join(printable(name) for name in sorted(statement.overheads))
-        steps.append(cost("overhead", "Overheads", total.overhead, names))
+        steps.append(cost("overhead", "Overheads", total.overhead, _named(statement.overheads)))
     if statement.corrections_api or statement.corrections_baseline:
-        note = (f"made in this period, of any: API {Amount(statement.corrections_api, places)}, baseline "
-                f"{Amount(statement.corrections_baseline, places)}")
+        note = (f"API {Amount(statement.corrections_api, places).signed}, baseline "
+                f"{Amount(statement.corrections_baseline, places).signed}")
         steps.append(Step("corrections", "Corrections", Amount(total.corrections, places),
                           "gain" if total.corrections >= 0 else "cost", note))
     return [*steps, Step("net", "Net saving", Amount(total.savings, places), "total")]
+
+
+def _named(overheads: Mapping[str, int]) -> str:
+    """The dearest few, by name."""
+    names = sorted(overheads, key=lambda name: (-overheads[name], name))
+    more = f" and {len(names) - NAMED_MAX} more" if len(names) > NAMED_MAX else ""
+    return ", ".join(map(printable, names[:NAMED_MAX])) + more
 
 
 def bridge(books: Books) -> list[Step]:
@@ -211,7 +232,7 @@ def line(row: GroupRow, places: int, loaded: int | None = None) -> Line:
                 Amount(row.actual if loaded is None else loaded, places))
 
 
-AMOUNTS = ("baseline", "api", "gpu", "energy", "overhead", "corrections", "actual", "savings")
+AMOUNTS = ("baseline", "api", "gpu", "energy", "overhead", "corrections", "actual", "savings", "marginal_saving")
 
 
 def shortened(found: list[Line], most: int) -> tuple[list[Line], list[Line]]:
@@ -242,17 +263,25 @@ def units(books: Books) -> list[Unit]:
     total, places = books.statement.total, places_for(books.statement)
     on_gpu = [one for one in books.backends if one.on_gpu]
     at_api = [one for one in books.backends if not one.on_gpu]
-
-    def unit(label: str, requests: int, tokens: int, cost: int) -> Unit:
-        return Unit(label, requests, tokens, Amount(cost, places), per(cost, tokens, MILLION), per(cost, requests))
-
-    found = [unit("All, fully loaded", total.requests, total.tokens, total.actual),
-             unit("Baseline: everything at the API", total.requests, total.tokens, total.baseline)]
-    for label, rows, cost in (("Own GPUs, with idle hours and electricity", on_gpu, total.gpu + total.energy),
-                              ("APIs", at_api, total.api)):
+    found = [_unit("actual", "All, fully loaded", books.backends, total.actual, places),
+             _unit("baseline", "Baseline: everything at the API", books.backends, total.baseline, places)]
+    for name, label, rows, cost in (
+            ("gpu", "Own GPUs, with idle hours and electricity", on_gpu, total.gpu + total.energy),
+            ("api", "APIs", at_api, total.api)):
         if cost or any(row.requests for row in rows):
-            found.append(unit(label, sum(row.requests for row in rows), sum(row.tokens for row in rows), cost))
+            found.append(_unit(name, label, rows, cost, places))
     return found
+
+
+def _unit(name: str, label: str, rows: Iterable[BackendSums], cost: int, places: int) -> Unit:
+    rows = list(rows)
+    read, written, requests = (sum(getattr(row, field) for row in rows)
+                               for field in ("input_tokens", "output_tokens", "requests"))
+    worth = [sum(row.input_worth for row in rows), sum(row.output_worth for row in rows)]
+    of_input, of_output = (per(cost * part, tokens * sum(worth), MILLION)
+                           for part, tokens in zip(worth, (read, written), strict=True))
+    return Unit(name, label, requests, read, written, Amount(cost, places), per(cost, read + written, MILLION),
+                of_input, of_output, per(cost, requests))
 
 
 def backend_lines(books: Books) -> list[BackendLine]:
@@ -280,33 +309,58 @@ def _backend(sums: BackendSums, shares: Mapping[str, GpuShare], places: int) -> 
 
 
 def spread(books: Books) -> Spread:
-    """The range of the net saving, from what is not known or may not count."""
-    statement, covered = books.statement, books.statement.coverage
-    places, net = places_for(statement), statement.total.savings
-    nothing = Amount(0, places)
-    doubts = []
-    if statement.baseline_outside_target:
-        doubts.append(Doubt("answered later than promised: an API might have been in time, so it may not count",
-                            f"{Amount(statement.baseline_outside_target, places)} of the baseline",
-                            Amount(-statement.baseline_outside_target, places), nothing))
-    if covered["unpriced_requests"]:
-        doubts.append(Doubt("API attempts without a known price: they count 0, the true bill is higher",
-                            f"{covered['unpriced_requests']:,} of {covered['attempts']:,} attempts", None, nothing))
+    """The range of the net saving, from what is not known or may not count. An estimated token count may be wrong by as
+    much as itself: nothing was used, or twice as much."""
+    statement, total = books.statement, books.statement.total
+    places = places_for(statement)
+    found: list[tuple[str, str, str, int | None, int | None]] = []
+    if total.baseline_late:
+        found.append(("late", "answered later than promised: an API might have been in time, so it may not count",
+                      f"{Amount(total.baseline_late, places)} of the baseline", -total.baseline_late, 0))
+    if total.estimated:
+        swing = sum(one.estimated_baseline if one.on_gpu else abs(one.estimated_baseline - one.estimated_api)
+                    for one in books.backends)
+        found.append(("estimated", "token counts estimated: wrong by as much as themselves at the worst",
+                      f"{total.estimated_tokens:,} tokens in {total.estimated:,} attempts", -swing, swing))
+    if total.unpriced:
+        held = f", for some of which budgets held {Amount(total.unpriced_most, places)}" if total.unpriced_most else ""
+        found.append(("unpriced", "API attempts whose cost is not known: they count 0, the bill is higher",
+                      f"{total.unpriced:,} of {total.attempts:,} attempts{held}", None, 0))
     if statement.unpriced_backends:
-        doubts.append(Doubt("GPUs that worked while no rate was in force: that cost is missing",
-                            printable(", ".join(statement.unpriced_backends)), None, nothing))
-    if covered["unknown_baseline_requests"]:
-        doubts.append(Doubt("no known baseline price: booked as no saving",
-                            f"{covered['unknown_baseline_requests']:,} of {covered['requests']:,} requests",
-                            nothing, None))
-    if covered["estimated_requests"]:
-        doubts.append(Doubt("token counts estimated, because the upstream gave none",
-                            f"{covered['estimated_tokens']:,} tokens in {covered['estimated_requests']:,} attempts",
-                            None, None))
-    return Spread(Amount(net, places), _bound(net, [one.low for one in doubts], places),
-                  _bound(net, [one.high for one in doubts], places), tuple(doubts))
+        found.append(("unrated", "GPUs that worked while no rate was in force: that cost is missing",
+                      printable(", ".join(statement.unpriced_backends)), None, 0))
+    if total.unknown_baseline:
+        found.append(("baseline", "no known baseline price: booked as no saving",
+                      f"{total.unknown_baseline:,} of {total.requests:,} requests", 0, None))
+    net = total.savings
+
+    def amount(nano: int | None) -> Amount | None:
+        return None if nano is None else Amount(nano, places)
+
+    return Spread(Amount(net, places), Amount(net + sum(low or 0 for *_, low, _ in found), places),
+                  Amount(net + sum(high or 0 for *_, high in found), places),
+                  any(low is None for *_, low, _ in found), any(high is None for *_, high in found),
+                  tuple(Doubt(name, label, count, amount(low), amount(high))
+                        for name, label, count, low, high in found))
 
 
-def _bound(net: int, moves: list[Amount | None], places: int) -> Amount | None:
-    known = [move.nano for move in moves if move is not None]
-    return Amount(net + sum(known), places) if len(known) == len(moves) else None
+@dataclass(frozen=True, slots=True)
+class Price:
+    """One version of an API's price, and its share of all that was charged or would have been, in percent."""
+
+    version: str
+    provider: str
+    model: str
+    source: str
+    from_ns: int
+    api: Amount
+    baseline: Amount
+    api_percent: Decimal | None
+    baseline_percent: Decimal | None
+
+
+def prices(books: Books) -> list[Price]:
+    total, places = books.statement.total, places_for(books.statement)
+    return [Price(one.version, printable(one.provider), printable(one.model), printable(one.source), one.from_ns,
+                  Amount(one.api, places), Amount(one.baseline, places), percent_of(one.api, total.api),
+                  percent_of(one.baseline, total.baseline)) for one in books.prices]

@@ -9,12 +9,13 @@ from pypdf import PdfReader
 
 from proxy.cli import pdf
 from proxy.core.money import NS_PER_HOUR
-from proxy.reports import page
+from proxy.reports import page, view
 from proxy.reports.books import open_books
 from tests.support import report_month
 
 A4 = (595, 842)  # points
 WIDEST, HIGHEST = 1280, 900
+PAGE_PX = (297 - 25) / 25.4 * 96  # less its margins
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +102,18 @@ def test_a_month_prints_on_two_pages_with_everything_that_belongs_on_them(file):
 
 def test_no_chart_is_cut_by_the_end_of_a_page(browser, file):
     """In print, both sheets are no higher than a page, so what is in them is on one page each."""
+    heights = _sheets(browser, file)
+    assert len(heights) == 2 and max(heights) <= PAGE_PX, heights
+
+
+def _sheets(browser, path):
+    """Their heights in print, in pixels."""
     tab = browser.new_page(viewport={"width": round((210 - 26) / 25.4 * 96), "height": 1000})
-    tab.goto(file.as_uri())
+    tab.goto(path.as_uri())
     tab.emulate_media(media="print")
     heights = tab.evaluate("[...document.querySelectorAll('.sheet')].map(one => one.getBoundingClientRect().height)")
     tab.close()
-    assert len(heights) == 2 and max(heights) <= (297 - 25) / 25.4 * 96, heights
+    return heights
 
 
 @pytest.mark.parametrize("days", [1, 28, 31, 200, 900])
@@ -116,3 +123,19 @@ def test_other_periods_print_on_two_pages_too(tmp_path, days):
     books = open_books(url, report_month.BEGAN, report_month.BEGAN + days * 24 * NS_PER_HOUR)
     html = page.to_html(books, generated_ns=report_month.ENDED, ledger="ledger.db")
     assert len(PdfReader(BytesIO(pdf.to_pdf(html))).pages) == 2
+
+
+def test_the_fullest_month_prints_on_two_pages(tmp_path, browser):
+    """All steps, all doubts, more of everything than has room, and no name shorter than may be."""
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    report_month.make_full(url)
+    books = open_books(url, report_month.BEGAN, report_month.ENDED)
+    html = page.to_html(books, generated_ns=report_month.ENDED, ledger="a-ledger-with-a-long-name-of-its-own.db")
+    assert len(view.waterfall(books.statement)) >= 14 and len(view.spread(books).doubts) == 5
+    printed = PdfReader(BytesIO(pdf.to_pdf(html)))
+    assert len(printed.pages) == 2
+    assert "How sure" in printed.pages[0].extract_text() and "Signature" in printed.pages[1].extract_text()
+    path = tmp_path / "full.html"
+    path.write_text(html, encoding="utf-8")
+    assert len(html.encode()) < 2**20
+    assert max(_sheets(browser, path)) <= PAGE_PX

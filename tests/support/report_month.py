@@ -7,13 +7,15 @@ import asyncio
 import hashlib
 import random
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from decimal import Decimal
 
-from proxy.core.entries import RequestEntry
+from proxy.core.entries import CONTROL, RequestEntry
 from proxy.core.gpucost import GpuMinute, RateLine
 from proxy.core.money import NS_PER_HOUR, NS_PER_MINUTE, NS_PER_S, nano
 from proxy.core.pricing import Price, Tier
 from proxy.core.usage import Usage
+from proxy.ledger.corrections import correct
 from proxy.ledger.journal import Journal
 
 BEGAN = 1_793_491_200 * NS_PER_S  # 2026-11-01T00:00Z
@@ -87,15 +89,38 @@ def minutes(seed: int = 7) -> list[GpuMinute]:
 
 def make(url: str, requests: int = 6000) -> None:
     """Fills a new ledger."""
+    _fill(url, CARD, entries(requests), minutes())
+
+
+def make_full(url: str) -> None:
+    """A ledger whose report has more of everything than there is room for on paper: long names, many groups, every kind
+    of doubt, corrections, a control group."""
+    long = "a team, a route or a model whose name has no end ".replace(" ", "-").replace(",", "") * 2
+    booked = []
+    for number, one in enumerate(entries(2500)):
+        backend = f"{one.backend}-{number % 7}" if one.backend_kind == "gpu" else f"{one.backend}-{number % 5}"
+        booked.append(replace(
+            one, backend=backend, model=f"{one.model}-{long}-{number % 30}", route=f"{one.route}-{number % 40}-{long}",
+            key_id=f"key_{number % 900}", tags=f"team={number % 300}-{long}", trial=CONTROL if number % 9 == 0 else 0))
+    retried = [replace(one, attempt=2, final=False, baseline_nano=None, baseline_list_nano=None, status=503,
+                       end_reason="upstream_error", baseline_contracted_nano=None) for one in booked[::50]]
+    card = [replace(line, name=f"{line.name}-{number}") for line in CARD for number in range(7)
+            if line.kind == "gpu" and number] + [line for line in CARD if line.kind != "gpu"] + [
+        RateLine("overhead", f"overhead-{number}-{long}", Decimal(number), BEGAN) for number in range(1, 12)]
+    _fill(url, card, booked + retried, [replace(one, backend=f"{one.backend}-1") for one in minutes()])
+    correct(url, next(one.request_id for one in booked if one.backend_kind == "api"), reason="invoice", who="finance",
+            api_nano=nano("12.5"), now_ns=ENDED - NS_PER_HOUR)
+
+
+def _fill(url: str, card: list[RateLine], booked: list[RequestEntry], seen: list[GpuMinute]) -> None:
     async def fill() -> None:
         async with Journal(url) as journal:
-            await journal.record_rates(CARD, BEGAN)
+            await journal.record_rates(card, BEGAN)
             for one in (OPENAI, DEARER, ANTHROPIC):
                 await journal.record_price(one, BEGAN)
-            booked = entries(requests)
             for first in range(0, len(booked), 2000):
                 await asyncio.gather(*(journal.settle(one) for one in booked[first:first + 2000]))
-            await journal.book_gpu_minutes(minutes())
+            await journal.book_gpu_minutes(seen)
 
     with ThreadPoolExecutor(1) as elsewhere:  # a browser's test has an event loop of its own
         elsewhere.submit(lambda: asyncio.run(fill())).result()

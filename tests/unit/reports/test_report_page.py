@@ -11,7 +11,7 @@ from test_report_statement import DAY, T0
 from test_report_statement import url as url  # the ledger of those tests
 
 from proxy.core.money import nano
-from proxy.reports import charts, page, view
+from proxy.reports import charts, page, pricebook, view
 from proxy.reports.books import open_books
 from proxy.reports.figures import Amount
 from proxy.reports.period import parse
@@ -112,6 +112,31 @@ def test_a_long_list_is_short_in_print_and_bounded_on_the_screen(month, monkeypa
     assert len(table.rows) + len(table.more) == 8 and table.rest.label == f"{len(keys) - 8} others"
     assert sum(one.savings.nano for one in (*table.rows, *table.more, table.rest, table.nobodys)) == (
         table.total.savings.nano)
+
+
+def test_every_version_of_a_price_is_named_with_its_share(month, html):
+    found = {one.version: one for one in view.prices(month)}
+    known = (report_month.OPENAI, report_month.DEARER, report_month.ANTHROPIC)
+    assert found.keys() == {one.version for one in known}
+    assert sum(one.baseline.nano for one in found.values()) == month.statement.total.baseline
+    assert sum(one.api.nano for one in found.values()) == month.statement.total.api
+    assert all(one.version[:10] in html and one.source in html for one in known)
+    assert "2.78 USD per hour" in html and "0.21 USD per kWh" in html
+    assert {line.name for line in month.card} == {line.name for line in report_month.CARD}
+
+
+def test_another_price_is_another_fingerprint(month):
+    first = pricebook.fingerprint(month.prices, month.card)
+    assert first == pricebook.fingerprint(month.prices[::-1], month.card)
+    assert len({first, pricebook.fingerprint(month.prices[1:], month.card),
+                pricebook.fingerprint(month.prices, month.card[1:])}) == 3
+
+
+def test_what_another_model_answered_is_told_apart(month, html):
+    text = re.sub(r"\s+", " ", "".join(Elements(html).text))
+    total = month.statement.total
+    assert 0 < total.substituted < total.succeeded
+    assert f"{total.substituted:,} of {total.succeeded:,} answers" in text and "from another model" in text
 
 
 def test_the_fingerprint_is_of_the_figures(month):

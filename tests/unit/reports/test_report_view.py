@@ -9,7 +9,7 @@ import pytest
 from test_report_statement import CARD, DAY, ENTRIES, T0
 from test_report_statement import url as url  # the ledger of those tests
 
-from proxy.core.marginal import marginal
+from proxy.core.marginal import BackendSums, marginal
 from proxy.core.money import NS_PER_MINUTE, nano
 from proxy.core.savings import IdentityBroken
 from proxy.reports import view
@@ -50,6 +50,9 @@ def test_both_savings_are_joined_by_an_identity_in_every_period(url, books):
 
 def test_a_marginal_saving_that_does_not_come_to_the_net_one_is_not_shown(books):
     wrong = [replace(books.backends[0], baseline=books.backends[0].baseline + 1), *books.backends[1:]]
+    with pytest.raises(IdentityBroken, match="marginal saving: the backends add up to"):
+        marginal(books.statement, wrong)
+    wrong = [replace(one, api=one.api + (one.backend == "openai")) for one in books.backends]
     with pytest.raises(IdentityBroken, match="by way of the marginal saving"):
         marginal(books.statement, wrong)
     wrong = [replace(books.backends[0], retries=books.backends[0].retries + 1), *books.backends[1:]]
@@ -128,12 +131,51 @@ def test_units_are_fully_loaded(books):
     assert gpus.requests + apis.requests == total.requests
 
 
-def test_the_range_has_no_end_where_something_is_not_known(books):
-    found = view.spread(books)
-    assert found.low is None and found.high is None and found.net.nano == books.statement.total.savings
-    known = replace(books.statement, total=replace(books.statement.total, unpriced=0, unknown_baseline=0, estimated=0))
-    found = view.spread(replace(books, by={**books.by, "route": known}))
-    assert found.low.nano == found.net.nano - known.baseline_outside_target < found.high.nano == found.net.nano
+def test_the_marginal_savings_of_groups_add_up_in_every_grouping(books):
+    for by in books.by.values():
+        assert sum(one.marginal_saving.nano for one in view.lines(by)) == books.marginal.saving
+    assert sum(one.marginal_saving.nano for one in view.span_lines(books)) == books.marginal.saving
+
+
+def test_a_loaded_cost_holds_a_share_of_what_belongs_to_nobody(books):
+    for by in books.by.values():
+        found = view.lines(by)
+        assert sum(one.loaded.nano for one in found) == books.statement.total.actual
+        assert found[-1].loaded.nano == 0, "nothing is nobody's any more"
+    by_backend = {one.name: one for one in view.lines(books.by["backend"])}
+    total = books.statement.total
+    nobodys_gpu = total.gpu_idle + total.gpu_foreign + total.gpu_startup
+    assert by_backend["openai"].loaded.nano < by_backend["openai"].actual.nano + total.overhead
+    assert by_backend["llama"].loaded.nano > by_backend["llama"].actual.nano + nobodys_gpu // 4
+
+
+def test_the_range_is_as_wide_as_its_doubts_and_open_where_one_has_no_bound(books):
+    found, total = view.spread(books), books.statement.total
+    late = sum(one.baseline_nano or 0 for one in ENTRIES if one.final and one.succeeded and one.slo_met is False)
+    estimated = ENTRIES[-1].baseline_nano
+    assert (found.net.nano, found.low.nano, found.high.nano) == (
+        total.savings, total.savings - late - estimated, total.savings + estimated)
+    assert found.open_low and found.open_high
+    assert {one.name for one in found.doubts} == {"late", "estimated", "unpriced", "baseline"}
+
+
+def test_an_estimate_that_an_api_answered_moves_baseline_and_bill_alike(books):
+    api = BackendSums("openai", False, estimated_api=900, estimated_baseline=1000)
+    own = BackendSums("llama", True, estimated_baseline=70)
+    statement = replace(books.statement, unpriced_backends=("ghost",),
+                        total=replace(books.statement.total, baseline_late=0, unpriced=0, unknown_baseline=0))
+    found = view.spread(replace(books, by={"route": statement}, backends=(api, own)))
+    assert (found.net.nano - found.low.nano, found.high.nano - found.net.nano) == (170, 170)
+    assert found.open_low and not found.open_high and found.doubts[-1].count == "ghost"
+
+
+def test_input_and_output_share_a_cost_as_they_would_at_the_baselines_price():
+    rows = [BackendSums("a", True, 3, input_tokens=1_000_000, output_tokens=500_000, input_worth=4, output_worth=12),
+            BackendSums("b", False, 1, input_tokens=1_000_000, output_tokens=0)]
+    unit = view._unit("actual", "All", rows, nano("8"), 2)
+    assert (unit.per_million_input, unit.per_million_output) == (nano("1"), nano("12"))
+    assert unit.per_million_input * 2 + unit.per_million_output // 2 == unit.cost.nano
+    assert view._unit("api", "APIs", rows[1:], nano("8"), 2).per_million_input is None, "no price is known"
 
 
 def test_amounts_are_written_for_people():

@@ -27,7 +27,7 @@ from proxy.reports.statement import zone_of
 
 PAGE_ROWS_MAX = 200  # groups of a table on the screen; what is beyond stands in one line
 # So that a month fits on two pages.
-PRINT_ROWS = {"team": 12, "route": 6, "key": 6, "model": 6, "price": 5, "backend": 8}
+PRINT_ROWS = {"team": 12, "route": 5, "key": 5, "model": 5, "price": 6, "backend": 7}
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,8 @@ MILLION = 1_000_000
 NAMED_MAX = 3  # overheads in a note
 NET = ("What the business saved: the baseline less everything that was paid, every GPU hour, electricity and "
        "overheads included.")
-MARGINAL = ("What the decisions saved: the API bill that own GPUs displaced, less what varied with serving it. GPU "
-            "rent is paid either way and is not in it.")
+MARGINAL = ("What the decisions saved: the API bill that own GPUs displaced, less what varied with serving it. Rent is "
+            "paid either way and is not in it.")
 
 
 @dataclass(frozen=True, slots=True)

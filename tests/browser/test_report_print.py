@@ -15,7 +15,7 @@ from tests.support import report_month
 
 A4 = (595, 842)  # points
 WIDEST, HIGHEST = 1280, 900
-PAGE_PX = (297 - 25) / 25.4 * 96  # less its margins
+PAGE_PX = (297 - 22) / 25.4 * 96  # less its margins
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +108,10 @@ def test_no_chart_is_cut_by_the_end_of_a_page(browser, file):
 
 def _sheets(browser, path):
     """Their heights in print, in pixels."""
-    tab = browser.new_page(viewport={"width": round((210 - 26) / 25.4 * 96), "height": 1000})
+    tab = browser.new_page(viewport={"width": int((210 - 24) / 25.4 * 96), "height": 1000})
     tab.goto(path.as_uri())
     tab.emulate_media(media="print")
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the browser would shrink it"
     heights = tab.evaluate("[...document.querySelectorAll('.sheet')].map(one => one.getBoundingClientRect().height)")
     tab.close()
     return heights

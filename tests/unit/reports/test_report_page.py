@@ -105,7 +105,8 @@ def test_every_day_and_every_group_is_there(month, html):
 def test_a_long_list_is_short_in_print_and_bounded_on_the_screen(month, monkeypatch):
     keys = [row for row in month.by["key"].rows if row.allocated]
     table = page._table(month, "key", "key", "By key")
-    assert len(table.rows) == 5 and table.others.label == f"{len(keys) - 5} others" and table.rest is None
+    shown = page.PRINT_ROWS["key"] - 1
+    assert len(table.rows) == shown and table.others.label == f"{len(keys) - shown} others" and table.rest is None
     assert [*table.rows, *table.more] == view.lines(month.by["key"])[:-1]
     monkeypatch.setattr(page, "PAGE_ROWS_MAX", 9)
     table = page._table(month, "key", "key", "By key")

@@ -40,6 +40,7 @@ from proxy.server.metrics import Metrics
 from proxy.server.planning import Call, Planner, plan_json
 from proxy.server.purse import Purse
 from proxy.server.rates import Rates
+from proxy.server.recount import Recounter
 from proxy.server.relay import Relayed
 from proxy.server.repeats import Repeats
 from proxy.server.settlement import Settlement
@@ -77,11 +78,12 @@ class Gateway:
         self.upstreams: dict[tuple[str, int], Upstream] = {}
         self._exporters: dict[str, Upstream] = {}
         self.purse = Purse(settings, self.planner, self.journal)
+        self.recounter = Recounter(settings)
         self._metrics = Metrics(self.board, self.planner, self.dispatcher, self.journal, self.purse)
         self.refused, self.loop_lag = self._metrics.refused, self._metrics.loop_lag
         self.handler = Handler(Doors(
             settings, settings.route_table(), self.keys, self.board, self.planner, self.dispatcher,
-            Settlement(self.planner), self.journal, self.purse, self._rates(),
+            Settlement(self.planner), self.journal, self.purse, self._rates(), self.recounter,
             self._repeats(), self.upstreams, time.monotonic, self._observe,
             self.refused))
         self.desk = Desk(DashboardPages(settings.ledger, settings.report.time_zone), self)
@@ -130,6 +132,7 @@ class Gateway:
                 self._exporters[backend.name] = build_exporter(backend.name, backend.gpu.dcgm_url)
         await self.journal.record_rates(rate_card(self.settings), complete=True)
         await asyncio.gather(*(self.journal.record_price(price) for price in self.prices.all()))
+        await asyncio.to_thread(self.recounter.load)
         self._scraper = self._signals()
         self._scraper.start()
         await self.chores.start()
@@ -142,6 +145,7 @@ class Gateway:
         await self.handler.rest(REST_S)
         if self._scraper is not None:
             await self._scraper.stop()
+        self.recounter.stop()
         await self.chores.stop()
         self.desk.close()
         for upstream in (*self.upstreams.values(), *self._exporters.values()):

@@ -86,6 +86,10 @@ class Report(BaseModel):
     time_zone: Text = setting("UTC", "Time zone of days and months", "Your finance department's, such as "
         "Europe/Berlin.", unit="IANA name")
     currency: Text = setting("USD", "Currency", "Others than USD are not built yet.", unit="ISO 4217 code")
+    recount: Share = setting(
+        Decimal(0), "Prompts counted again", "Of the prompts that your GPUs answer, so many are counted with the "
+        "tokenizer of the baseline's model too, if it is here (OpenAI's are): the report then says how the two differ. "
+        "1% is plenty; takes 80 MiB.", unit="percentage of prompts", ge=0, le=1, shown_default="0%")
 
 
 class Electricity(BaseModel):

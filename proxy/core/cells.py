@@ -40,6 +40,7 @@ SUMS = (
     "estimated_api_nano", "estimated_baseline_nano", "unknown_most_nano",
     "control_api_nano", "trial", "trial_output", "trial_squares",
     "prompt_bytes", "prompt_tokens",  # of prompts that are all text, and whose tokens an upstream counted
+    "recounted_tokens", "recounted_input",  # of some prompts, by the baseline's tokenizer, and as they were counted
 )
 SHARES = ("gpu_serving_nano", "gpu_failed_nano", "energy_nano")  # of the GPUs' money: what the cell used
 FIELDS = SUMS + SHARES

@@ -56,6 +56,7 @@ class RequestEntry:
     `baseline_list_nano`, `baseline_contracted_nano`: at the public price and at the operator's own; `baseline_nano` is
     the lower. `prompt_bytes`: of the prompt's text. `trial`: of the control group of its route CONTROL was sent to the
     baseline's API, COMPARED was drawn too and served as usual.
+    `recounted_tokens`: of the prompt, by the tokenizer of the baseline's model; None where it was not counted again.
     """
 
     request_id: str
@@ -98,6 +99,7 @@ class RequestEntry:
     baseline_contracted_nano: int | None = None
     prompt_bytes: int = 0
     trial: int = 0
+    recounted_tokens: int | None = None
 
     @property
     def decision_json(self) -> str:

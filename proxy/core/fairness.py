@@ -6,10 +6,11 @@ confidence interval; both are estimates, stand beside the books, and change noth
     length     mean output of the control group / mean output of those it was drawn from (server/control.py). Both were
                given a place on a GPU, and chance alone parted them. Interval of the logarithm of a ratio of means, by
                the delta method.
-    tokens     tokens that the baseline's API counted per byte of prompt / those that our engines counted, of a route's
-               prompts that are all text. Interval from how far hours differ from their mean (the ratio estimator with
-               hours as clusters, Cochran, Sampling Techniques, chapter 6). It takes for granted that what went to the
-               API reads like what stayed.
+    tokens     of prompts that our engines answered, tokens by the tokenizer of the baseline's model / as our engines
+               counted them, where some were counted again (server/recount.py). Else tokens that the baseline's API
+               counted per byte of prompt / those that our engines counted, of a route's prompts that are all text; that
+               takes for granted that what went to the API reads like what stayed. Interval from how far hours differ
+               from their mean (the ratio estimator with hours as clusters, Cochran, Sampling Techniques, chapter 6).
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Ratio:
     low: float
     high: float
     of: int
+    method: str = ""
 
 
 def length(control: Answers, compared: Answers) -> Ratio | None:
@@ -51,7 +53,7 @@ def length(control: Answers, compared: Answers) -> Ratio | None:
         return None
     ratio = (control.total / control.count) / (compared.total / compared.count)
     return _ratio(ratio, _relative_variance(control) + _relative_variance(compared),
-                  min(control.count, compared.count))
+                  min(control.count, compared.count), "control group")
 
 
 def _relative_variance(answers: Answers) -> float:
@@ -70,7 +72,16 @@ def tokens(theirs: Sequence[tuple[int, int]], ours: Sequence[tuple[int, int]]) -
     if any(one is None for one in per_byte):
         return None
     (one, one_variance), (other, other_variance) = per_byte  # type: ignore[misc]
-    return _ratio(one / other, one_variance + other_variance, min(len(theirs), len(ours)))
+    return _ratio(one / other, one_variance + other_variance, min(len(theirs), len(ours)), "bytes")
+
+
+def recounted(hours: Sequence[tuple[int, int]]) -> Ratio | None:
+    """The same of prompts that were counted twice. Of each hour (as our engines counted, by the baseline's
+    tokenizer)."""
+    hours = [hour for hour in hours if hour[0]]
+    if len(hours) < LEAST_HOURS or (found := _per_byte(hours)) is None:
+        return None
+    return _ratio(*found, len(hours), "counted again")
 
 
 def _per_byte(hours: Sequence[tuple[int, int]]) -> tuple[float, float] | None:
@@ -83,9 +94,9 @@ def _per_byte(hours: Sequence[tuple[int, int]]) -> tuple[float, float] | None:
     return ratio, spread / counted**2
 
 
-def _ratio(value: float, relative_variance: float, of: int) -> Ratio:
+def _ratio(value: float, relative_variance: float, of: int, method: str) -> Ratio:
     width = Z * math.sqrt(relative_variance)
-    return Ratio(value, value * math.exp(-width), value * math.exp(width), of)
+    return Ratio(value, value * math.exp(-width), value * math.exp(width), of, method)
 
 
 @dataclass(frozen=True, slots=True)

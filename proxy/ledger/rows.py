@@ -25,7 +25,7 @@ _OF_USAGE = {*BUCKETS, "usage_consistent"}
 _BOOLS = ("final", "stream", "usage_consistent", "slo_met")
 _COUNTS = tuple(c.name for c in requests.columns
                 if c.name.endswith("_nano") or c.name in BUCKETS
-                or c.name in ("work_ns", "output_tokens_delivered", "prompt_bytes", "trial"))
+                or c.name in ("work_ns", "output_tokens_delivered", "prompt_bytes", "trial", "recounted_tokens"))
 _is_count = tuple(name in _COUNTS for name in REQUEST_COLUMNS)
 _counts_of = itemgetter(*(index for index, count in enumerate(_is_count) if count))
 _flight_of = itemgetter(REQUEST_COLUMNS.index("sent_ns"), REQUEST_COLUMNS.index("ended_ns"))
@@ -73,6 +73,7 @@ def _values(entry: RequestEntry) -> Row:
         entry.baseline_cached_tokens, met if met is None else 1 if met else 0, entry.reason, entry.decision_json,
         entry.hold_nano, entry.internal_nano, entry.posted_nano,
         entry.baseline_list_nano, entry.baseline_contracted_nano, entry.prompt_bytes, entry.trial,
+        entry.recounted_tokens,
     )
 
 
@@ -133,6 +134,7 @@ def _booked(entry: RequestEntry) -> list[int]:
     listed, contracted = ((headline if amount is None or not known else amount)
                           for amount in (entry.baseline_list_nano, entry.baseline_contracted_nano))
     estimated, trial = entry.usage_source == "estimated", bool(billed and entry.trial)
+    recounted = (entry.recounted_tokens or 0) if entry.usage_source == "upstream_final" else 0
     counted = entry.prompt_bytes > 0 and entry.usage_source == "upstream_final"
     substituted, output = billed and entry.model != entry.baseline_model != "", usage.output_total
     return [
@@ -148,6 +150,7 @@ def _booked(entry: RequestEntry) -> list[int]:
         (entry.hold_nano or 0) if entry.api_nano is None else 0,
         api if entry.trial == CONTROL else 0, 1 if trial else 0, output if trial else 0,
         output * output if trial else 0, entry.prompt_bytes if counted else 0, usage.input_total if counted else 0,
+        recounted, usage.input_total if recounted else 0,
     ]
 
 

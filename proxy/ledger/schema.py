@@ -32,7 +32,7 @@ from proxy.core.cells import FIELDS, SUMS, Place
 from proxy.core.gpucost import GpuShare
 from proxy.core.usage import BUCKETS
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005")  # oldest first; what this program can open
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")  # oldest first; what this program can open
 HEAD = REVISIONS[-1]
 
 Int = Integer().with_variant(BigInteger, "postgresql")
@@ -68,7 +68,7 @@ requests = Table(
     _int("baseline_cached_tokens"), _int("slo_met", null=True), _text("reason"), _text("decision"),
     _int("hold_nano", null=True), _added("internal_nano"), _added("posted_nano"),
     _int("baseline_list_nano", null=True), _int("baseline_contracted_nano", null=True),
-    _added("prompt_bytes"), _added("trial"),
+    _added("prompt_bytes"), _added("trial"), _int("recounted_tokens", null=True),
     UniqueConstraint("request_id", "attempt", name="uq_requests_attempt"),
     Index("ix_requests_ended", "ended_ns"),
     Index("ix_requests_key", "key_id", "ended_ns"),  # a key's first hold in a window counts what it has spent
@@ -80,7 +80,8 @@ ROLLUP_SUMS = SUMS
 
 rollup = Table(
     "rollup", metadata,
-    _int("minute"), *(_text(name) for name in Place._fields), *(_int(name) for name in ROLLUP_SUMS),
+    _int("minute"), *(_text(name) for name in Place._fields),
+    *(_int(name) for name in ROLLUP_SUMS[:-2]), *(_added(name) for name in ROLLUP_SUMS[-2:]),
     PrimaryKeyConstraint(*ROLLUP_KEY, name="pk_rollup"),
     sqlite_strict=True, sqlite_with_rowid=False,
 )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import add
 
 from sqlalchemy import Connection, bindparam, func, or_, select
 
 from proxy.core.cells import AT, Place, Slice
-from proxy.core.fairness import Answers, Fairness, length, tokens
+from proxy.core.fairness import Answers, Fairness, Ratio, length, recounted, tokens
 from proxy.core.money import NS_PER_HOUR, NS_PER_MINUTE, half_even
 from proxy.core.pricing import INPUTS, OUTPUTS, Price
 from proxy.core.usage import BUCKETS
@@ -18,7 +19,9 @@ _first, _beyond = bindparam("first"), bindparam("beyond")
 _OF = {"input": [(bucket, AT[bucket]) for bucket in INPUTS], "output": [(bucket, AT[bucket]) for bucket in OUTPUTS]}
 assert set(INPUTS) | set(OUTPUTS) == set(BUCKETS)
 
-Hours = dict[tuple[str, bool], list[tuple[int, int]]]  # of (route, on a GPU), of each hour (bytes, tokens)
+# Of (route, on a GPU), of each hour: bytes and tokens; tokens of those counted again, as counted first and again.
+Hours = dict[tuple[str, bool], list[list[int]]]
+COUNTS = ("prompt_bytes", "prompt_tokens", "recounted_input", "recounted_tokens")
 
 
 def fairness(connection: Connection, period: Slice) -> tuple[Fairness, ...]:
@@ -38,9 +41,15 @@ def fairness(connection: Connection, period: Slice) -> tuple[Fairness, ...]:
         found.append(Fairness(
             route, sum(sums[AT["succeeded"]] for _, sums in local), sum(part[0] for part in parts),
             sum(part[1] for part in parts),
-            tokens(by_hour.get((route, False), []), by_hour.get((route, True), [])),
+            _tokens(by_hour.get((route, False), []), by_hour.get((route, True), [])),
             length(_answers(control), _answers(local))))
     return tuple(found)
+
+
+def _tokens(theirs: list[list[int]], ours: list[list[int]]) -> Ratio | None:
+    """From prompts that were counted twice, if there are enough; else from bytes."""
+    return recounted([(first, again) for _, _, first, again in ours]) or tokens(
+        [(size, count) for size, count, _, _ in theirs], [(size, count) for size, count, _, _ in ours])
 
 
 def _answers(cells: list[tuple[Place, list[int]]]) -> Answers:
@@ -69,12 +78,12 @@ def _hours(connection: Connection, from_ns: int, to_ns: int) -> Hours:
     minutes = {"first": -(-from_ns // NS_PER_MINUTE), "beyond": -(-to_ns // NS_PER_MINUTE), **{
         "first_hour": within["first"], "beyond_hour": within["beyond"]}}
     for statement, period in ((_COUNTED, within), (_COUNTED_OF_MINUTES, minutes)):
-        for hour, route, kind, size, count in connection.execute(statement, period):
-            sums = found.setdefault((hour, route, kind == "gpu"), [0, 0])
-            sums[0], sums[1] = sums[0] + size, sums[1] + count
+        for hour, route, kind, *counts in connection.execute(statement, period):
+            at = (hour, route, kind == "gpu")
+            found[at] = list(map(add, found.get(at, [0] * len(COUNTS)), counts))
     grouped: Hours = {}
-    for (_, route, local), (size, count) in sorted(found.items()):
-        grouped.setdefault((route, local), []).append((size, count))
+    for (_, route, local), counts in sorted(found.items()):
+        grouped.setdefault((route, local), []).append(counts)
     return grouped
 
 
@@ -84,15 +93,14 @@ def _is_counted(table: object) -> object:
 
 
 _COUNTED = (
-    select(hour_cells.c.hour, hour_cells.c.route, hour_cells.c.backend_kind, func.sum(hour_cells.c.prompt_bytes),
-           func.sum(hour_cells.c.prompt_tokens))
+    select(hour_cells.c.hour, hour_cells.c.route, hour_cells.c.backend_kind,
+           *(func.sum(hour_cells.c[name]) for name in COUNTS))
     .where(hour_cells.c.hour >= _first, hour_cells.c.hour < _beyond, _is_counted(hour_cells))
     .group_by(hour_cells.c.hour, hour_cells.c.route, hour_cells.c.backend_kind))
 
 _hour = rollup.c.minute.op("/")(60)
 _COUNTED_OF_MINUTES = (
-    select(_hour.label("hour"), rollup.c.route, rollup.c.backend_kind, func.sum(rollup.c.prompt_bytes),
-           func.sum(rollup.c.prompt_tokens))
+    select(_hour.label("hour"), rollup.c.route, rollup.c.backend_kind, *(func.sum(rollup.c[name]) for name in COUNTS))
     .where(rollup.c.minute >= _first, rollup.c.minute < _beyond, _is_counted(rollup),
            _hour.not_in(select(hours.c.hour).where(hours.c.hour >= bindparam("first_hour"),
                                                    hours.c.hour < bindparam("beyond_hour"))))

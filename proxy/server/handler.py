@@ -34,6 +34,7 @@ from proxy.server.judge import Judge, key_of
 from proxy.server.planning import Call, Planner
 from proxy.server.purse import Purse
 from proxy.server.rates import Rates
+from proxy.server.recount import Recounter
 from proxy.server.relay import STATUS_CLIENT_GONE, Attempt, Relayed
 from proxy.server.repeats import Repeats, Ticket
 from proxy.server.settlement import Settlement
@@ -62,6 +63,7 @@ class Doors:
     journal: Journal
     purse: Purse
     rates: Rates
+    recounter: Recounter
     repeats: Repeats
     upstreams: Mapping[tuple[str, int], Upstream]
     clock: Callable[[], float]
@@ -108,6 +110,7 @@ class Handler:
                 exchange.headers = self._forwarded(exchange.headers)
                 call = await self._do.purse.reserve(call)
                 placement = await self._place(exchange, call)
+                self._do.recounter.sample(call, placement)
                 answered = await self._carry(exchange, call, placement)
             finally:  # before the client hears the end: it may ask another worker again at once
                 self._over_with(call, ticket, None if answered is None else answered.entry)

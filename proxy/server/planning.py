@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -78,6 +79,7 @@ class Call:
     most_nano: Mapping[str, int | None] | None = None  # that an attempt at each backend may cost, if it must be held
     output_limits: Mapping[str, int] | None = None  # tokens, by backend, where a budget needs a limit
     headers: tuple[tuple[bytes, bytes], ...] = ()  # that go with every answer: the key's rate limits
+    recount: Future[int] | None = None  # its prompt's tokens by the baseline's tokenizer, see recount.py
 
     def at_ns(self, now: float) -> int:
         """UTC at `now`, by the clock as it stood when the request arrived: should that be set meanwhile, no request

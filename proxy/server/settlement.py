@@ -21,6 +21,7 @@ from proxy.core.usage import Usage
 from proxy.server.dispatch import Placement
 from proxy.server.offers import Offer
 from proxy.server.planning import Call, Planner, plan_json
+from proxy.server.recount import counted
 from proxy.wire.openai import WireRequest
 
 NO_USAGE = Usage()
@@ -84,7 +85,7 @@ class Settlement:
             baseline.nano, baseline.model, baseline.version, baseline.cached, self._slo_met(call, outcome, succeeded),
             placement.attempt.reason, partial(_decision, placement.plan, placement.waited_s),
             hold_nano, internal_nano, charged, baseline.list_nano, baseline.contracted_nano, prompt_bytes(wire),
-            placement.trial)
+            placement.trial, counted(call.recount) if offer.on_gpu else None)
 
     def unsent(self, call: Call, plan_reason: str, status: int, end_reason: EndReason, ended_ns: int,
                attempt_no: int) -> RequestEntry:

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from proxy.core.fairness import Answers, Fairness, Ratio, effect, length, tokens
+from proxy.core.fairness import Answers, Fairness, Ratio, effect, length, recounted, tokens
 
 
 def answers(values):
@@ -39,6 +39,13 @@ def test_the_interval_of_tokens_holds_the_truth_in_nineteen_of_twenty():
         found = tokens(hours(chance, 4.0, 60), hours(chance, 4.4, 200))
         held += found.low <= 1.1 <= found.high
     assert 915 <= held <= 975  # with sixty hours a little under what is promised
+
+
+def test_prompts_that_were_counted_twice_need_no_bytes():
+    assert recounted([(100, 110)] * 4) is None
+    found = recounted([(100, 110), (300, 320), (0, 0), (50, 60), (200, 210), (70, 75)])
+    assert found.value == pytest.approx(775 / 720) and found.low < found.value < found.high
+    assert (found.of, found.method) == (5, "counted again")
 
 
 def test_too_few_say_nothing():

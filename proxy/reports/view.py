@@ -332,6 +332,7 @@ def spread(books: Books) -> Spread:
     if total.unknown_baseline:
         found.append(("baseline", "no known baseline price: booked as no saving",
                       f"{total.unknown_baseline:,} of {total.requests:,} requests", 0, None))
+    found += _fairness(books)
     net = total.savings
 
     def amount(nano: int | None) -> Amount | None:
@@ -342,6 +343,20 @@ def spread(books: Books) -> Spread:
                   any(low is None for *_, low, _ in found), any(high is None for *_, high in found),
                   tuple(Doubt(name, label, count, amount(low), amount(high))
                         for name, label, count, low, high in found))
+
+
+def _fairness(books: Books) -> list[tuple[str, str, str, int | None, int | None]]:
+    """How the baseline's model would have counted and answered otherwise, of each route where that was measured."""
+    found: list[tuple[str, str, str, int | None, int | None]] = []
+    for one in books.fairness:
+        ratios = [f"{what} × {ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f}, {ratio.method})"
+                  for what, ratio in (("prompt tokens", one.tokens), ("answers", one.length)) if ratio is not None]
+        if ratios:
+            _, low, high = one.effect
+            found.append((f"fair:{one.route}", f"{printable(one.route)}: the baseline's model counts prompts or writes "
+                          "answers otherwise; 95 % of such intervals hold the truth", "; ".join(ratios), min(low, 0),
+                          max(high, 0)))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

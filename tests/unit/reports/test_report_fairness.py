@@ -13,6 +13,7 @@ from proxy.core.pricing import Price, Tier
 from proxy.core.usage import Usage
 from proxy.ledger import hours
 from proxy.ledger.journal import Journal
+from proxy.reports import view
 from proxy.reports.books import open_books
 
 T0 = 1_772_323_200 * NS_PER_S  # 2026-03-01T00:00Z
@@ -69,6 +70,13 @@ def test_both_ratios_and_what_they_bear_on(url):
         PRICE.cost_nano(Usage(input_text=800, output_text=100 + number % 3 - 1)) for number in (*range(600), 900))
     low, high = found.effect[1:]
     assert low < found.effect[0] < high
+
+
+def test_the_range_of_the_saving_says_so(url):
+    books = open_books(url, T0 - NS_PER_HOUR, T0 + 14 * NS_PER_HOUR)
+    (doubt,) = view.spread(books).doubts
+    assert "prompt tokens × 1.250" in doubt.count and "answers × 1.500 (1.498 to 1.502, control group)" in doubt.count
+    assert (doubt.low.nano, doubt.high.nano) == (0, read(url).effect[2])
 
 
 def test_hours_that_were_summed_up_say_the_same(url):

@@ -89,7 +89,7 @@ class Gateway:
         self.desk = Desk(DashboardPages(settings.ledger, settings.report.time_zone), self)
         self.app = self._built(data=True, operators=settings.server.admin is None)
         self.admin_app = None if settings.server.admin is None else self._built(data=False, operators=True)
-        self.chores = Chores(self.journal, MinuteBook(settings, self.board), self.purse)
+        self.chores = Chores(self.journal, MinuteBook(settings, self.board), self.purse, self.planner.standings)
         self._scraper: Scraper | None = None
 
     def _built(self, *, data: bool, operators: bool) -> Guard:

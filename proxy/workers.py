@@ -91,7 +91,8 @@ class Worker(Gateway):
         commons.limits.lock.me = commons.turn.me = number
         self._deaths, self._switched = self._crew.deaths, self._crew.switch
         super().__init__(settings)
-        self.chores = Chores(self.journal, MinuteBook(settings, self.board), self.purse, self._leads)
+        self.chores = Chores(self.journal, MinuteBook(settings, self.board), self.purse, self.planner.standings,
+                             self._leads)
         for pool in self.planner.pools:
             pool.market.bell = self._crew.ring  # type: ignore[attr-defined]
         self._ticking: asyncio.TimerHandle | None = None

@@ -17,12 +17,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
 from proxy.config import yaml_tree
+from proxy.config.contracts import ContractLine, contracts, faults
 from proxy.config.discounts import Discount, DiscountLine, contradictions, discounts
 from proxy.config.fields import FROZEN, Int, Moment, Text, decimal, epoch_ns, refuse, setting
 from proxy.config.problem import ConfigError, Problem, Source, in_order
 from proxy.config.routes import is_glob
 from proxy.config.translate import problems_of
 from proxy.config.versions import versioned
+from proxy.core.contracts import Contract
 from proxy.core.pricing import Price, Tier
 
 Key = tuple[str, str]  # provider, model
@@ -93,7 +95,7 @@ class PriceLine(Rates):
 
 
 class PriceFile(BaseModel):
-    """`prices: {provider: {model: [line, ...]}}`, and `discounts: [line, ...]`."""
+    """`prices: {provider: {model: [line, ...]}}`, `discounts: [line, ...]` and `contracts: [line, ...]`."""
 
     model_config = FROZEN
 
@@ -102,6 +104,8 @@ class PriceFile(BaseModel):
         {}, "Prices by provider and model", "Your own.")
     discounts: tuple[DiscountLine, ...] = setting((), "Percentages off list prices", "Where a contract names a "
         "discount instead of prices.", max_length=1000)
+    contracts: tuple[ContractLine, ...] = setting((), "Contracts by how much is used", "Volume steps, commitments, "
+        "reserved throughput.", max_length=100)
 
 
 class Lines:
@@ -135,6 +139,7 @@ class OperatorPrices:
     contracted: Lines = field(default_factory=lambda: Lines({}))
     listed: Lines = field(default_factory=lambda: Lines({}))
     discounts: Sequence[Discount] = ()
+    contracts: Sequence[Contract] = ()
 
     def all(self) -> list[Price]:
         """Every price as written."""
@@ -162,12 +167,13 @@ def read_operator_prices(path: FsPath) -> OperatorPrices:
     except ValidationError as error:
         problems += [problem for _, _, problem in problems_of(error, PriceFile, source)]
     if parsed is not None:
-        problems += [*_contradictions(parsed, source), *contradictions(parsed.discounts, source)]
+        problems += [*_contradictions(parsed, source), *contradictions(parsed.discounts, source),
+                     *faults(parsed.contracts, source)]
     problems += yaml_tree.secrets_in_clear(source, {problem.line for problem in problems})
     if problems or parsed is None:
         raise ConfigError(in_order(problems))
     return OperatorPrices(_lines(parsed, "contracted", source), _lines(parsed, "list", source),
-                          discounts(parsed.discounts, source))
+                          discounts(parsed.discounts, source), contracts(parsed.contracts, source))
 
 
 def _lines(parsed: PriceFile, kind: str, source: Source) -> Lines:

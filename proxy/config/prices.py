@@ -17,11 +17,14 @@ from functools import cache
 from typing import Any
 
 from proxy.config.backend import Backend
+from proxy.config.contracts import terms_of
 from proxy.config.discounts import applied
 from proxy.config.fields import epoch_ns
 from proxy.config.model import Route, Settings
 from proxy.config.operator_prices import OperatorPrices, read_operator_prices
+from proxy.config.problem import ConfigError, Problem
 from proxy.config.versions import versioned
+from proxy.core.contracts import Contract, Terms
 from proxy.core.pricing import Price, PriceBook, Tier
 
 Key = tuple[str, str]
@@ -57,6 +60,7 @@ def load_price_book(settings: Settings) -> PriceBook:
             wanted |= {(backend.provider, model): listed_as(backend, model) for model in models}
     entries: dict[Key, tuple[Price, ...]] = {}
     listed: dict[Key, tuple[Price, ...]] = {}
+    terms: dict[Key, Terms] = {}
     for (provider, model), name in wanted.items():
         public = override(package_prices(provider, model, name), own.listed.find(provider, model, name))
         paid = override(applied(public, own.reaching(provider, model, name)),
@@ -65,7 +69,20 @@ def load_price_book(settings: Settings) -> PriceBook:
             entries[provider, model] = paid
         if paid != public:
             listed[provider, model] = public
-    return PriceBook(entries, listed)
+        if found := terms_of(own.contracts, paid, provider, model, name):
+            terms[provider, model] = found
+    if strange := [one for one in own.contracts if one.kind != "volume" and not _in_baselines(settings, one, terms)]:
+        raise ConfigError([Problem(one.place, 0, None, "contracts", f"{one.kind} of {one.scope} reaches no route's "
+                                   "baseline", "what a contract costs beside requests is counted in pure-API billing "
+                                   "too, so it must be one that the baseline has") for one in strange])
+    return PriceBook(entries, listed, terms)
+
+
+def _in_baselines(settings: Settings, contract: Contract, terms: dict[Key, Terms]) -> bool:
+    """Whether some route is measured against a model that the contract reaches."""
+    backends = [settings.backends[route.baseline] for route in settings.routes.values()]
+    return any(contract.provider == one.provider and (one.model == "*" or contract in (
+        found.contracts if (found := terms.get((one.provider, one.model))) else ())) for one in backends)
 
 
 def listed_as(backend: Backend, model: str) -> str:

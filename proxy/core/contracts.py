@@ -22,14 +22,15 @@ Months are calendar months, UTC, as providers bill; one that a contract covers i
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from typing import Literal
 
 from proxy.core.budgets import window_end_ns, window_start_ns
-from proxy.core.money import NANO_PER_USD, NS_PER_S, accrue, round_nano
+from proxy.core.money import NANO_PER_USD, NS_PER_MINUTE, NS_PER_S, accrue, round_nano
+from proxy.core.pricing import Price
 
 Kind = Literal["volume", "commitment", "provisioned"]
 PACE_NS_MIN = 24 * 3600 * NS_PER_S  # of a month must be over before its pace says anything
@@ -54,6 +55,11 @@ class Contract:
     def scope(self) -> str:
         """Its name in the rate card: no provider has a slash in it."""
         return f"{self.provider}/{self.model}"
+
+    @property
+    def place(self) -> str:
+        """Its file and line."""
+        return self.source.partition(" ")[0]
 
     def covers(self, at_ns: int) -> bool:
         return self.from_ns <= at_ns and (self.until_ns is None or at_ns < self.until_ns)
@@ -132,3 +138,64 @@ def _lacking(contract: Contract, spent_nano: Callable[[int, int], int], begun_ns
 
 def _end(contract: Contract, at_ns: int) -> int:
     return at_ns if contract.until_ns is None else min(at_ns, contract.until_ns)
+
+
+class Standing:
+    """What the requests of contracts have come to: tokens and nano-USD of each month, tokens of the last minute. By the
+    time a request ended, as the ledger counts it."""
+
+    __slots__ = ("_minutes", "_months")
+
+    def __init__(self, before: Standing | None = None) -> None:
+        """Empty, or what `before` is, to be added to."""
+        self._months: dict[tuple[Contract, int], tuple[int, int]] = dict(before._months) if before else {}
+        self._minutes: dict[Contract, tuple[int, int]] = dict(before._minutes) if before else {}
+
+    def tokens(self, contract: Contract, at_ns: int) -> int:
+        """Of the month that the moment is in."""
+        return self._months.get((contract, window_start_ns("month", at_ns)), (0, 0))[0]
+
+    def spent_nano(self, contract: Contract, at_ns: int) -> int:
+        return self._months.get((contract, window_start_ns("month", at_ns)), (0, 0))[1]
+
+    def minute_tokens(self, contract: Contract, at_ns: int) -> int:
+        """Of the minute that the moment is in; of one that has passed nothing is known."""
+        minute, tokens = self._minutes.get(contract, (0, 0))
+        return tokens if minute == at_ns // NS_PER_MINUTE else 0
+
+    def add(self, contract: Contract, ended_ns: int, tokens: int, nano: int) -> None:
+        """What ended then, if the contract covers it."""
+        if not contract.covers(ended_ns):
+            return
+        key = contract, window_start_ns("month", ended_ns)
+        before = self._months.get(key, (0, 0))
+        self._months[key] = before[0] + tokens, before[1] + nano
+        at, minute = self._minutes.get(contract, (0, 0)), ended_ns // NS_PER_MINUTE
+        if minute >= at[0]:
+            self._minutes[contract] = minute, tokens + (at[1] if minute == at[0] else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The contracts that reach one model. `prices`: of each of them (by its place) and each price that is paid (by its
+    version), what is paid instead: by step of the volume, or within what is provisioned."""
+
+    contracts: tuple[Contract, ...]
+    prices: Mapping[tuple[int, str], tuple[Price, ...]]
+
+    def paid(self, price: Price, at_ns: int, standing: Standing) -> Price:
+        """What the next request is billed by, at a moment of the standing."""
+        for place, contract in enumerate(self.contracts):
+            instead = self.prices.get((place, price.version))
+            if instead is None or not contract.covers(at_ns):
+                continue
+            if contract.kind == "volume":
+                return instead[step(contract, standing.tokens(contract, at_ns))]
+            if within(contract, standing.minute_tokens(contract, at_ns)):
+                return instead[0]
+        return price
+
+    def free(self, at_ns: int, standing: Standing) -> bool:
+        """Whether one more request adds nothing to what is owed: a commitment falls short of its pace."""
+        return any(contract.kind == "commitment" and behind(contract, standing.spent_nano(contract, at_ns), at_ns)
+                   for contract in self.contracts)

@@ -22,10 +22,14 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal, Inexact, localcontext
 from fractions import Fraction
 from operator import attrgetter
+from typing import TYPE_CHECKING
 
 from proxy.core.money import NANO_PER_USD, half_even
 from proxy.core.records import record
 from proxy.core.usage import BUCKETS, Usage
+
+if TYPE_CHECKING:
+    from proxy.core.contracts import Terms
 
 NANO_PER_TOKEN = 1000  # of a price of 1 USD per million tokens
 DIGITS = 100  # of a product of two numbers that configurations may hold (40 digits each)
@@ -260,10 +264,12 @@ class PriceBook:
     once it is made.
 
     `entries` are what is paid: the contracted price where there is one, else the list price. `listed` are list prices;
-    of a model that is not named there, what is paid is the list price too."""
+    of a model that is not named there, what is paid is the list price too. `terms` are the contracts of the few models
+    whose price depends on how much was used."""
 
     entries: dict[tuple[str, str], tuple[Price, ...]] = field(default_factory=dict)
     listed: dict[tuple[str, str], tuple[Price, ...]] = field(default_factory=dict)
+    terms: dict[tuple[str, str], Terms] = field(default_factory=dict)
     _dated: dict[tuple[str, str], Dated] = field(default_factory=dict, repr=False, compare=False)
 
     def find(self, provider: str, model: str, at_ns: int, service_tier: str = "default") -> Price | None:
@@ -288,21 +294,24 @@ class PriceBook:
         key = (provider, model)
         dated = self._dated.get(key)
         if dated is None and (prices := self.entries.get(key)):  # of what has a price: callers' names are no keys
-            dated = self._dated[key] = Dated(prices, self.listed.get(key))
+            dated = self._dated[key] = Dated(prices, self.listed.get(key), self.terms.get(key))
         return dated
 
     def all(self) -> list[Price]:
         """Each price that may be named on a booking, once."""
-        prices = [price for book in (self.entries, self.listed) for dated in book.values() for price in dated]
+        prices = [price for book in (self.entries, self.listed, *(terms.prices for terms in self.terms.values()))
+                  for dated in book.values() for price in dated]
         return list({price.version or id(price): price for price in prices}.values())
 
 
 class Dated:
     """One model's prices, indexed by when they come into force."""
 
-    __slots__ = ("_by_tier", "_ceilings", "_starts")
+    __slots__ = ("_by_tier", "_ceilings", "_starts", "terms")
 
-    def __init__(self, prices: Sequence[Price], listed: Sequence[Price] | None = None) -> None:
+    def __init__(self, prices: Sequence[Price], listed: Sequence[Price] | None = None,
+                 terms: Terms | None = None) -> None:
+        self.terms = terms
         listed = prices if listed is None else listed
         tiers = dict.fromkeys(price.service_tier for price in (*prices, *listed))
         self._by_tier = {tier: _pairs([one for one in prices if one.service_tier == tier],

@@ -15,6 +15,7 @@ from proxy.core.money import NS_PER_MINUTE
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.journal import Journal
 from proxy.server.purse import Purse
+from proxy.server.standing import Standings
 from proxy.signals.minutes import MinuteBook
 
 log = logging.getLogger("breakeven")
@@ -32,9 +33,10 @@ class Chores:
     """One per process. `failures` counts bookings that had to be tried again. Of several workers one `leads`: it books
     the minutes, which all of them watch so that any may take over, and sweeps."""
 
-    def __init__(self, journal: Journal, minutes: MinuteBook, purse: Purse,
+    def __init__(self, journal: Journal, minutes: MinuteBook, purse: Purse, standings: Standings,
                  leads: Callable[[], bool] = lambda: True) -> None:
         self._journal, self._minutes, self._purse, self._leads = journal, minutes, purse, leads
+        self._standings = standings
         self._unbooked: deque[GpuMinute] = deque(maxlen=UNBOOKED_MINUTES_MAX)
         self._tasks: list[asyncio.Task[None]] = []
         self.failures = 0
@@ -43,7 +45,10 @@ class Chores:
         """Settle what an earlier process left and count what budgets have taken; then go on by themselves."""
         await self.recover()
         await self._purse.open_windows(time.time_ns())
-        self._tasks = [asyncio.create_task(self._every(lambda: TICK_S, self._tick), name="minutes and budgets"),
+        if self._standings.ever:
+            await self._look()
+            self.also(self._every(lambda: TICK_S, self._look, wait=True), "standing of contracts")
+        self._tasks += [asyncio.create_task(self._every(lambda: TICK_S, self._tick), name="minutes and budgets"),
                        asyncio.create_task(self._every(lambda: SWEEP_S, self._sweep), name="sweep"),
                        asyncio.create_task(self._every(lambda: SUM_UP_S, self._sum_up, wait=True), name="hours")]
 
@@ -83,6 +88,9 @@ class Chores:
         except LedgerUnavailable as error:  # the journal tells, and refuses meanwhile
             log.debug("budgets: %s", error.message)
         await self._book(self._minutes.tick(time.time_ns(), time.monotonic()))
+
+    async def _look(self) -> None:
+        await self._standings.look(self._journal.url, time.time_ns())
 
     async def _sweep(self) -> None:
         if self._leads():

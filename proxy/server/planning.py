@@ -30,6 +30,7 @@ from proxy.core.room import Room
 from proxy.core.routing import NOBODY, Limits, Plan, Policy, Switch, Thresholds, decide, effective_policy, unable
 from proxy.core.usage import Usage
 from proxy.server.offers import Offer, offers
+from proxy.server.standing import Standings
 from proxy.signals.board import Api, Board, Pool
 from proxy.signals.replica import Replica
 from proxy.wire.endpoints import Endpoint
@@ -182,7 +183,8 @@ class Planner:
         self.governor: Governor | None = None  # of what APIs may bill; None: no limit
         self.context_tokens = Contexts({
             name: backend.context_tokens for name, backend in settings.backends.items() if backend.context_tokens})
-        self.offers = offers(settings, board, prices)
+        self.standings = Standings(prices.terms)
+        self.offers = offers(settings, board, prices, self.standings)
         self._lanes = {name: Lane(route, board.pools[name], self.offers) for name, route in settings.routes.items()}
         self.prefixes = PrefixIndex()
         # Each once, where it has replicas.
@@ -429,6 +431,8 @@ def api_usd(offer: Offer, model: str, demand: Demand, at_ns: int, tier: str | No
     price = offer.price(model, at_ns, tier)
     if price is None:
         return None
+    if offer.standings.ever and offer.free(model, at_ns):
+        return 0.0
     cached = billed_as_cached(repeated * demand.prompt_tokens) if repeated else 0
     cost = price.rates.text_nano(int(demand.prompt_tokens) - cached, cached, int(demand.output_tokens))
     return None if cost is None else cost / 1e9

@@ -76,6 +76,8 @@ class Settlement:
         final = final and not again
         baseline = self._baseline(call, offer, outcome, api_nano) if final and succeeded else NO_BASELINE
         charged = 0 if again else at_most(api_nano, hold_nano) + marginal_nano + internal_nano
+        if self._planner.standings.ever:
+            self._count(offer, call, outcome, price, api_nano, baseline)
         return RequestEntry(
             call.request_id, attempt_no, final, call.arrived_ns, outcome.sent_ns, outcome.first_token_ns,
             outcome.ended_ns, call.endpoint, wire.stream, call.route.name, call.key_id, call.tags,
@@ -87,6 +89,16 @@ class Settlement:
             hold_nano, internal_nano, charged, baseline.list_nano, baseline.contracted_nano, prompt_bytes(wire),
             placement.trial, counted(call.recount) if offer.on_gpu else None)
 
+    def _count(self, offer: Offer, call: Call, outcome: Outcome, price: Price | None, api_nano: int | None,
+               baseline: Baseline) -> None:
+        """What the request adds to the standing of contracts, in both worlds."""
+        standings, tokens = self._planner.standings, outcome.usage.total
+        if price is not None and api_nano is not None:
+            standings.add(price.provider, price.model, outcome.ended_ns, tokens, api_nano, alone=False)
+        if baseline.version and baseline.nano is not None:
+            provider = self._planner.offers[call.route.baseline].provider
+            standings.add(provider, baseline.model, outcome.ended_ns, tokens, baseline.nano, alone=True)
+
     def unsent(self, call: Call, plan_reason: str, status: int, end_reason: EndReason, ended_ns: int,
                attempt_no: int) -> RequestEntry:
         """A request that was refused, or whose client left, before any upstream was asked."""
@@ -97,7 +109,7 @@ class Settlement:
 
     def _api_cost(self, offer: Offer, call: Call, outcome: Outcome) -> tuple[int | None, Price | None]:
         """(nano-dollars, price) of an API; None where no price is known, or what was used is not."""
-        price = offer.price(call.wire.model, call.arrived_ns, outcome.service_tier)
+        price, _ = offer.both(call.wire.model, call.arrived_ns, outcome.service_tier, outcome.ended_ns)
         if outcome.usage_source == "none":  # refused is free; sent and never heard of again is unknown
             return (None if outcome.end_reason in ("timeout", "interrupted") else 0), price
         return (price.cost_nano(outcome.usage) if price else None), price
@@ -107,19 +119,21 @@ class Settlement:
         prices are."""
         offer, wire, usage = self._planner.offers[call.route.baseline], call.wire, outcome.usage
         model = offer.model_for(wire.model)
-        paid, listed = offer.both(wire.model, call.arrived_ns,
-                                  wire.service_tier if served.on_gpu else outcome.service_tier)
+        tier = wire.service_tier if served.on_gpu else outcome.service_tier
+        paid, listed = offer.both(wire.model, call.arrived_ns, tier, outcome.ended_ns, alone=True)
         cached = usage.cache_read
         if served.on_gpu and (cached or call.repeated):
             # The larger of what our engine knew and what was seen before: the lower bill.
             cached = billed_as_cached(max(cached, call.repeated * usage.input_total))
         if served is not offer:
             usage = usage.cached_as(cached)
-        contracted = api_nano if served is offer else None if paid is None else paid.cost_nano(usage)
+        if served is offer and not offer.standings.ever:
+            contracted = api_nano
+        else:
+            contracted = None if paid is None or (served is offer and api_nano is None) else paid.cost_nano(usage)
         if listed is paid:
             return Baseline(contracted, model, "" if paid is None else paid.version, cached, contracted, contracted)
-        known = served is not offer or api_nano is not None
-        at_list = listed.cost_nano(usage) if listed is not None and known else None
+        at_list = None if listed is None or (served is offer and api_nano is None) else listed.cost_nano(usage)
         if paid is None or (at_list is not None and (contracted is None or at_list < contracted)):
             return Baseline(at_list, model, "" if listed is None else listed.version, cached, at_list, contracted)
         return Baseline(contracted, model, paid.version, cached, at_list, contracted)

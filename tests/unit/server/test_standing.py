@@ -1,0 +1,143 @@
+"""What the next request is billed by where that depends on how much was used: by the ledger, so restarts and other
+workers change nothing; and each amount can be computed again."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from test_baselines import PRICES, TEXT, Books, ns
+
+from proxy.ledger import hours
+from proxy.ledger.journal import Journal
+from proxy.ledger.verify import verify
+
+# m at 3 / 6 from August on: a request of 1,000 + 100 tokens is 3,600,000. n at 1 / 2: 1,200,000.
+VOLUME = """\
+contracts:
+  - {provider: o, model: n, kind: volume, from: 2026-01-01, source: contract 20, steps: [
+      {above_tokens: 2200, percent: 10}, {above_tokens: 5500, percent: 50}]}
+"""
+RESERVE = """\
+contracts:
+  - {provider: o, model: m, kind: provisioned, from: 2026-01-01, source: contract 21, usd_per_hour: 5,
+     tokens_per_minute: 2000}
+"""
+OTHER_BASELINE = ("baseline: api}}\n  lost", "baseline: other}}\n  lost")  # of route chat: n instead of m
+
+
+class Gateway:
+    """A gateway's books and its ledger, request by request."""
+
+    def __init__(self, folder, contracts: str, *, baseline_n: bool = True) -> None:
+        from test_baselines import CONFIG
+        config = CONFIG.replace(*OTHER_BASELINE) if baseline_n else CONFIG
+        self.folder, self.url = folder, f"sqlite:///{folder}/ledger.db"
+        self.books = Books(folder, PRICES + contracts, config)
+        self.number = 0
+
+    async def begin(self, now: str) -> None:
+        """As at the start of a process."""
+        async with Journal(self.url) as journal:
+            for price in self.books.prices.all():
+                await journal.record_price(price)
+        await self.look(now)
+
+    async def look(self, now: str) -> None:
+        await self.books.planner.standings.look(self.url, ns(now))
+
+    async def serve(self, when: str, backend: str, *, book: bool = True):
+        self.number += 1
+        entry = self.books.book(when, backend)
+        entry = replace(entry, request_id=f"{id(self)}-{self.number}", decision="{}")
+        if book:
+            async with Journal(self.url) as journal:
+                await journal.settle(entry)
+        return entry
+
+
+async def bills(gateway: Gateway, when: str, count: int, backend: str = "other") -> list[int]:
+    return [(await gateway.serve(when, backend)).api_nano for _ in range(count)]
+
+
+async def test_each_request_is_billed_by_the_step_that_the_month_stands_at(tmp_path):
+    gateway = Gateway(tmp_path, VOLUME)
+    await gateway.begin("2026-09-01")
+    # 1,100 tokens each: the third finds 2,200, the sixth 5,500.
+    assert await bills(gateway, "2026-09-03", 7) == [1_200_000] * 2 + [1_080_000] * 3 + [600_000] * 2
+    assert await bills(gateway, "2026-10-01", 2) == [1_200_000] * 2, "another month begins at the first step"
+    assert verify(gateway.url) == []
+
+
+@pytest.mark.parametrize("summed", [False, True])
+async def test_the_standing_survives_a_restart(tmp_path, summed):
+    first = Gateway(tmp_path, VOLUME)
+    await first.begin("2026-09-01")
+    await bills(first, "2026-09-03", 3)
+    if summed:
+        assert hours.close(first.url, ns("2026-09-10")) > 0
+    again = Gateway(tmp_path, VOLUME)
+    await again.begin("2026-09-05")
+    assert await bills(again, "2026-09-05", 3) == [1_080_000] * 2 + [600_000]
+    late = Gateway(tmp_path, VOLUME)
+    await late.begin("2026-10-02")
+    assert await bills(late, "2026-10-02", 1) == [1_200_000]
+    assert verify(first.url) == []
+
+
+async def test_workers_learn_of_each_other_by_the_ledger(tmp_path):
+    one, other = Gateway(tmp_path, VOLUME), Gateway(tmp_path, VOLUME)
+    await one.begin("2026-09-03")
+    await other.begin("2026-09-03")
+    assert await bills(one, "2026-09-03", 2) == [1_200_000] * 2
+    assert await bills(other, "2026-09-03", 1) == [1_200_000], "has not looked since"
+    await other.look("2026-09-03T00:01")
+    assert await bills(other, "2026-09-03", 1) == [1_080_000]
+    await other.look("2026-09-03T00:01")
+    assert await bills(other, "2026-09-03", 2) == [1_080_000, 600_000], "its own are counted once"
+    assert verify(one.url) == [], "whatever the standing was, the row says by which price"
+
+
+async def test_pure_api_billing_stands_where_all_requests_would_have_brought_it(tmp_path):
+    gateway = Gateway(tmp_path, VOLUME)
+    await gateway.begin("2026-09-01")
+    local = [await gateway.serve("2026-09-03", "llama") for _ in range(5)]
+    assert [entry.baseline_contracted_nano for entry in local] == [1_200_000] * 2 + [1_080_000] * 3
+    at_api = await gateway.serve("2026-09-03", "other")
+    # Nothing was bought so far, so it is billed in full; in pure-API billing it would have been the sixth.
+    assert (at_api.api_nano, at_api.baseline_nano, at_api.baseline_list_nano) == (1_200_000, 600_000, None)
+    again = Gateway(tmp_path, VOLUME)
+    await again.begin("2026-09-04")
+    assert (await again.serve("2026-09-04", "llama")).baseline_nano == 600_000
+    assert verify(gateway.url) == []
+
+
+async def test_a_minutes_reserve_is_free_until_it_is_exceeded(tmp_path):
+    gateway = Gateway(tmp_path, RESERVE, baseline_n=False)
+    await gateway.begin("2026-09-01")
+    assert await bills(gateway, "2026-09-03T10:00:30", 3, "api") == [0, 0, 3_600_000]
+    assert await bills(gateway, "2026-09-03T10:01:00", 1, "api") == [0], "another minute"
+    other = Gateway(tmp_path, RESERVE, baseline_n=False)
+    await other.begin("2026-09-03T10:01:10")
+    assert await bills(other, "2026-09-03T10:01:20", 2, "api") == [0, 3_600_000]
+    entry = await other.serve("2026-09-03T10:05:00", "llama")
+    assert (entry.baseline_list_nano, entry.baseline_contracted_nano, entry.baseline_nano) == (2_400_000, 0, 0)
+    assert verify(gateway.url) == []
+
+
+async def test_a_decision_is_made_at_the_margin(tmp_path):
+    from proxy.server.planning import api_usd
+    gateway = Gateway(tmp_path, RESERVE, baseline_n=False)
+    await gateway.begin("2026-09-03")
+    offer = gateway.books.planner.offers["api"]
+
+    class Demand:
+        prompt_tokens, output_tokens = 1000.0, 100.0
+
+    asked = [api_usd(offer, "chat", Demand, ns("2026-09-03T10:00:59"))]
+    await bills(gateway, "2026-09-03T10:00:30", 2, "api")
+    asked += [api_usd(offer, "chat", Demand, ns(when)) for when in ("2026-09-03T10:00:59", "2026-09-03T10:01:00")]
+    assert asked == [0.0, 0.0036, 0.0]
+    hold = offer.dearest_nano("chat", ns("2026-09-03"), TEXT.input_text, TEXT.output_text)
+    assert hold == 3_600_000, "a budget holds what it costs beyond the reserve"

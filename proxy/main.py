@@ -20,6 +20,7 @@ import uvloop
 from proxy.config.model import Settings
 from proxy.config.prices import load_price_book
 from proxy.config.replicas import with_replicas
+from proxy.core.contracts import card
 from proxy.core.entries import RequestEntry
 from proxy.core.errors import InvalidRequest, ModelNotFound, NotFound
 from proxy.core.fleet import Demand
@@ -130,7 +131,7 @@ class Gateway:
                 self.upstreams[backend.name, index] = build_upstream(backend, url, self.settings.server)
             if backend.gpu is not None and backend.gpu.dcgm_url:
                 self._exporters[backend.name] = build_exporter(backend.name, backend.gpu.dcgm_url)
-        await self.journal.record_rates(rate_card(self.settings), complete=True)
+        await self.journal.record_rates([*rate_card(self.settings), *card(self.prices.contracts())], complete=True)
         await asyncio.gather(*(self.journal.record_price(price) for price in self.prices.all()))
         await asyncio.to_thread(self.recounter.load)
         self._scraper = self._signals()

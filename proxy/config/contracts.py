@@ -105,10 +105,9 @@ def _meet(one: ContractLine, other: ContractLine) -> bool:
         glob(other.model), one.model))
 
 
-def terms_of(every: Sequence[Contract], paid: Sequence[Price], provider: str, *names: str) -> Terms | None:
+def terms_of(every: Sequence[Contract], paid: Sequence[Price], provider: str, model: str) -> Terms | None:
     """The contracts that reach a model, with what they make of each price that is paid; None where there are none."""
-    reaching = tuple(one for one in every if one.provider == provider and any(
-        name == one.model or re.match(glob(one.model), name) for name in names))
+    reaching = tuple(one for one in every if one.reaches(provider, model))
     if not reaching:
         return None
     prices = {(place, price.version): instead for place, contract in enumerate(reaching) for price in paid

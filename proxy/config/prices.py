@@ -69,7 +69,7 @@ def load_price_book(settings: Settings) -> PriceBook:
             entries[provider, model] = paid
         if paid != public:
             listed[provider, model] = public
-        if found := terms_of(own.contracts, paid, provider, model, name):
+        if found := terms_of(own.contracts, paid, provider, model):
             terms[provider, model] = found
     if strange := [one for one in own.contracts if one.kind != "volume" and not _in_baselines(settings, one, terms)]:
         raise ConfigError([Problem(one.place, 0, None, "contracts", f"{one.kind} of {one.scope} reaches no route's "

@@ -22,13 +22,16 @@ Months are calendar months, UTC, as providers bill; one that a contract covers i
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from fnmatch import fnmatchcase
 from fractions import Fraction
+from functools import partial
 from typing import Literal
 
 from proxy.core.budgets import window_end_ns, window_start_ns
+from proxy.core.gpucost import RateLine, timeline
 from proxy.core.money import NANO_PER_USD, NS_PER_MINUTE, NS_PER_S, accrue, round_nano
 from proxy.core.pricing import Price
 
@@ -60,6 +63,11 @@ class Contract:
     def place(self) -> str:
         """Its file and line."""
         return self.source.partition(" ")[0]
+
+    def reaches(self, provider: str, model: str) -> bool:
+        """Whether it is over that model, by its name or by that without a prefix such as bedrock/."""
+        return provider == self.provider and any(
+            fnmatchcase(name, self.model) for name in (model, model.partition("/")[2] or model))
 
     def covers(self, at_ns: int) -> bool:
         return self.from_ns <= at_ns and (self.until_ns is None or at_ns < self.until_ns)
@@ -138,6 +146,27 @@ def _lacking(contract: Contract, spent_nano: Callable[[int, int], int], begun_ns
 
 def _end(contract: Contract, at_ns: int) -> int:
     return at_ns if contract.until_ns is None else min(at_ns, contract.until_ns)
+
+
+def card(contracts: Iterable[Contract]) -> list[RateLine]:
+    """What contracts owe beside requests, as lines of the rate card."""
+    return [RateLine("reservation" if one.kind == "provisioned" else "commitment", one.scope, one.usd, one.from_ns,
+                     one.until_ns) for one in contracts if one.kind != "volume"]
+
+
+def owed_nano(lines: Sequence[RateLine], spent_nano: Callable[[Contract, int, int], int], from_ns: int,
+              to_ns: int) -> int:
+    """What one contract's lines of the rate card owe from then to then; of a commitment, whose requests came to
+    `spent_nano(contract, from, to)`, what those fall short by."""
+    total = 0
+    for start_ns, end_ns, line in timeline(lines, month(from_ns)[0], to_ns):
+        provider, _, model = line.name.partition("/")
+        if line.kind == "reservation":
+            total += accrue(Fraction(line.usd) * NANO_PER_USD, line.from_ns or 0, max(start_ns, from_ns), end_ns)
+        else:
+            one = Contract("commitment", provider, model, start_ns, end_ns if end_ns < to_ns else None, line.usd)
+            total += shortfall_nano(one, partial(spent_nano, one), from_ns, to_ns)
+    return total
 
 
 class Standing:

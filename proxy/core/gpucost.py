@@ -27,9 +27,10 @@ HOURS_PER_MONTH = Fraction(8760, 12)
 @dataclass(frozen=True, slots=True)
 class RateLine:
     """One dated line of the rate card. `usd`: per hour for all of a backend's GPUs (gpu), per month (overhead) or
-    per kWh (electricity). `from_ns` None or 0: from when the ledger first hears of it. Watts are for all GPUs."""
+    per kWh (electricity); of a contract with an API per hour (reservation) or calendar month (commitment). `from_ns`
+    None or 0: from when the ledger first hears of it. Watts are for all GPUs."""
 
-    kind: Literal["gpu", "overhead", "electricity"]
+    kind: Literal["gpu", "overhead", "electricity", "reservation", "commitment"]
     name: str
     usd: Decimal
     from_ns: int | None = None

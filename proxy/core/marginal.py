@@ -8,7 +8,8 @@ attempts at an API cost that answered nobody. The **fully loaded saving** is the
     fully_loaded = marginal + api_difference - paid_anyway + corrections
 
 `api_difference` is the baseline of what APIs answered less what they charged for it: positive where a cheaper API than
-the baseline's answered. `paid_anyway` is all of gpu + energy + overhead that did not vary.
+the baseline's answered. `paid_anyway` is all of gpu + energy + overhead that did not vary, and what contracts owe
+beside requests less what they would owe in pure-API billing.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ def marginal(statement: Statement, backends: Iterable[BackendSums]) -> Marginal:
     retries = sum(row.retries for row in rows)
     made = Marginal(displaced, varying, retries,
                     sum(row.baseline - row.api + row.retries for row in at_api),
-                    total.gpu + total.energy + total.overhead - varying, total.corrections)
+                    total.gpu + total.energy + total.overhead - varying + total.contracts - total.baseline_contracts,
+                    total.corrections)
     if retries != statement.api_retries:
         raise IdentityBroken(f"retries: the backends add up to {retries}, the period to {statement.api_retries} "
                              "nano-USD")

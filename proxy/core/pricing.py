@@ -29,7 +29,7 @@ from proxy.core.records import record
 from proxy.core.usage import BUCKETS, Usage
 
 if TYPE_CHECKING:
-    from proxy.core.contracts import Terms
+    from proxy.core.contracts import Contract, Terms
 
 NANO_PER_TOKEN = 1000  # of a price of 1 USD per million tokens
 DIGITS = 100  # of a product of two numbers that configurations may hold (40 digits each)
@@ -296,6 +296,10 @@ class PriceBook:
         if dated is None and (prices := self.entries.get(key)):  # of what has a price: callers' names are no keys
             dated = self._dated[key] = Dated(prices, self.listed.get(key), self.terms.get(key))
         return dated
+
+    def contracts(self) -> list[Contract]:
+        """Those that reach some model, each once."""
+        return list(dict.fromkeys(one for terms in self.terms.values() for one in terms.contracts))
 
     def all(self) -> list[Price]:
         """Each price that may be named on a booking, once."""

@@ -9,9 +9,11 @@ Invariants, to the nano-dollar, checked on every statement:
 
 Rows are sums of cells (`cells.py`), whose share of the GPUs' money `gpucost.py` says. Idle, foreign and start-up
 time, overheads and energy without work belong to no group: they are "(unallocated)", also when the groups are
-backends or days, and a group's savings are its contribution before them. A minute's requests belong to the period in
-which the minute starts. Corrections are what rows of any time were found wrong by: baseline less API, in the minute in
-which the correction was made, so that what was reported once stays as it was.
+backends or days, and a group's savings are its contribution before them. So is what contracts with APIs owe beside
+requests (`contracts.py`): it is part of `api`, and what the same contracts would owe in pure-API billing is part of
+`baseline`. A minute's requests belong to the period in which the minute starts. Corrections are what rows of any time
+were found wrong by: baseline less API, in the minute in which the correction was made, so that what was reported once
+stays as it was.
 """
 
 from __future__ import annotations
@@ -67,6 +69,8 @@ class GroupRow:
     baseline_late: int = 0  # of `baseline`: answers later than their target
     api_retries: int = 0  # of `api`: attempts that did not answer the client
     control_api: int = 0  # of `api`: sent there at random, to compare
+    contracts: int = 0  # of `api`: what contracts owe beside requests; nobody's
+    baseline_contracts: int = 0  # of `baseline`: what they would owe in pure-API billing
     gpu_requests: int = 0  # of `requests`, answered by our own GPUs
     gpu_baseline: int = 0  # of `baseline`, theirs
     marginal: int = 0  # what serving them varied: energy, elastic charges; part of `gpu` and `energy`
@@ -116,6 +120,7 @@ class Statement:
     rows: tuple[GroupRow, ...]
     backends: Mapping[str, GpuShare] = field(default_factory=dict)
     overheads: Mapping[str, int] = field(default_factory=dict)
+    contracts: Mapping[str, int] = field(default_factory=dict)  # what each owes beside requests
     unpriced_backends: tuple[str, ...] = ()  # did work while no rate was in force: their cost is not in it
 
     @property
@@ -155,22 +160,27 @@ class Statement:
 
 
 def account(period: Slice, groups: Mapping[str, Cells], overhead: Mapping[str, int], *, by: str,
-            labels: Mapping[str, str] | None = None) -> Statement:
-    """The statement of a period. `groups`: the period's cells, each in one group. IdentityBroken if it is wrong."""
+            labels: Mapping[str, str] | None = None, contracts: Mapping[str, int] | None = None,
+            baseline_contracts: int = 0) -> Statement:
+    """The statement of a period. `groups`: the period's cells, each in one group. `contracts`: what each owes beside
+    requests, `baseline_contracts` what all would owe in pure-API billing. IdentityBroken if it is wrong."""
     labels = labels or {}
     rows = [row_of(name, cells, labels.get(name, name)) for name, cells in sorted(groups.items())]
     gpus = GpuShare()
     for share in period.gpus.values():
         gpus.add(share)
+    owed = sum((contracts or {}).values())
     nobodys = {"gpu_foreign": gpus.foreign, "gpu_startup": gpus.startup, "gpu_idle": gpus.idle,
-               "overhead": sum(overhead.values())}
-    rows.append(_row(UNALLOCATED, {**nobodys, "energy": gpus.energy - sum(row.energy for row in rows)},
+               "overhead": sum(overhead.values()), "contracts": owed, "baseline_contracts": baseline_contracts}
+    beside = {"api": owed, "baseline": baseline_contracts, "baseline_contracted": baseline_contracts}
+    rows.append(_row(UNALLOCATED, {**nobodys, **beside, "energy": gpus.energy - sum(row.energy for row in rows)},
                      allocated=False, label=UNALLOCATED))
     total = row_of("total", period.cells.items(), "total")
     whole = {name: getattr(total, name) for name in GroupRow.__slots__}
+    whole |= {name: whole[name] + amount for name, amount in beside.items()}
     whole |= {**nobodys, "gpu_serving": gpus.serving, "gpu_failed": gpus.failed, "energy": gpus.energy}
     statement = Statement(period.from_ns, period.to_ns, by, GroupRow(**whole), tuple(rows), dict(period.gpus),
-                          dict(overhead), tuple(sorted(period.unpriced)))
+                          dict(overhead), dict(contracts or {}), tuple(sorted(period.unpriced)))
     check(statement)
     return statement
 

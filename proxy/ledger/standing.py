@@ -33,7 +33,7 @@ def used(connection: Connection, first: int, beyond: int) -> Iterator[Used]:
     closed = set(connection.execute(select(hours.c.hour).where(hours.c.hour >= from_hour, hours.c.hour < to_hour))
                  .scalars())
     for version, nano, baseline in (("price_version", "api_nano", False),
-                                    ("baseline_price_version", "baseline_nano", True)):
+                                    ("baseline_price_version", "baseline_contracted_nano", True)):
         for hour, *rest in connection.execute(_sums(hour_cells, "hour", version, nano, from_hour, to_hour)):
             if hour in closed:
                 yield Used(baseline, hour * 60, *rest)

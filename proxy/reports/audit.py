@@ -55,8 +55,10 @@ def audit(url: str) -> list[str]:
 
 def _differences(by: str, statement: Statement, first: Statement, wanted: dict[str, int]) -> list[str]:
     """From the rows; and from the first grouping, for what no plain sum gives."""
-    found = [f"report by {by}: {name} is {getattr(statement.total, name)}, the rows add up to {amount}"
-             for name, amount in wanted.items() if getattr(statement.total, name) != amount]
+    beside = {"api": statement.total.contracts, "baseline": statement.total.baseline_contracts}
+    told = {name: getattr(statement.total, name) - beside.get(name, 0) for name in wanted}
+    found = [f"report by {by}: {name} is {told[name]}, the rows add up to {amount}"
+             for name, amount in wanted.items() if told[name] != amount]
     return found + [f"report by {by}: {name} is {getattr(statement.total, name)}, by {first.by} it is "
                     f"{getattr(first.total, name)}" for name in ("gpu", "energy", "overhead", "actual", "savings")
                     if getattr(statement.total, name) != getattr(first.total, name)]

@@ -49,6 +49,8 @@ def to_dict(statement: Statement, time_zone: str = "UTC") -> dict[str, Any]:
                             "gpu_startup": usd_string(share.startup), "gpu_idle": usd_string(share.idle),
                             "energy": usd_string(share.energy), "unobserved_minutes": share.unobserved_minutes}
                      for name, share in sorted(statement.backends.items())},
+        "contracts": {name: usd_string(amount) for name, amount in sorted(statement.contracts.items())},
+        "baseline_contracts": usd_string(total.baseline_contracts),
         "overheads": {name: usd_string(amount) for name, amount in sorted(statement.overheads.items())},
     }
 
@@ -102,7 +104,11 @@ def _waterfall(statement: Statement, places: int) -> Table:
     asked = f"{total.requests:,} requests, {total.tokens:,} tokens"
     line("Baseline: everything at the API", total.baseline, asked, "bold")
     retries = f"of which attempts that did not answer {_plain(statement.api_retries, places)}"
-    line("  API, paid", -total.api, retries if statement.api_retries else "")
+    line("  API, paid", total.contracts - total.api, retries if statement.api_retries else "")
+    for name, amount in sorted(statement.contracts.items()):
+        line(f"  API, {_printable(name)}", -amount, "beside its requests")
+    if total.baseline_contracts:
+        line("  of the baseline, the same", total.baseline_contracts, "in pure-API billing", "dim")
     for name, label in (("gpu_serving", "GPU, serving"), ("gpu_failed", "GPU, failed work"),
                         ("gpu_foreign", "GPU, used by others"), ("gpu_startup", "GPU, starting"),
                         ("gpu_idle", "GPU, idle")):

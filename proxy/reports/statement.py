@@ -13,6 +13,7 @@ from proxy.core.gpucost import RateLine, overheads
 from proxy.core.money import NS_PER_MINUTE, NS_PER_S
 from proxy.core.savings import Cells, Statement, account
 from proxy.ledger import cells, store
+from proxy.ledger.owed import owed
 from proxy.reports import queries
 
 GROUPS = ("route", "backend", "key", "tag", "day", "model")
@@ -52,8 +53,10 @@ def state(connection: Connection, lines: Sequence[RateLine], period: Slice, by: 
           groups: Mapping[str, Cells] | None = None) -> Statement:
     """The statement of what was read. `groups`: where `by` is none of a place's names."""
     labels = {key: f"{name} ({key})" for key, name in connection.execute(queries.KEY_NAMES)} if by == "key" else {}
+    contracts = owed(connection, lines, period.from_ns, period.to_ns)
     return account(period, grouped(period, by) if groups is None else groups,
-                   overheads(lines, period.from_ns, period.to_ns), by=by, labels=labels)
+                   overheads(lines, period.from_ns, period.to_ns), by=by, labels=labels, contracts=contracts.paid,
+                   baseline_contracts=sum(contracts.alone.values()))
 
 
 def daily(connection: Connection, lines: Sequence[RateLine], from_ns: int, to_ns: int,

@@ -158,7 +158,11 @@ def waterfall(statement: Statement) -> list[Step]:
         steps = [Step("baseline", "Everything at the API, list prices", Amount(total.baseline_list, places), "total"),
                  cost("contracted", "Contracted prices", total.baseline_list - total.baseline)]
     steps += [Step("baseline", "Baseline: everything at the API", Amount(total.baseline, places), "total"),
-              cost("api", "API, paid", total.api - total.control_api, retries if statement.api_retries else "")]
+              cost("api", "API, paid", total.api - total.control_api - total.contracts,
+                   retries if statement.api_retries else "")]
+    if total.contracts or total.baseline_contracts:
+        note = f"{Amount(total.baseline_contracts, places)} of the baseline: pure-API billing has them too"
+        steps.append(cost("contracts", "API, contracts beside requests", total.contracts, note))
     if total.control_api:
         steps.append(cost("control", "API, control group", total.control_api, "sent there at random, to compare"))
     steps.append(cost("gpu_serving", "GPU, serving", total.gpu_serving))

@@ -97,7 +97,8 @@ class Settlement:
             standings.add(price.provider, price.model, outcome.ended_ns, tokens, api_nano, alone=False)
         if baseline.version and baseline.nano is not None:
             provider = self._planner.offers[call.route.baseline].provider
-            standings.add(provider, baseline.model, outcome.ended_ns, tokens, baseline.nano, alone=True)
+            standings.add(provider, baseline.model, outcome.ended_ns, tokens,
+                          baseline.nano if baseline.contracted_nano is None else baseline.contracted_nano, alone=True)
 
     def unsent(self, call: Call, plan_reason: str, status: int, end_reason: EndReason, ended_ns: int,
                attempt_no: int) -> RequestEntry:

@@ -104,3 +104,5 @@ def test_the_example_of_own_prices_loads(tmp_path):
     file.write_text(head + re.sub(r"^#( *\S)", r"\1", example.split("below.\n", 1)[1], flags=re.MULTILINE))
     assert [(p.provider, p.model) for p in read_operator_prices(file).all()] == [
         ("openai", "gpt-4o"), ("openai", "gpt-4o"), ("anthropic", "claude-sonnet-4-5")]
+    assert [one.kind for one in read_operator_prices(file).contracts] == ["volume", "commitment", "provisioned"]
+    assert len(read_operator_prices(file).discounts) == 2

@@ -10,7 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.contracts import Contract, behind, month, promised_nano, reserved_nano, shortfall_nano, step, within
+from proxy.core.contracts import (
+    Contract,
+    behind,
+    card,
+    month,
+    owed_nano,
+    promised_nano,
+    reserved_nano,
+    shortfall_nano,
+    step,
+    within,
+)
+from proxy.core.gpucost import RateLine
 
 USD = 10**9
 HOUR = 3600 * 10**9
@@ -115,3 +127,43 @@ def test_a_whole_month_owes_the_promise_less_its_requests_and_never_less_than_no
     start, end = month(ns("2026-02-10"))
     assert (start, end) == (ns("2026-02-01"), ns("2026-03-01"))
     assert shortfall_nano(COMMIT, spent_nano, start, end) == max(0, 3_000 * USD - spent_nano(start, end))
+
+
+def test_the_rate_card_says_what_contracts_owe_beside_requests():
+    reserve = Contract("provisioned", "o", "a/b*", ns("2026-02-01"), ns("2026-05-01"), Decimal(2), 500)
+    assert card([VOLUME, COMMIT, reserve]) == [
+        RateLine("commitment", "o/m", Decimal(3_000), ns("2026-01-01")),
+        RateLine("reservation", "o/a/b*", Decimal(2), ns("2026-02-01"), ns("2026-05-01"))]
+
+
+def nothing(contract, from_ns, to_ns):
+    return 0
+
+
+@pytest.mark.parametrize(("lines", "from_", "to", "usd"), [
+    # April at 3,000 until the 16th, then at 6,000: half of each.
+    ([("2026-01-01", None, 3_000), ("2026-04-16", None, 6_000)], "2026-04-01", "2026-05-01", 4_500),
+    ([("2026-01-01", None, 3_000), ("2026-04-16", None, 6_000)], "2026-04-10", "2026-04-20", 600 + 800),
+    ([("2026-01-01", "2026-04-11", 3_000)], "2026-03-01", "2026-06-01", 4_000),
+    ([("2026-01-01", None, 3_000), ("2026-04-11", None, 0)], "2026-03-01", "2026-06-01", 4_000),  # taken out
+    ([("2026-01-01", None, 9_000), ("2026-01-01", None, 3_000)], "2026-04-01", "2026-05-01", 3_000),  # said anew
+])
+def test_what_is_owed_follows_the_dated_lines_of_the_rate_card(lines, from_, to, usd):
+    made = [RateLine("commitment", "o/m", Decimal(amount), ns(begin), ns(end) if end else None)
+            for begin, end, amount in lines]
+    assert owed_nano(made, nothing, ns(from_), ns(to)) == usd * USD
+    hourly = [RateLine("reservation", "o/m", one.usd, one.from_ns, one.until_ns) for one in made]
+    assert owed_nano(hourly[-1:], nothing, ns("2026-04-20"), ns("2026-04-21")) == (
+        0 if hourly[-1].until_ns else 24 * lines[-1][2] * USD)
+
+
+@given(moments, bookings, st.lists(st.tuples(st.integers(0, 150), st.integers(0, 60), st.decimals(0, 10**5, places=3)),
+                                   min_size=1, max_size=4), st.sampled_from(["commitment", "reservation"]))
+def test_any_split_of_what_is_owed_adds_up(cuts, booked, lines, kind):
+    made = [RateLine(kind, "o/m", usd, ns("2026-01-10") + day * DAY + 1, ns("2026-01-10") + (day + days) * DAY + 2)
+            for day, days, usd in lines]
+
+    def spent_nano(contract, from_ns, to_ns):
+        return sum(nano for at, nano in booked if from_ns <= at < to_ns)
+    parts = [owed_nano(made, spent_nano, one, other) for one, other in pairwise(cuts)]
+    assert sum(parts) == owed_nano(made, spent_nano, cuts[0], cuts[-1])

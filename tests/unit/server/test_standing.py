@@ -3,15 +3,19 @@ workers change nothing; and each amount can be computed again."""
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 
 import pytest
 from test_baselines import PRICES, TEXT, Books, ns
 
+from proxy.core.contracts import card
 from proxy.ledger import hours
 from proxy.ledger.journal import Journal
 from proxy.ledger.verify import verify
+from proxy.reports.audit import audit
+from proxy.reports.books import open_books
+from proxy.reports.render import to_dict
+from proxy.reports.statement import GROUPS, build
 
 # m at 3 / 6 from August on: a request of 1,000 + 100 tokens is 3,600,000. n at 1 / 2: 1,200,000.
 VOLUME = """\
@@ -43,6 +47,9 @@ class Gateway:
             for price in self.books.prices.all():
                 await journal.record_price(price)
         await self.look(now)
+
+        async with Journal(self.url) as journal:
+            await journal.record_rates(card(self.books.prices.contracts()), ns(now), complete=True)
 
     async def look(self, now: str) -> None:
         await self.books.planner.standings.look(self.url, ns(now))
@@ -141,3 +148,59 @@ async def test_a_decision_is_made_at_the_margin(tmp_path):
     assert asked == [0.0, 0.0036, 0.0]
     hold = offer.dearest_nano("chat", ns("2026-09-03"), TEXT.input_text, TEXT.output_text)
     assert hold == 3_600_000, "a budget holds what it costs beyond the reserve"
+
+
+COMMIT = """\
+contracts:
+  - {provider: o, model: n, kind: commitment, from: 2026-01-01, source: contract 22, usd_per_month: 0.03}
+"""
+TWO_DAYS = (("2026-09-03", 5, 2), ("2026-09-21", 5, 3))  # when, how many on a GPU, how many at the API
+
+
+async def committed(tmp_path) -> Gateway:
+    gateway = Gateway(tmp_path, COMMIT)
+    await gateway.begin("2026-09-01")
+    for day, local, api in TWO_DAYS:
+        for backend, count in (("llama", local), ("other", api)):
+            await bills(gateway, day, count, backend)
+    return gateway
+
+
+@pytest.mark.parametrize("summed", [False, True])
+async def test_what_a_commitment_falls_short_by_is_on_a_line_of_its_own_in_both_worlds(tmp_path, summed):
+    gateway = await committed(tmp_path)
+    if summed:
+        assert hours.close(gateway.url, ns("2026-10-02")) > 0
+    start, end = ns("2026-09-01"), ns("2026-10-01")
+    # 30,000,000 are promised. 5 requests at the API are 6,000,000, and all 15 would be 18,000,000.
+    total = build(gateway.url, start, end).total
+    assert (total.api, total.contracts) == (30_000_000, 24_000_000)
+    assert (total.baseline, total.baseline_contracts) == (30_000_000, 12_000_000)
+    assert total.savings == 0, "what GPUs took off the API is owed all the same"
+    for by in GROUPS:
+        statement = build(gateway.url, start, end, by=by)
+        assert statement.total == total and statement.rows[-1].contracts == 24_000_000
+    assert to_dict(statement)["contracts"] == {"commitment o/n": "0.024000000"}
+    assert audit(gateway.url) == [] and verify(gateway.url) == []
+
+
+async def test_days_of_a_commitment_add_up_to_its_month(tmp_path):
+    gateway = await committed(tmp_path)
+    books = open_books(gateway.url, ns("2026-09-01"), ns("2026-10-01"))
+    days = [span.statement.total for span in books.spans]
+    assert len(days) == 30 and sum(day.contracts for day in days) == books.statement.total.contracts == 24_000_000
+    # A million a day; on the third 2,400,000 are used of the 3,000,000 that are promised by its end.
+    assert [day.contracts for day in days[:4]] == [1_000_000, 1_000_000, -1_400_000, 1_000_000]
+    assert books.marginal.fully_loaded == books.statement.total.savings
+    assert sum(day.savings for day in days) == books.statement.total.savings
+
+
+async def test_a_reservation_is_paid_by_the_hour_in_both_worlds(tmp_path):
+    gateway = Gateway(tmp_path, RESERVE, baseline_n=False)
+    await gateway.begin("2026-09-01")
+    await bills(gateway, "2026-09-03T10:00:30", 3, "api")
+    total = build(gateway.url, ns("2026-09-03"), ns("2026-09-04")).total
+    # 5 USD an hour for a day; two requests within it cost nothing more, the third is paid as usual. In pure-API billing
+    # it would be the same, but for the list price that is lower than the contract's: 2,400,000.
+    assert (total.contracts, total.baseline_contracts, total.api) == (120 * 10**9, 120 * 10**9, 120_003_600_000)
+    assert total.baseline == 120_002_400_000

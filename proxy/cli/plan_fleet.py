@@ -15,7 +15,8 @@ from proxy.cli.progress import progress_bar
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from proxy.cli.plan_fleet_case import Prices, Source
+    from proxy.cli.plan_fleet_case import Source
+    from proxy.cli.plan_fleet_prices import Prices
     from proxy.config import Settings
     from proxy.planner.sizing_answer import Overheads
     from proxy.planner.sizing_demand import Demand
@@ -174,6 +175,7 @@ def _planned(asked: Asked) -> FleetPlan:
     from proxy.ledger.errors import LedgerUnavailable
     from proxy.planner.names import PlanRefused
     from proxy.replay.trace import TraceError
+    from proxy.reports.reconcile.bill import BadBill
 
     try:
         with progress_bar() as bar:
@@ -182,19 +184,20 @@ def _planned(asked: Asked) -> FleetPlan:
         for problem in error.problems:
             typer.echo(str(problem), err=True)
         raise typer.Exit(2) from None
-    except (TraceError, ReplayRefused, PlanRefused) as error:
+    except (TraceError, ReplayRefused, PlanRefused, BadBill) as error:
         refuse(str(error))
     except LedgerUnavailable as error:
         refuse(error.message)
 
 
 def _plan(asked: Asked, bar: Progress) -> FleetPlan:
-    from proxy.cli.plan_fleet_case import Cards, api_prices, context_of, edges_of, of_prices, replicas
+    from proxy.cli.plan_fleet_case import Cards, context_of, replicas
+    from proxy.cli.plan_fleet_prices import api_prices, edges_of, of_prices
     from proxy.planner.sizing_plan import FleetPlan, ranked
 
     settings = _settings(asked.config)
     source = _read(asked, settings, bar)
-    apis = api_prices(asked.apis, source, settings, asked.prices)
+    apis = api_prices(asked.apis, source.models, settings, asked.prices, source.at_ns)
     task = bar.add_task("gathering it by the quarter of an hour", total=None)
     demand = source.demand(edges_of(apis)).scaled(asked.scale)
     bar.remove_task(task)
@@ -230,7 +233,7 @@ def _read(asked: Asked, settings: Settings | None, bar: Progress) -> Source:
     if asked.trace is not None:
         found = case.from_trace(asked.trace, told)
     elif asked.usage is not None:
-        found = case.from_usage(asked.usage, told)
+        found = case.from_usage(asked.usage, told, asked.prices)
     else:
         assert settings is not None
         found = case.from_ledger(settings, asked.begin, asked.end, asked.route, told)

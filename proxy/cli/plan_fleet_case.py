@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 import numpy as np
 
-from proxy.cli.replay_case import SOURCES, assign
+from proxy.cli.plan_fleet_costs import from_costs
+from proxy.cli.replay_case import SOURCES
 from proxy.config import Settings
-from proxy.config.discounts import applied
-from proxy.config.operator_prices import OperatorPrices, read_operator_prices
-from proxy.config.prices import baseline_price, load_price_book, override, package_prices, providers_with
 from proxy.core.capacity import CHUNK_TOKENS, Capacity
-from proxy.core.money import NS_PER_S
-from proxy.core.pricing import Price, PriceBook, Tier
 from proxy.core.roofline import prior
 from proxy.planner.names import PlanRefused, gpu_named, model_named
 from proxy.planner.sizing_demand import Demand, from_buckets, gathered
 from proxy.planner.sizing_plan import Assumption, Replica
-from proxy.replay.trace import read_trace
-from proxy.replay.usage_export import read_usage
+from proxy.replay.trace import Trace, read_trace
+from proxy.replay.usage_export import CostsExport, read_usage
 
 Told = Callable[[int, int], None]
 SEQUENCES_MAX = 256  # of an engine whose speed is given and whose largest batch is not
 KV_TOKENS_MAX = 10**9
 GPU = re.compile(r"(?:(?P<count>\d+)x)?(?P<type>[^@]+)@(?P<usd>[^/]+)(?:/(?P<spot>.+))?")
-Prices = Mapping[str, Price]  # by the traffic's model names
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +52,21 @@ def from_trace(path: Path, told: Told) -> Source:
     return Source(path.name, tuple(sorted(set(trace.model))), demand, tuple(trace.warnings), time.time_ns())
 
 
-def _cached(trace: object) -> list[int] | None:
+def _cached(trace: Trace) -> list[int] | None:
     """What the provider's cache would have had, where the trace tells of prefixes."""
     from proxy.replay.prefixes import cached_by_provider
-    from proxy.replay.trace import Trace
 
-    assert isinstance(trace, Trace)
     if trace.prefix is None:
         return None
     return list(cached_by_provider(trace.prefix, trace.prefix_block_tokens, trace.at_s, trace.prompt))
 
 
-def from_usage(path: Path, told: Told) -> Source:
-    usage = read_usage(path, told)
+def from_usage(path: Path, told: Told, prices: Path | None) -> Source:
+    """Usage; or costs, whose tokens are what they cost at the price list, or the operator's own `prices`."""
+    try:
+        usage = read_usage(path, told)
+    except CostsExport:
+        usage = from_costs(path, prices)
     warnings = list(usage.warnings)
     if usage.width_s > 3600:
         warnings.append(f"the usage comes by {usage.width_s / 3600:g} hours, spread evenly here: hourly rules look "
@@ -105,98 +100,6 @@ def from_ledger(settings: Settings, begin: str | None, end: str | None, route: s
                         edges=edges)
 
     return Source("ledger", tuple(sorted(set(trace.model))), demand, tuple(trace.warnings), traffic.at_ns)
-
-
-# ---------------------------------------------------------------- API prices
-
-
-def api_prices(asked: Sequence[str], source: Source, settings: Settings | None,
-               file: Path | None) -> list[tuple[str, Prices]]:
-    """A price for every model of the traffic, per API: those named, else the routes' baselines, else each its own."""
-    own = read_operator_prices(file) if file is not None else None
-    if asked:
-        found = [_named(text, own, source.at_ns) for text in asked]
-        return [(price.model, dict.fromkeys(source.models, price)) for price in found]
-    if settings is not None:
-        return [("the baseline", _baselines(settings, source))]
-    if "" in source.models:
-        raise PlanRefused("the traffic names no models: say with --api what is paid now, such as --api gpt-4o")
-    return [("the models used now", {model: _named(model, own, source.at_ns) for model in source.models})]
-
-
-def _named(text: str, own: OperatorPrices | None, at_ns: int) -> Price:
-    """`MODEL`, `PROVIDER/MODEL`, or `NAME=IN/OUT` and `NAME=IN/CACHED/OUT` in USD per million tokens."""
-    name, given, rates = text.partition("=")
-    if given:
-        return _given(name, rates, text)
-    provider, slash, model = text.partition("/")
-    providers = [provider] if slash else providers_with(text)
-    model = model if slash else text
-    known = {one: price for one in providers if (price := _listed(one, model, own, at_ns)) is not None}
-    if not known:
-        raise PlanRefused(f"the price of '{text}' is not known; give PROVIDER/MODEL, or NAME=IN/OUT in USD per million "
-                          "tokens")
-    return known.get("openai") or known.get("anthropic") or next(iter(known.values()))
-
-
-def _listed(provider: str, model: str, own: OperatorPrices | None, at_ns: int) -> Price | None:
-    """The package's price, or what the operator's own file makes of it."""
-    found = package_prices(provider, model)
-    if own is not None:
-        public = override(found, own.listed.find(provider, model))
-        found = override(applied(public, own.reaching(provider, model)), own.contracted.find(provider, model))
-    return PriceBook({(provider, model): found}).find(provider, model, at_ns)
-
-
-def _given(name: str, rates: str, text: str) -> Price:
-    try:
-        usd = [Decimal(one) for one in rates.split("/")]
-    except InvalidOperation:
-        usd = []
-    if len(usd) not in (2, 3) or not all(one.is_finite() and 0 <= one <= 10_000 for one in usd) or not name:
-        raise PlanRefused(f"--api {text}: NAME=IN/OUT or NAME=IN/CACHED/OUT, each 0 to 10,000 USD per million tokens")
-    tier = Tier({"input_text": usd[0], "cache_read": usd[len(usd) - 2] if len(usd) == 3 else usd[0],
-                 "output_text": usd[-1]})
-    return Price("given", name, (tier,), 0, "--api")
-
-
-def _baselines(settings: Settings, source: Source) -> Prices:
-    from proxy.cli.replay_case import Traffic
-    from proxy.replay.trace import Trace
-
-    count = len(source.models)
-    dummy = Trace([0.0] * count, [1] * count, [1] * count, [""] * count, list(source.models))
-    traffic, routes, warnings = assign(settings, Traffic(source.name, dummy, source.at_ns), None)
-    if warnings:
-        lost = sorted(set(source.models) - set(traffic.trace.model))
-        raise PlanRefused(f"no route serves the traffic's models {', '.join(lost[:5])}: name one API with --api")
-    book, found = load_price_book(settings), {}
-    for model, route in routes.items():
-        price = baseline_price(settings, book, route, source.at_ns, model)
-        if price is None:
-            raise PlanRefused(f"the price of route '{route.name}' at its baseline is not known; set it in the file "
-                              "that `prices` names, or name an API with --api")
-        found[model] = price
-    return found
-
-
-def edges_of(apis: Sequence[tuple[str, Prices]]) -> list[int]:
-    """The inputs above which some price is another one."""
-    return sorted({tier.above_input_tokens for _, prices in apis for price in prices.values()
-                   for tier in price.tiers if tier.above_input_tokens})
-
-
-def of_prices(apis: Sequence[tuple[str, Prices]], at_ns: int) -> list[Assumption]:
-    day, found = dt.datetime.fromtimestamp(at_ns // NS_PER_S, dt.UTC).date().isoformat(), {}
-    for _, prices in apis:
-        for price in prices.values():
-            tier = price.tiers[0]
-            rates = " / ".join(f"{tier.of(bucket)}" for bucket in ("input_text", "cache_read", "output_text"))
-            longer = ", dearer for long prompts" if len(price.tiers) > 1 else ""
-            found[f"API {price.model}"] = Assumption(
-                f"API {price.model}", f"{rates} USD per 1M tokens in / cached / out{longer}",
-                f"{price.source}, as of {day}")
-    return list(found.values())
 
 
 # ---------------------------------------------------------------- replicas

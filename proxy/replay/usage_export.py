@@ -53,8 +53,12 @@ class Usage:
     warnings: list[str] = field(default_factory=list)
 
 
+class CostsExport(TraceError):
+    """The file tells of money, not of tokens."""
+
+
 def read_usage(path: str | Path, progress: Progress | None = None) -> Usage:
-    """The usage in `path`, or TraceError."""
+    """The usage in `path`, or TraceError; CostsExport for OpenAI's costs."""
     file = Lines(path, progress)
     lines = iter(file)
     first = next((line for line in lines if line.strip()), None)
@@ -132,10 +136,10 @@ def _roles(file: Lines, header: Sequence[str], line: int = 0) -> dict[str, str]:
         if role not in names:
             wanted = ALIASES[role][0]
             listed = ", ".join(map(shown, header[:12])) + (", ..." if len(header) > 12 else "")
-            hint = f"call it {wanted}"
-            if plain("amount_value") in by_name:
-                hint = "this is the costs export, which has no tokens: export the usage, by model and hour"
-            file.fail(line, f"no column holds it; the file's columns are {listed}", hint, wanted)
+            message = f"no column holds it; the file's columns are {listed}"
+            if {plain("amount_value"), plain("amount")} & by_name.keys():
+                raise CostsExport(file.path, line, wanted, message, "this is a costs export, which has no tokens")
+            file.fail(line, message, f"call it {wanted}", wanted)
     return names
 
 

@@ -78,9 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     print(json.dumps({
         "requests": round(float(demand.requests.sum())), "seconds": round(took_s, 2),
-        "sizing_last_hour_percent": round(percent(found, "gpt-5", "last hour"), 2),
-        "sizing_forecast_percent": round(percent(found, "gpt-5", "forecast"), 2),
-        "sizing_clairvoyant_percent": round(percent(found, "gpt-5", "clairvoyant"), 2),
+        "sizing_last_hour_percent": round(percent(found, "gpt-5", "last hour"), 1),
+        "sizing_forecast_percent": round(percent(found, "gpt-5", "forecast"), 1),
+        "sizing_clairvoyant_percent": round(percent(found, "gpt-5", "clairvoyant"), 1),
         "off_by_most": round(max(abs(row.off) for row in found if row.off is not None), 2)}))
     return 0
 

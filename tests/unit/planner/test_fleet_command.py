@@ -153,6 +153,27 @@ def test_days_are_spread_and_said(place):
     assert len(found["options"][0]["bill_usd_by_step"]) == 120
 
 
+COSTS = "start_time,end_time,amount_value,amount_currency,line_item\n"
+
+
+def test_costs_are_turned_into_tokens_and_said(place):
+    lines = [f"{MIDNIGHT + day * 86400},{MIDNIGHT + (day + 1) * 86400},{usd},usd,{item}\n" for day in range(4)
+             for usd, item in ((12.5, '"gpt-5, input"'), (20, '"gpt-5, output"'), (1, "web search tool calls"))]
+    (place / "costs.csv").write_text(COSTS + "".join(lines))
+    found = planned("--usage", "costs.csv", *SPEED, "--gpu", "own@0.5", "--setup-hours", "0", "--monthly-hours", "0")
+    assert sum(found["options"][0]["bill_usd_by_step"]) == pytest.approx(4 * 32.5)
+    assert found["requests"] == 4 * 10_000  # 12.50 USD at 1.25 are 10 million tokens
+    assert any("left out: 4.00 USD" in warning for warning in found["warnings"])
+    assert any("costs tell no requests" in warning for warning in found["warnings"])
+
+
+def test_an_operators_own_price_is_taken_before_the_list(place):
+    (place / "prices.yaml").write_text(yaml.safe_dump({"version": 1, "prices": {"openai": {
+        "gpt-5": [{"from": "2025-01-01", "source": "contract", "input": "1", "output": "4"}]}}}))
+    found = planned("trace.csv", *SPEED, "--gpu", "own@2", "--scale", "20", "--prices", "prices.yaml")
+    assert sum(found["options"][0]["bill_usd_by_step"]) == pytest.approx(14_400 * 20 * (1000 + 500 * 4) / 1e6)
+
+
 def test_a_quarter_of_an_hour_is_a_step_too(place):
     found = planned("trace.csv", *SPEED, "--gpu", "own@2", "--scale", "20", "--step", "15m")
     assert found["options"][0]["step_s"] == 900
@@ -210,6 +231,8 @@ OWN = (*SPEED, "--gpu", "own@2")
     (("nowhere.csv", *OWN), "nowhere.csv: No such file"),
     (("bad.csv", *OWN), "bad.csv:3: input_tokens: '-4' is negative"),
     (("--usage", "bad_usage.csv", *OWN), "bad_usage.csv:2: input_tokens: 'many' is not a number"),
+    (("--usage", "costs.csv", *OWN), "costs.csv, line 2, value: 'x' is not a number"),
+    (("--usage", "whole.csv", *OWN), "export the costs by line item"),
     (("trace.csv",), "no replicas to size: give --gpu"),
     (("trace.csv", "--gpu", "H100@2.9"), "give --serve MODEL, or --speed"),
     (("trace.csv", "--gpu", "H100"), "--gpu H100: COUNTxTYPE@USD"),
@@ -218,8 +241,8 @@ OWN = (*SPEED, "--gpu", "own@2")
     (("trace.csv", "--gpu", "L4@0.8", "--serve", "llama-3.3-70b"), "llama-3.3-70b does not fit on 1 x L4"),
     (("trace.csv", "--gpu", "H100@2.9", "--serve", "lama"), "model 'lama' is not known"),
     (("trace.csv", "--gpu", "x@2", "--speed", "0,0,0,0"), "--speed 0,0,0,0: PREFILL,ALPHA,BETA,KAPPA"),
-    (("trace.csv", *OWN, "--api", "gpt-nobody-sells"), "the price of 'gpt-nobody-sells' is not known"),
-    (("trace.csv", *OWN, "--api", "x=-1/2"), "--api x=-1/2: NAME=IN/OUT"),
+    (("trace.csv", *OWN, "--api", "gpt-nobody-sells"), "no price is known for API model 'gpt-nobody-sells'"),
+    (("trace.csv", *OWN, "--api", "x=-1/2"), "--api x=-1/2: a price is 0 or more"),
     (("plain.csv", *OWN), "the traffic names no models: say with --api"),
     (("trace.csv", *OWN, "--usable", "120"), "--usable 120: it is above 0 and at most 100"),
     (("trace.csv", *OWN, "--scale", "0"), "--scale 0: it is above 0"),
@@ -235,6 +258,8 @@ OWN = (*SPEED, "--gpu", "own@2")
 def test_wrong_use_is_one_sentence(place, arguments, says):
     (place / "bad.csv").write_text("timestamp_s,input_tokens,output_tokens\n0,5,5\n1,-4,5\n")
     (place / "bad_usage.csv").write_text(HEAD + f"{MIDNIGHT},{MIDNIGHT + 3600},1,gpt-5,many,1,0\n")
+    (place / "costs.csv").write_text(COSTS + f"{MIDNIGHT},{MIDNIGHT + 86400},x,usd,\n")
+    (place / "whole.csv").write_text(COSTS + f"{MIDNIGHT},{MIDNIGHT + 86400},5,usd,\n")
     (place / "plain.csv").write_text("timestamp_s,input_tokens,output_tokens\n0,5,5\n1,4,5\n")
     done = run(*arguments)
     assert done.exit_code == 2 and done.stdout == "", done.output

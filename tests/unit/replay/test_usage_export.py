@@ -81,7 +81,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path, body, line, field, words):
 
 @pytest.mark.parametrize(("text", "words"), [
     ("day,tokens\n1,2\n", "no column holds it; the file's columns are 'day', 'tokens' (call it requests)"),
-    ("start_time,end_time,amount_value,amount_currency,line_item\n1,2,3,usd,x\n", "this is the costs export"),
+    ("start_time,end_time,amount_value,amount_currency,line_item\n1,2,3,usd,x\n", "this is a costs export"),
     ('{"object": "page"}', "this is no page of OpenAI's usage endpoint"),
     ('{"data": [{"start_time": 1}]}', "bucket 1 has no list 'results'"),
     ('{"data": [', "this is not JSON"),

@@ -34,6 +34,8 @@ def report(
         "Such as Europe/Berlin. Default: the configuration's, or UTC."))] = None,
     output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help=(
         "Write it there. With --format focus a name that ends in .parquet means Parquet."))] = None,
+    from_rows: Annotated[bool, typer.Option("--from-rows", help=(
+        "Count every row of the period again first: there is a report only if its sums are theirs."))] = False,
     focus_version: Annotated[str | None, typer.Option("--focus-version", metavar="V", help=(
         "Of --format focus: 1.2, 1.3 or 1.4. Default: 1.3."))] = None,
 ) -> None:
@@ -58,6 +60,9 @@ def report(
     from proxy.ledger.errors import LedgerUnavailable
 
     try:
+        if from_rows:
+            from proxy.cli.report_rows import count
+            count(from_, to, ledger, config, time_zone)
         if format_ == "focus":
             from proxy.cli.report_focus import write
             write(from_, to, ledger, config, time_zone, focus_version, output)

@@ -24,7 +24,7 @@ DEV_READY := $(VENV)/.dev-$(call crc,requirements/run.txt requirements/dev.txt)
 
 .PHONY: help run test lint lock accept cells sensitivity decision-bench week live live-replay test-vllm clean
 .PHONY: bench bench-short budgets compiled crash disconnects disk fuzz hold overload scaling simulate soak workers steps
-.PHONY: plan-check plan-sizing reconcile-test
+.PHONY: plan-check plan-plots plan-sizing reconcile-test
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -75,6 +75,9 @@ week: $(DEV_READY) ## a production week on four fleet sizes; TRACE=path/to/serve
 
 plan-check: $(DEV_READY) ## the planner against an article's claims, 67 published throughputs and a production week
 	@exec $(VENV)/bin/python -m tests.bench.plan_check $(ARGS)
+
+plan-plots: $(DEV_READY) ## the two plots of docs/what-a-token-costs.md and the figures it quotes
+	@exec $(VENV)/bin/python -m tests.bench.plan_plots $(ARGS)
 
 plan-sizing: $(DEV_READY) ## fleet sizes for a production week beside the published ones; TRACE=...week1.csv.zst for the requests themselves
 	@exec $(VENV)/bin/python -m tests.bench.plan_sizing $(TRACE) $(ARGS)

@@ -260,6 +260,7 @@ SAYS = {
     "status --url": r"llama-8b(.*\n)*.*cheaper_at_the_margin",
     "admin/switch": r'"switch":"all-api"', "/drain": r'"draining":true', "ledger backup": r"attempts(.*\n)*.*sound",
     "breakeven replay": r"marginal-cost(.*\n)*.*threshold 0\.8",
+    "plan token-cost": r"cheaper from(.*\n)*.*gpt-4o",
     "organization/": r"Within 0\.5 %",
     "plan fleet": r"Yes: (.*\n)*.*forecast, spot(.*\n)*.*Where the answer turns",
     "report --config": r"\(unallocated\)(.*\n)*.*\"savings_percent\"",
@@ -455,7 +456,7 @@ def wrong_uses(text: str, commands: dict[str, set[str]]) -> list[str]:
     spans = CODE.findall(re.sub(r"```.*?```", "", text, flags=re.DOTALL))
     everywhere = set().union(*commands.values())
     for span in spans + [line for one in blocks_of("", text) if one.language == "sh" for line in one.text.splitlines()]:
-        used = re.search(r"\bbreakeven ((?:[a-z]+ ?){1,2})", span)
+        used = re.search(r"\bbreakeven ((?:[a-z]+(?:-[a-z]+)* ?){1,2})", span)
         options = re.findall(r"(?<![\w-])--[a-z][a-z-]*", span)
         if used is None:
             wrong += [option for option in options if option not in everywhere and span.startswith("--")]

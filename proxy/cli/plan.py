@@ -10,7 +10,7 @@ import typer
 from proxy.cli.plan_breakeven import breakeven
 from proxy.cli.plan_cost import token_cost
 from proxy.cli.plan_fleet import fleet
-from proxy.cli.plan_print import FORMATS, Format, checked, print_table, short
+from proxy.cli.plan_print import FORMATS, Format, checked, exact, print_table
 
 plan_app = typer.Typer(no_args_is_help=True, help=(
     "What a token really costs, and whether to self-host: for your own models, GPUs, prices and traffic."))
@@ -95,7 +95,8 @@ def article(format_: Format = "table") -> None:
     "The Real Cost Per Token of Self-Hosted LLM Inference", inferencepricing, 24 January 2025. What it is right about is
     said too.
     """
-    from proxy.planner.article import claims
+    from proxy.cli.plan_apis import listed
+    from proxy.planner.article import APIS, claims
 
     checked(format_, FORMATS)
     found = claims()
@@ -106,10 +107,11 @@ def article(format_: Format = "table") -> None:
         return
     print_table(">#|it says|formula|recomputed|verdict", [
         [str(one.number), one.says, one.formula, "; ".join(
-            f"{short(value)} {name}" for name, value in one.found.items()),
+            f"{name}: {exact(value)}" for name, value in one.found.items()),
          f"{one.verdict}: {one.why}" if one.why else one.verdict] for one in found])
+    typer.echo(f"\nThe price package today, for claim 11: {', '.join(map(listed, APIS))}")
     wrong = sum(one.verdict == "wrong" for one in found)
-    typer.echo(f"\n{len(found)} claims: {wrong} wrong, {len(found) - wrong} right, of which "
+    typer.echo(f"{len(found)} claims: {wrong} wrong, {len(found) - wrong} right, of which "
                f"{sum(one.verdict == 'right, but' for one in found)} with a condition that is left out. "
                "USD; docs/what-a-token-costs.md tells the story.")
 

@@ -33,6 +33,15 @@ def api(text: str) -> Api:
     return Api(text, found["default"], found.get("batch"))
 
 
+def listed(name: str) -> str:
+    """Its list price in a few words, input and output; or that it has none any more."""
+    try:
+        tier = api(name).price.tiers[0]
+    except PlanRefused:
+        return f"{name} no longer listed"
+    return f"{name} {tier.of('input_text'):f}/{tier.of('output_text'):f}"
+
+
 def _owners(model: str) -> list[str]:
     known = providers_with(model)
     return [*(one for one in FIRST if one in known), *(one for one in known if one not in FIRST)]

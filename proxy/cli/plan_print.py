@@ -43,6 +43,12 @@ def short(value: Fraction | float | None) -> str:
     return f"{number:.4g}"
 
 
+def exact(value: Fraction) -> str:
+    """Five digits that matter: 0.62963, 12.593, 34,000."""
+    number = float(value)
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.5g}"
+
+
 def checked(format_: str, formats: tuple[str, ...]) -> None:
     if format_ not in formats:
         refuse(f"--format {format_} is not known; use {', '.join(formats[:-1])} or {formats[-1]}")

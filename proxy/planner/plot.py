@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 COLOURS = ("#d1495b", "#edae49", "#00798c", "#8d5a97", "#5b8c5a", "#9b5d30", "#3d5a80", "#7a7a7a")
 OWN, GRID, TEXT = "#1b4965", "#e3e7eb", "#27313b"
-STYLE = {"font.family": "DejaVu Sans", "font.size": 10, "svg.fonttype": "none", "svg.hashsalt": "breakeven",
+STYLE = {"font.family": "sans-serif", "font.size": 10, "svg.fonttype": "none", "svg.hashsalt": "breakeven",
          "axes.edgecolor": "#9aa5b1", "axes.labelcolor": TEXT, "text.color": TEXT, "xtick.color": TEXT,
          "ytick.color": TEXT, "axes.spines.top": False, "axes.spines.right": False}
 POINTS = tuple(Fraction(n, 200) for n in range(2, 201))  # from 1 % to 100 %
@@ -70,18 +70,36 @@ def over_utilization(curves: Sequence[Curve], apis: Sequence[Breakeven], title: 
     return _finished(figure, axes, kind)
 
 
-def bars(rows: Sequence[tuple[str, float, str]], title: str, label: str, kind: str = "svg") -> bytes:
-    """A horizontal bar for each (name, value, text), the first on top, on a logarithmic scale."""
+@dataclass(frozen=True, slots=True)
+class Range:
+    """What one input, taken low and high with all others as they are, makes of a figure."""
+
+    name: str
+    low: float
+    high: float
+    low_text: str
+    high_text: str
+
+
+def ranges(rows: Sequence[Range], base: float, title: str, label: str, kind: str = "svg") -> bytes:
+    """A bar for each input from its low figure to its high one, the widest on top, on a logarithmic scale around
+    `base`."""
     figure, axes = _canvas(title, label)
-    names, values = [row[0] for row in rows], [row[1] for row in rows]
-    places = range(len(rows))
-    axes.barh(list(places), values, color=[COLOURS[2] if place % 2 else OWN for place in places], height=0.62, zorder=3)
-    for place, (_, value, text) in zip(places, rows, strict=True):
-        axes.annotate(text, (value, place), textcoords="offset points", xytext=(6, 0), va="center", fontsize=9)
-    axes.set_yticks(list(places), names)
+    ordered = sorted(rows, key=lambda row: -max(row.low, row.high) / min(row.low, row.high))
+    for place, row in enumerate(ordered):
+        for value, text, colour, side in ((row.low, row.low_text, COLOURS[2], -1),
+                                          (row.high, row.high_text, COLOURS[0], 1)):
+            axes.barh(place, value - base, left=base, color=colour, height=0.6, zorder=3)
+            axes.annotate(text, (value, place), textcoords="offset points", xytext=(6 * side, 0), va="center",
+                          ha="right" if side < 0 else "left", fontsize=8.5, zorder=6,
+                          bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+    axes.axvline(base, color=OWN, linewidth=1.6, zorder=5)
+    axes.axvline(1, color="#9aa5b1", linewidth=1.2, linestyle=(0, (4, 3)), zorder=2)
+    axes.grid(False, axis="y")
+    axes.set_yticks(range(len(ordered)), [row.name for row in ordered])
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlim(0.5 * min(values), 4 * max(values))
+    axes.set_xlim(0.25 * min(min(row.low, row.high) for row in rows), 4 * max(max(row.low, row.high) for row in rows))
     return _finished(figure, axes, kind, legend=False)
 
 

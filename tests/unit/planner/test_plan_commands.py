@@ -63,7 +63,8 @@ def test_break_even_moves_with_the_ratio_of_input_to_output(ratio, percent):
 def test_the_article_is_printed_whole():
     assert len(json.loads(run("article", "--format", "json").stdout)) == 27
     printed = run("article").stdout
-    assert "0.6296 USD per 1M" in printed and "cannot run" in printed and "27 claims: 12 wrong" in printed
+    assert "USD per 1M: 0.62963" in printed and "cannot run" in printed and "27 claims: 12 wrong" in printed
+    assert "gpt-4o 2.5/10" in printed
 
 
 # ---------------------------------------------------------------- a model on cards

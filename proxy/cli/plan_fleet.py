@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 FORMATS = ("table", "json", "html")
 TPOT_MS = 200.0  # of the gateway's routes, unless they say otherwise
 REDONE_S = 30.0
+USABLE, STARTUP_MINUTES = 90.0, 5.0  # percent, minutes
+PEOPLE = (60.0, 7.5, 100.0, 12.0)  # hours once, hours a month, USD per hour, months over which the first is spread
+SPOT = (0.05, 90.0)  # pre-emptions an hour, percent of the time
 
 
 TraceFile = Annotated[Path | None, typer.Argument(show_default=False, help=(
@@ -69,9 +72,11 @@ def fleet(
     trace: TraceFile = None, usage: UsageFile = None, ledger: Ledger = False, config: ConfigFile = None,
     from_: From = None, to: To = None, route: RouteName = None, api: Apis = None, gpu: Gpus = None,
     serve: Served = None, speed: SpeedText = None, prices: PriceFile = None, scale: Scale = 1.0,
-    usable: Usable = 90.0, batch: Batch = None, tpot_ms: TpotMs = None, startup_minutes: StartupMinutes = 5.0,
-    preemptions: Preemptions = 0.05, spot_available: SpotAvailable = 90.0, setup_hours: SetupHours = 60.0,
-    monthly_hours: MonthlyHours = 7.5, hourly_rate: HourlyRate = 100.0, months: Months = 12.0, step: Step = "1h",
+    usable: Usable = USABLE, batch: Batch = None, tpot_ms: TpotMs = None,
+    startup_minutes: StartupMinutes = STARTUP_MINUTES, preemptions: Preemptions = SPOT[0],
+    spot_available: SpotAvailable = SPOT[1], setup_hours: SetupHours = PEOPLE[0],
+    monthly_hours: MonthlyHours = PEOPLE[1], hourly_rate: HourlyRate = PEOPLE[2], months: Months = PEOPLE[3],
+    step: Step = "1h",
     explain: Explain = False, format_: Format = "table", output: Output = None,
 ) -> None:
     """Should we self-host? On which GPU, how many of them, hour by hour? A forecast; exit code 1 when the answer is no.
@@ -207,6 +212,9 @@ def _plan(asked: Asked, bar: Progress) -> FleetPlan:
     options = _options(asked, demand, apis, kinds, bar)
     assumed = [*of_cards, *of_prices(apis, source.at_ns), *_assumed(asked, demand)]
     warnings = list(source.warnings)
+    if demand.slot_s > asked.step_s:
+        warnings.append(f"the usage comes by {demand.slot_s / 3600:g} hours, spread evenly here: the rules look better "
+                        "than they are; export it in finer steps")
     if demand.span_s < 3 * 86_400:
         warnings.append(f"{demand.span_s / 86_400:.1f} days are too few for an interval, and may not be like others")
     return FleetPlan(source.name, float(demand.requests.sum()) / asked.scale, demand.span_s / 3600, asked.scale,
@@ -272,26 +280,39 @@ def _options(asked: Asked, demand: Demand, apis: list[tuple[str, Prices]], kinds
 def _assumed(asked: Asked, demand: Demand) -> list[Assumption]:
     from proxy.planner.sizing_plan import Assumption
 
-    overheads, cached = asked.overheads, float(demand.cached.sum() / max(1.0, demand.prompt.sum()))
-    tpot_ms = asked.tpot_ms or TPOT_MS
+    cached = float(demand.cached.sum() / max(1.0, demand.prompt.sum()))
+    people = asked.setup_hours, asked.monthly_hours, asked.hourly_rate, asked.months
+    batch = (f"{asked.batch:g} sequences" if asked.batch else
+             f"the largest with a step within {asked.tpot_ms or TPOT_MS:g} ms per token")
+    had = f"{asked.preemptions:g} pre-emptions an hour, to be had {asked.spot_available:g} % of the time"
     found = [
-        Assumption("traffic", f"{asked.scale:g} times what was read, at its times", "--scale"),
-        Assumption("usable", f"{asked.usable:g} % of a replica's time", "--usable"),
-        Assumption("batch", f"{asked.batch:g} sequences" if asked.batch else
-                   f"the largest with a step within {tpot_ms:g} ms per token", "--batch, --tpot-ms"),
-        Assumption("start-up", f"{asked.startup_minutes:g} minutes, paid", "--startup-minutes"),
+        Assumption("traffic", f"{asked.scale:g} times what was read, at its times",
+                   _origin(asked.scale == 1, "as it was", "--scale")),
+        Assumption("usable", f"{asked.usable:g} % of a replica's time",
+                   _origin(asked.usable == USABLE, "a reserve, as in published sizings", "--usable")),
+        Assumption("batch", batch, _origin(not (asked.batch or asked.tpot_ms), "a route's usual latency target",
+                                           "--batch, --tpot-ms")),
+        Assumption("start-up", f"{asked.startup_minutes:g} minutes, paid",
+                   _origin(asked.startup_minutes == STARTUP_MINUTES, "a cold start with a large model",
+                           "--startup-minutes")),
         Assumption("people", f"{asked.setup_hours:g} h once over {asked.months:g} months, {asked.monthly_hours:g} h a "
-                   f"month, at {asked.hourly_rate:g} USD/h: {overheads.a_month_usd:,.0f} USD a month",
-                   "--setup-hours, --monthly-hours, --hourly-rate, --months"),
+                   f"month, at {asked.hourly_rate:g} USD/h: {asked.overheads.a_month_usd:,.0f} USD a month",
+                   _origin(people == PEOPLE, "the middle of a well-known article's estimate",
+                           "--setup-hours, --monthly-hours, --hourly-rate, --months")),
         Assumption("answers", "as long and as good as the API's", "not examined"),
         Assumption("cached input", f"{100 * cached:.0f} % of input at the API; the own engines compute it anew",
                    "the traffic"),
         Assumption("month", "730 hours like those seen", "a constant")]
     if any("/" in one.partition("@")[2] for one in asked.gpus):
-        had = f"{asked.preemptions:g} pre-emptions an hour, to be had {asked.spot_available:g} % of the time"
-        found.append(Assumption("spot", f"{had}, else at the full price; {REDONE_S:g} s of work done again",
-                                "--preemptions-per-hour, --spot-available"))
+        found.append(Assumption(
+            "spot", f"{had}, else at the full price; {REDONE_S:g} s of work done again",
+            _origin((asked.preemptions, asked.spot_available) == SPOT, "once in twenty hours; the rest is an example",
+                    "--preemptions-per-hour, --spot-available")))
     return found
+
+
+def _origin(default: bool, why: str, options: str) -> str:
+    return f"default: {why} ({options})" if default else options
 
 
 # ---------------------------------------------------------------- tell

@@ -68,9 +68,6 @@ def from_usage(path: Path, told: Told, prices: Path | None) -> Source:
     except CostsExport:
         usage = from_costs(path, prices)
     warnings = list(usage.warnings)
-    if usage.width_s > 3600:
-        warnings.append(f"the usage comes by {usage.width_s / 3600:g} hours, spread evenly here: hourly rules look "
-                        "better than they are; export it by the hour")
     if usage.token_steps is None:
         warnings.append("requests are known as sums only: answers are taken as exponentially long, long prompts priced "
                         "by the mean")
@@ -120,10 +117,11 @@ def replicas(cards: Cards, settings: Settings | None, context: float,
              at_ns: int) -> tuple[list[Replica], list[Assumption]]:
     """Those named, or else the configuration's; each at the batch that its latency target, memory and engine allow."""
     found: list[tuple[Replica, str]] = []
-    for text in cards.gpus:
-        name, count, usd, spot = _card(text)
-        engine, origin = _engine(cards, name, count)
-        found.append((Replica(text.partition("@")[0], usd, engine, 0.0, spot), origin))
+    names = [text.partition("@")[0] for text in cards.gpus]
+    for text, name in zip(cards.gpus, names, strict=True):
+        of, count, usd, spot = _card(text)
+        engine, origin = _engine(cards, of, count)
+        found.append((Replica(name if names.count(name) == 1 else text, usd, engine, 0.0, spot), origin))
     if not cards.gpus and settings is not None:
         found = _configured(settings, at_ns)
     if not found:

@@ -220,7 +220,15 @@ RULES: Mapping[str, Rule] = MappingProxyType({
     "fixed, best": fixed, "fixed, for the mean": for_mean, "fixed, for the peak": for_peak, "by the clock": by_clock,
     "yesterday": yesterday, "last hour": last_step, "forecast": forecast, "off when idle": off_when_idle,
     "clairvoyant": clairvoyant})
-OPEN = ("fixed, best", "by the clock", "yesterday", "last hour", "forecast", "off when idle")  # to an operator
+FEWEST_DAYS: Mapping[str, float] = MappingProxyType({  # rules open to an operator, and what they must have seen: until
+    # then what they begin with, which nobody would have known, is too much of it
+    "fixed, best": 0, "off when idle": 0, "last hour": 1, "forecast": 1, "by the clock": 3, "yesterday": 20})
+
+
+def open_rules(curve: Curves) -> tuple[str, ...]:
+    """Those that may be recommended on so many days."""
+    days = curve.steps / curve.steps_a_day
+    return tuple(name for name, fewest in FEWEST_DAYS.items() if days >= fewest)
 
 
 def played(curve: Curves, terms: Terms, names: Sequence[str] = tuple(RULES)) -> dict[str, Held]:

@@ -10,19 +10,20 @@ it is where fewer than `DAYS_MIN` days were seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from proxy.planner.names import PlanRefused
-from proxy.planner.sizing import OPEN, RULES, Held, Terms, hold, played
+from proxy.planner.sizing import FEWEST_DAYS, RULES, Held, Terms, hold, open_rules, played
 from proxy.planner.sizing_curves import HOUR_S, Curves, Load, curves
 
 MONTH_H = 730.0
 DAYS_MIN = 3
 DRAWS = 4000
 SEED = 1
+SPOT = ", spot"  # behind a rule's name
 QUICK = ("fixed, best", "last hour", "forecast")  # the rules that sensitivities try again
 FACTOR_MOST = 32.0
 ROUNDS = 12
@@ -136,7 +137,8 @@ def answer(case: Case, *, explain: bool = True) -> Answer:
     """What every rule comes to and what to do; `explain` also tries what would change it."""
     curve = curves(case.load, case.step_s)
     held = _all(case, curve, tuple(RULES))
-    best = max((one for name, one in held.items() if name.partition(", spot")[0] in OPEN), key=lambda one: one.net_usd)
+    may = open_rules(curve)
+    best = max((one for name, one in held.items() if name.removesuffix(SPOT) in may), key=lambda one: one.net_usd)
     month = month_of(case, best)
     found = Answer(held, best, month, curve)
     if not explain or not case.load.usd.sum():
@@ -144,13 +146,13 @@ def answer(case: Case, *, explain: bool = True) -> Answer:
     return replace(found, changes=_changes(case), turns=_turns(case))
 
 
-def _all(case: Case, curve: Curves, names: tuple[str, ...]) -> dict[str, Held]:
+def _all(case: Case, curve: Curves, names: Sequence[str]) -> dict[str, Held]:
     held = played(curve, case.terms, names)
     if case.spot is not None:
         terms = case.spot.terms(case.terms)
         for name in names:
-            if name in OPEN:
-                held[f"{name}, spot"] = hold(f"{name}, spot", curve, RULES[name](curve, terms), terms)
+            if name in FEWEST_DAYS:
+                held[name + SPOT] = hold(name + SPOT, curve, RULES[name](curve, terms), terms)
     return held
 
 
@@ -179,7 +181,8 @@ def _interval(days: np.ndarray) -> tuple[float | None, float | None]:
 
 
 def _best_month(case: Case) -> Month:
-    held = _all(case, curves(case.load, case.step_s), QUICK)
+    curve = curves(case.load, case.step_s)
+    held = _all(case, curve, [name for name in QUICK if name in open_rules(curve)])
     return month_of(case, max(held.values(), key=lambda one: one.net_usd))
 
 

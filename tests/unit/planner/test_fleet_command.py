@@ -100,10 +100,10 @@ def test_several_cards_and_apis_are_compared_and_the_best_card_leads(place):
     found = planned("trace.csv", "--api", "gpt-5", "--api", "gpt-4o-mini", "--serve", "llama-3.3-70b-fp8",
                     "--gpu", "2xH100@5.80/2.40", "--gpu", "2xH100@58", "--scale", "20")
     assert [(one["api"], one["replica"]) for one in found["options"]] == [
-        ("gpt-5", "2xH100"), ("gpt-5", "2xH100"), ("gpt-4o-mini", "2xH100"), ("gpt-4o-mini", "2xH100")]
+        (api, card) for api in ("gpt-5", "gpt-4o-mini") for card in ("2xH100@5.80/2.40", "2xH100@58")]
     assert found["options"][0]["usd_per_hour"] == 5.80
     assert found["options"][0]["best_rule"].endswith(", spot")
-    assert {"spot", "API gpt-5", "2xH100: speed"} <= {one["figure"] for one in found["assumptions"]}
+    assert {"spot", "API gpt-5", "2xH100@58: speed"} <= {one["figure"] for one in found["assumptions"]}
 
 
 def test_the_table_shows_rules_hours_changes_and_what_it_stands_on(place):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from proxy.planner.names import PlanRefused
-from proxy.planner.sizing import Terms
+from proxy.planner.sizing import Terms, open_rules
 from proxy.planner.sizing_answer import MONTH_H, Answer, Case, Overheads, Spot, answer, month_of
 from proxy.planner.sizing_curves import Load
 
@@ -88,6 +88,13 @@ def test_impossible_overheads_are_refused():
     for wrong in ((-1, 0, 12), (0, -1, 12), (0, 0, 0)):
         with pytest.raises(PlanRefused, match="overheads"):
             Overheads(*wrong)
+
+
+def test_a_rule_is_recommended_only_on_days_enough_to_judge_it():
+    """By the clock, one day would be sized by itself; yesterday's rule begins with a day that nobody knew."""
+    short, week, month = (answer(case(days=days), explain=False).curve for days in (1, 7, 30))
+    assert set(open_rules(short)) == {"fixed, best", "off when idle", "last hour", "forecast"}
+    assert set(open_rules(month)) - set(open_rules(week)) == {"yesterday"}
 
 
 def turns(found: Answer) -> dict[str, float | None]:

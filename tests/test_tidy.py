@@ -32,7 +32,7 @@ DOORS = {
     "ledger": ("wire", "core"),
     "upstream": ("config", "wire", "core"),
     "signals": ("config", "wire", "core", "upstream.transport"),  # asks engines through the narrow interface
-    "server": ("config", "upstream", "signals", "ledger", "planner", "wire", "core"),
+    "server": ("config", "upstream", "signals", "ledger", "planner.breakeven", "wire", "core"),
     "planner": ("core",),
     "replay": ("core",),
     "reports": ("ledger", "core"),

@@ -12,7 +12,7 @@ from proxy.cli.plan_cost import token_cost
 from proxy.cli.plan_fleet import fleet
 from proxy.cli.plan_print import FORMATS, Format, checked, exact, print_table
 
-plan_app = typer.Typer(no_args_is_help=True, help=(
+plan_app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=(
     "What a token really costs, and whether to self-host: for your own models, GPUs, prices and traffic."))
 
 @plan_app.callback()

@@ -19,8 +19,9 @@ Explain = Annotated[bool, typer.Option("--explain", help="Every figure's formula
 
 
 def token_cost(
-    ctx: typer.Context, usd_per_hour: options.UsdPerHour, model: options.ModelName = None, gpu: options.GpuName = None,
-    gpus: options.Gpus = 1, precision: options.PrecisionName = "fp16", kv_bits: options.KvBits = None,
+    ctx: typer.Context, model: options.ModelName = None, gpu: options.GpuName = None, gpus: options.Gpus = 1,
+    usd_per_hour: options.UsdPerHour = None, card: options.CardFile = None, provider: options.Provider = None,
+    precision: options.PrecisionName = "fp16", kv_bits: options.KvBits = None,
     parameters: options.Parameters = None, active: options.Active = None, layers: options.Layers = None,
     kv_heads: options.KvHeads = None, head_dim: options.HeadDim = None, memory_gib: options.MemoryGib = None,
     bandwidth_gb_s: options.Bandwidth = None, tflops: options.Tflops = None, throughput: options.Throughput = None,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -36,7 +37,10 @@ Throughput = Annotated[float | None, _option("--throughput", "Output tokens per 
                                              HARDWARE)]
 TotalThroughput = Annotated[float | None, _option("--total-throughput", "The same, of input and output together.",
                                                   HARDWARE)]
-UsdPerHour = Annotated[str, _option("--usd-per-hour", "For all cards together.", PRICES, "USD")]
+UsdPerHour = Annotated[str | None, _option("--usd-per-hour", "For all cards together.", PRICES, "USD")]
+CardFile = Annotated[Path | None, _option("--card", "Instead: a GPU rate card, such as config/gpus.sample.csv.", PRICES,
+                                          "FILE.csv")]
+Provider = Annotated[str | None, _option("--provider", "Of the rate card, where it knows several.", PRICES)]
 Kind = Annotated[str, _option("--kind", "reserved, on-demand or spot.", PRICES)]
 Preemptions = Annotated[str, _option("--preemptions-per-hour", "Of spot: how often it is taken away.", PRICES, "N")]
 RestartMinutes = Annotated[str, _option("--restart-minutes", "Lost each time.", PRICES, "N")]
@@ -81,8 +85,8 @@ def exact(text: str, name: str) -> Fraction:
         value = Decimal(text)
     except InvalidOperation:
         value = Decimal("nan")
-    if not value.is_finite():
-        raise PlanRefused(f"--{name.replace('_', '-')} {text}: is no number")
+    if not value.is_finite() or (value and not -13 < value.adjusted() < 13):
+        raise PlanRefused(f"--{name.replace('_', '-')} {text}: is no number one can calculate with")
     return Fraction(value)
 
 
@@ -109,14 +113,17 @@ def planned(asked: Mapping[str, Any], was_given: set[str]) -> Any:
     if own is not None and total is not None:
         raise PlanRefused("--throughput and --total-throughput say the same thing twice: give one")
     hardware = _hardware(asked) if own is None and total is None else None
-    rent = checked(_rent(asked, hardware))
+    usd_per_hour, priced = _hour(asked, hardware)
+    rent = checked(_rent(asked, hardware, usd_per_hour))
     if hardware is not None:
         fast = speed(hardware.engine, traffic, targets, asked["batch_max"])
     else:
         fast = given(own if own is not None else total, traffic, total is not None)
+    asked = {**asked, "api": list(asked["api"] or DEFAULTS)}
     inputs = tuple(Given(name.replace("_", "-"), _text(value), "given" if name in was_given else DEFAULT_SOURCES[name])
                    for name, value in asked.items() if name in was_given or name in DEFAULT_SOURCES)
-    apis = tuple(api(one) for one in asked["api"] or DEFAULTS)
+    inputs += (Given("USD per hour", f"{float(usd_per_hour):g}", priced),) if priced else ()
+    apis = tuple(api(one) for one in asked["api"])
     return Plan(traffic, targets, rent, fast, share(asked["utilization"]), apis, hardware,
                 (*inputs, *_sources(hardware, apis)))
 
@@ -137,8 +144,8 @@ def _sources(hardware: Any, apis: Any) -> list[Any]:
         found = [
             Given("shape of the model", f"{model.parameters:g} parameters, {model.layers} layers, "
                   f"{model.kv_heads} KV heads of {model.head_dim}", model.source),
-            Given("card", f"{gpu.memory_gib:g} GiB, {gpu.bandwidth_gb_s:g} GB/s, {gpu.fp16_tflops:g} TFLOP/s, "
-                  f"{gpu.watts:g} W", "vendor's data sheet, but for what was given"),
+            Given("data sheet", f"{gpu.memory_gib:g} GiB, {gpu.bandwidth_gb_s:g} GB/s, {gpu.fp16_tflops:g} TFLOP/s, "
+                  f"{gpu.watts:g} W", "the vendor's, but for what was given"),
             Given("memory used", f"{MEMORY_USED:.0%}, {RESERVE_BYTES / 1e9:g} GB of it for the engine",
                   "vLLM's default; an allowance"),
             Given("efficiencies", f"{CONSTANTS.flops:g} of FLOP/s, {CONSTANTS.bandwidth:g} of bandwidth, ...",
@@ -195,7 +202,22 @@ def _hardware(asked: Mapping[str, Any]) -> Any:
     return Hardware(model, precision, gpu, asked["gpus"], engine(model, precision, gpu, asked["gpus"]))
 
 
-def _rent(asked: Mapping[str, Any], hardware: Any) -> Any:
+def _hour(asked: Mapping[str, Any], hardware: Any) -> tuple[Fraction, str]:
+    """USD per hour for all cards; and of a rate card, where it stands there."""
+    if asked["usd_per_hour"] is not None:
+        if asked["card"] is not None:
+            raise PlanRefused("--usd-per-hour and --card say the same thing twice: give one")
+        return exact(asked["usd_per_hour"], "usd_per_hour"), ""
+    if asked["card"] is None:
+        raise PlanRefused("what does the hour cost? --usd-per-hour for all cards, or --card with a GPU rate card")
+    if hardware is None or asked["gpu"] is None:
+        raise PlanRefused("--card needs a --gpu by name, to look up its price; or give --usd-per-hour")
+    from proxy.cli.plan_card import hourly
+
+    return hourly(asked["card"], hardware.gpu.name, asked["gpus"], asked["kind"], asked["provider"])
+
+
+def _rent(asked: Mapping[str, Any], hardware: Any, usd_per_hour: Fraction) -> Any:
     from proxy.planner.cost import Energy, Overheads, Rent
 
     def number(name: str) -> Fraction:
@@ -208,7 +230,9 @@ def _rent(asked: Mapping[str, Any], hardware: Any) -> Any:
         each = asked["watts"] if asked["watts"] is not None else hardware.gpu.watts if hardware is not None else None
         if each is None:
             raise PlanRefused("--energy metered needs --watts where no --gpu is named")
+        if not 0 <= each < 1e5:
+            raise PlanRefused(f"--watts {each:g}: of a card, from 0")
         energy = Energy(Fraction(each) * asked["gpus"], number("usd_per_kwh"), number("pue"), number("idle_share"))
     people = Overheads(number("setup_hours"), number("monthly_hours"), number("hourly_rate"), number("months"))
-    return Rent(number("usd_per_hour"), asked["kind"], number("preemptions_per_hour"), number("restart_minutes") / 60,
+    return Rent(usd_per_hour, asked["kind"], number("preemptions_per_hour"), number("restart_minutes") / 60,
                 energy, people)

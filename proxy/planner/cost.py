@@ -89,8 +89,8 @@ class Rent:
                 return f"{name} {_short(value)}: nothing is paid to have it; it must be 0 or more"
         if self.kind not in KINDS:
             return f"--kind {self.kind} is not known; use {', '.join(KINDS)}"
-        if self.overheads.months <= 0:
-            return "--months must be above 0: set-up hours are spread over them"
+        if self.overheads.months < 1:
+            return f"--months {_short(self.overheads.months)}: set-up hours are spread over one month or more"
         if self.available <= 0:
             return (f"{_short(self.preemptions_per_hour)} preemptions an hour of "
                     f"{_short(self.restart_hours * 60)} minutes each leave no time to serve")
@@ -112,7 +112,7 @@ def checked(rent: Rent) -> Rent:
 
 def share(text_percent: float, name: str = "--utilization") -> Fraction:
     """A utilisation in percent as a fraction; PlanRefused beyond 0 and 100."""
-    if not 0 < text_percent <= 100:
+    if not 0.001 <= text_percent <= 100:
         raise PlanRefused(f"{name} {text_percent:g}: utilisation is above 0 and at most 100 percent")
     return Fraction(str(text_percent)) / 100
 

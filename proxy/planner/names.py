@@ -47,6 +47,8 @@ def shaped(base: Model | None, **given: float | None) -> Model:
         options = ", ".join("--" + key.replace("_", "-") for key in lacking)
         raise PlanRefused(f"a model of your own needs {options}; or name a known --model")
     model = replace(base or Model("given", 0, 0, 0), **told, **({"source": "given"} if told else {}))
+    if base is None and model.layers > 0 and model.parameters > 0:  # a decoder has about 12 x layers x width^2
+        model = replace(model, attention_dim=round((model.parameters / (12 * model.layers)) ** 0.5))
     if not (0 < model.parameters <= 1e14 and 0 <= model.active <= model.parameters):
         raise PlanRefused(f"a model of {model.parameters:g} parameters, {model.used:g} of them active, cannot be")
     if not (0 < model.layers <= 1000 and 0 < model.kv_heads <= 1024 and 0 < model.head_dim <= 1024):

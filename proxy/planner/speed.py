@@ -95,8 +95,8 @@ def speed(engine: Engine, traffic: Traffic, targets: Targets = Targets(), batch_
 
 def given(tokens_per_s: float, traffic: Traffic, total: bool = False) -> Speed:
     """One's own number, of output tokens or of all of them, for the whole replica."""
-    if not 0 < tokens_per_s < 1e9:
-        raise PlanRefused(f"a throughput of {tokens_per_s:g} tokens per second earns nothing: it must be above 0")
+    if not 0.001 <= tokens_per_s < 1e9:
+        raise PlanRefused(f"a throughput of {tokens_per_s:g} tokens per second is none: it must be above 0")
     output = tokens_per_s * traffic.output / (traffic.prompt + traffic.output) if total else tokens_per_s
     return Speed(output, output * traffic.prompt / traffic.output, "given")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -158,13 +159,35 @@ def test_the_plot_is_written(tmp_path, suffix):
     (("--throughput", "10", "--cached", "1"), "below 1"), (("--throughput", "10", "--ratio", "3"), "such as 3:1"),
     (("--throughput", "10", "--ratio", "1:0"), "such as 3:1"), (("--throughput", "10", "--kind", "weekly"), "reserved"),
     (("--throughput", "10", "--energy", "metered"), "needs --watts"),
-    (("--throughput", "10", "--months", "0"), "above 0"),
+    (("--throughput", "10", "--months", "0"), "one month or more"),
+    (("--throughput", "10", "--months", "1e-999999"), "no number one can calculate with"),
+    (("--throughput", "10", "--energy", "metered", "--watts", "nan"), "from 0"),
+    (("--throughput", "10", "--card", "config/gpus.sample.csv"), "twice"),
 ])
 @pytest.mark.parametrize("command", ["token-cost", "breakeven"])
 def test_the_impossible_is_one_clear_line(command, arguments, said):
     result = run(command, "--usd-per-hour", "1", *arguments)
     assert result.exit_code == 2 and result.stdout == ""
     assert len(result.stderr.strip().splitlines()) == 1 and said in result.stderr, result.stderr
+
+
+SAMPLE = str(Path(__file__).resolve().parents[3] / "config" / "gpus.sample.csv")
+ON_CARD = ("token-cost", "--model", "llama-3.1-8b", "--gpu", "H100", "--gpus", "2", "--card", SAMPLE)
+
+
+def test_the_hour_s_price_may_come_from_a_rate_card():
+    found = told(*ON_CARD, "--kind", "spot", "--explain")
+    assert float(found["costs"][0]["usd_per_hour"]) == 2.50
+    assert next(one["from"] for one in found["inputs"] if one["input"] == "USD per hour").startswith("2 x 1.25 spot")
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    ((*ON_CARD, "--kind", "on-demand"), "choose with --provider"), (ON_CARD, "no reserved price of H100"),
+    ((*ON_CARD[:-1], "nowhere.csv"), "cannot be read"), (ON_CARD[:-2], "what does the hour cost"),
+    (("token-cost", "--throughput", "5", "--card", SAMPLE), "needs a --gpu")])
+def test_a_rate_card_that_does_not_tell_is_refused_in_one_line(arguments, said):
+    result = run(*arguments)
+    assert result.exit_code == 2 and len(result.stderr.strip().splitlines()) == 1 and said in result.stderr
 
 
 def test_a_plot_of_another_kind_or_in_no_folder_is_refused(tmp_path):

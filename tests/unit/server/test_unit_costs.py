@@ -4,6 +4,7 @@ workers."""
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -11,6 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from proxy.config.load import load
 from proxy.core.entries import RequestEntry
 from proxy.core.usage import Usage
+from proxy.server import unit_costs as module
 from proxy.server.unit_costs import WINDOW_S, Recent, UnitCosts, added, as_json, unit_costs
 
 S = 10**9
@@ -106,3 +108,11 @@ def test_workers_add_up_and_unknown_is_no_sample(settings):
     assert samples == ['breakeven_backend_utilization{backend="llama"} 0.0']
     assert as_json(costs) == [{"backend": "llama", "window_s": 300, "usd_per_mtok": None, "utilization": 0.0,
                                "breakeven_utilization": None}]
+
+
+def test_nothing_that_decides_knows_what_a_token_came_to():
+    here = Path(module.__file__)
+    knowing = [path.name for path in here.parent.glob("*.py") if "planner.breakeven" in path.read_text()]
+    assert knowing == [here.name]
+    asking = {path.name for path in here.parent.glob("*.py") if "unit_costs" in path.read_text()} - {here.name}
+    assert asking == {"metrics.py", "status.py"}, "pages for people, and nothing else"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Literal
 
+from proxy.core.fairness import effect
 from proxy.core.gpucost import GpuShare
 from proxy.core.marginal import BackendSums
 from proxy.core.money import apportion
@@ -350,17 +351,18 @@ def spread(books: Books) -> Spread:
 
 
 def _fairness(books: Books) -> list[tuple[str, str, str, int | None, int | None]]:
-    """How the baseline's model would have counted and answered otherwise, of each route where that was measured."""
-    found: list[tuple[str, str, str, int | None, int | None]] = []
-    for one in books.fairness:
-        ratios = [f"{what} × {ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f}, {ratio.method})"
-                  for what, ratio in (("prompt tokens", one.tokens), ("answers", one.length)) if ratio is not None]
-        if ratios:
-            _, low, high = one.effect
-            found.append((f"fair:{one.route}", f"{printable(one.route)}: the baseline's model counts prompts or writes "
-                          "answers otherwise; 95 % of such intervals hold the truth", "; ".join(ratios), min(low, 0),
-                          max(high, 0)))
-    return found
+    """How the baseline's model would have counted and answered otherwise, where that was measured: all routes in one
+    line, which tells of the one that it matters most for."""
+    known = [one for one in books.fairness if one.tokens is not None or one.length is not None]
+    if not known:
+        return []
+    most = max(known, key=lambda one: max(map(abs, one.effect)))
+    ratios = "; ".join(f"{what} × {one.value:.3f} ({one.low:.3f} to {one.high:.3f}, {one.method})"
+                       for what, one in (("prompt tokens", most.tokens), ("answers", most.length)) if one is not None)
+    others = f", and {len(known) - 1} more" if len(known) > 1 else ""
+    _, low, high = effect(known)
+    return [("fairness", "the baseline's model counts prompts and writes answers otherwise (95 % intervals)",
+             f"{printable(most.route)}: {ratios}{others}", min(low, 0), max(high, 0))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,8 +69,9 @@ def verify(
 
     The file's own structure; that rows can only be appended; every attempt's API cost and baseline from its tokens and
     the price it names; every rollup and every budget from its rows, corrections and holds; every GPU minute from the
-    rate card; the report's identities over the whole period, in every grouping. Safe while gateways write: it sees one
-    moment. A million attempts take a minute or two. A backup is checked the same way:
+    rate card; the report's identities over the whole period, in every grouping; every closed period against what it
+    was closed as. Safe while gateways write: it sees one moment. A million attempts take a minute or two. A backup is
+    checked the same way:
 
     Example: breakeven ledger verify --ledger sqlite:///backups/ledger-2026-11-26.db
     """
@@ -78,10 +79,11 @@ def verify(
         from proxy.ledger.verify import PROBLEMS_MAX
         from proxy.ledger.verify import verify as look
         from proxy.reports.audit import audit
+        from proxy.reports.closing import problems
 
         url = _url(ledger, config)
         found = look(url, progress)
-        found += audit(url)[:max(0, PROBLEMS_MAX - len(found))]
+        found = [*found, *audit(url), *problems(url)][:PROBLEMS_MAX]
     if as_json:
         _print({"ledger": url, "sound": not found, "problems": found})
     elif found:
@@ -137,6 +139,35 @@ def correct(
                                 ("baseline", made.before.baseline_nano, made.after.baseline_nano)):
         if before != after:
             typer.echo(f"  {name}: {_usd(before)} -> {_usd(after)} USD")
+
+
+@ledger_app.command()
+def close(
+    to: Annotated[str, typer.Option("--to", metavar="DATE", help=(
+        "First moment that is left out, in the report's time zone: all of November is --to 2026-12-01."))],
+    from_: Annotated[str | None, typer.Option("--from", metavar="DATE", help=(
+        "Of the first period that is ever closed: where it begins. Default: the day of the first row. Every other "
+        "begins where the last one ended."))] = None,
+    without_bill: Annotated[str | None, typer.Option("--without-bill", metavar="REASON", help=(
+        "Close it although some day is not reconciled to a provider's bill, and say why."))] = None,
+    who: Annotated[str | None, typer.Option("--who", help="Who closes it. Default: this machine's user.")] = None,
+    time_zone: Annotated[str | None, typer.Option("--time-zone", metavar="NAME", help=(
+        "Such as Europe/Berlin. Default: the configuration's, or UTC."))] = None,
+    ledger: Ledger = None, config: Config = None, as_json: AsJson = False,
+) -> None:
+    """Make a period's figures final: its statement is stored with its hash, and comes out the same for ever.
+
+    Whatever is found later (a late row, a correction, a GPU price dated back) is booked as a row of its own in the
+    period that is open then. `breakeven ledger verify` holds every closed statement to what is computed again.
+
+    Exit 1: it has not ended, or is not reconciled (`breakeven reconcile`), or is closed already.
+
+    Example: breakeven ledger close --to 2026-12-01 --config config/minimal.yaml
+    """
+    from proxy.cli.ledger_close import run
+
+    with _errors():
+        run(to, from_, without_bill, who or _me(), time_zone, ledger, config, as_json=as_json)
 
 
 def _url(ledger: str | None, config: Path | None) -> str:

@@ -83,10 +83,12 @@ def report(
 
 def _report(from_: str | None, to: str | None, by: str | None, format_: str, ledger: str | None, config: Path | None,
             time_zone: str | None, *, plain: bool) -> str | bytes:
+    from proxy.ledger import store
     from proxy.ledger.location import locate
     from proxy.reports import render
+    from proxy.reports.closing import standing
     from proxy.reports.period import resolve
-    from proxy.reports.statement import build, zone_of
+    from proxy.reports.statement import check, read, zone_of
 
     location, now_ns = locate(ledger, config), time.time_ns()
     zone = time_zone or location.time_zone
@@ -94,12 +96,15 @@ def _report(from_: str | None, to: str | None, by: str | None, format_: str, led
     from_ns, to_ns = resolve(from_, to, zone_of(zone), now_ns)
     if format_ in ("html", "pdf"):
         return _page(location.url, from_ns, to_ns, by, zone, now_ns, pdf=format_ == "pdf")
-    statement = build(location.url, from_ns, to_ns, by=by or "route", time_zone=zone)
+    check(from_ns, to_ns, by or "route", zone)
+    with store.reading(location.url) as connection:
+        statement = read(connection, from_ns, to_ns, by=by or "route", time_zone=zone)
+        final = standing(connection, from_ns, to_ns)
     if format_ == "json":
-        return render.to_json(statement, zone)
+        return render.to_json(statement, zone, final)
     if format_ == "csv":
         return render.to_csv(statement, zone)
-    return _table(statement, zone, plain=plain)
+    return _table(statement, final, zone, plain=plain)
 
 
 def _page(url: str, from_ns: int, to_ns: int, by: str | None, zone: str, now_ns: int, *, pdf: bool) -> str | bytes:
@@ -115,7 +120,7 @@ def _page(url: str, from_ns: int, to_ns: int, by: str | None, zone: str, now_ns:
     return to_pdf(html) if pdf else html
 
 
-def _table(statement: object, zone: str, *, plain: bool) -> str:
+def _table(statement: object, standing: object, zone: str, *, plain: bool) -> str:
     """As wide as the terminal and coloured when it is one; plain text for files and pipes."""
     from rich.console import Console
 
@@ -124,7 +129,8 @@ def _table(statement: object, zone: str, *, plain: bool) -> str:
     terminal = Console()
     out = io.StringIO()
     colour = terminal.is_terminal and not plain
-    render.print_table(statement, out, zone, width=terminal.width if colour else 132, colour=colour)  # type: ignore[arg-type]
+    render.print_table(statement, out, zone, width=terminal.width if colour else 132, colour=colour,  # type: ignore[arg-type]
+                       standing=standing)  # type: ignore[arg-type]
     return out.getvalue()
 
 

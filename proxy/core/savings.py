@@ -86,6 +86,7 @@ class GroupRow:
     estimated_baseline: int = 0
     corrections_api: int = 0
     corrections_baseline: int = 0
+    adjusted: int = 0  # what closed periods cost more, found in this one
 
     @property
     def gpu(self) -> int:
@@ -161,9 +162,10 @@ class Statement:
 
 def account(period: Slice, groups: Mapping[str, Cells], overhead: Mapping[str, int], *, by: str,
             labels: Mapping[str, str] | None = None, contracts: Mapping[str, int] | None = None,
-            baseline_contracts: int = 0) -> Statement:
+            baseline_contracts: int = 0, adjusted: int = 0) -> Statement:
     """The statement of a period. `groups`: the period's cells, each in one group. `contracts`: what each owes beside
-    requests, `baseline_contracts` what all would owe in pure-API billing. IdentityBroken if it is wrong."""
+    requests, `baseline_contracts` what all would owe in pure-API billing; `adjusted`: what closed periods cost more,
+    found in this one. IdentityBroken if it is wrong."""
     labels = labels or {}
     rows = [row_of(name, cells, labels.get(name, name)) for name, cells in sorted(groups.items())]
     gpus = GpuShare()
@@ -171,8 +173,10 @@ def account(period: Slice, groups: Mapping[str, Cells], overhead: Mapping[str, i
         gpus.add(share)
     owed = sum((contracts or {}).values())
     nobodys = {"gpu_foreign": gpus.foreign, "gpu_startup": gpus.startup, "gpu_idle": gpus.idle,
-               "overhead": sum(overhead.values()), "contracts": owed, "baseline_contracts": baseline_contracts}
-    beside = {"api": owed, "baseline": baseline_contracts, "baseline_contracted": baseline_contracts}
+               "overhead": sum(overhead.values()), "contracts": owed, "baseline_contracts": baseline_contracts,
+               "adjusted": adjusted}
+    beside = {"api": owed, "baseline": baseline_contracts, "baseline_contracted": baseline_contracts,
+              "corrections": -adjusted}
     rows.append(_row(UNALLOCATED, {**nobodys, **beside, "energy": gpus.energy - sum(row.energy for row in rows)},
                      allocated=False, label=UNALLOCATED))
     total = row_of("total", period.cells.items(), "total")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from decimal import Decimal
@@ -16,9 +17,10 @@ from sqlalchemy.dialects.sqlite import insert
 from proxy.core.budgets import Budget, Hold, Line
 from proxy.core.entries import Intent, RequestEntry
 from proxy.core.gpucost import GpuMinute, RateLine
+from proxy.core.money import NS_PER_MINUTE
 from proxy.core.pricing import Price
 from proxy.core.usage import Usage
-from proxy.ledger import hours, marks, store, treasury
+from proxy.ledger import closing, hours, marks, store, treasury
 from proxy.ledger.lending import Lending
 from proxy.ledger.marks import Orphans
 from proxy.ledger.rates import line_of, new_lines
@@ -46,6 +48,7 @@ def settle(connection: Connection, entries: Mapping[Key, RequestEntry], rows: Se
     """Append the entries that are new, each with its row; add them to the rollups, charge their budgets. Returns those
     that were booked before."""
     db = store.raw(connection)
+    entries, rows = closing.moved(connection, entries, rows)
     before = db.total_changes
     INSERT_REQUESTS(db, rows)
     new, added = list(entries.values()), db.total_changes - before
@@ -153,6 +156,10 @@ def book_gpu_minutes(connection: Connection, minutes: Sequence[GpuMinute]) -> in
     """Append the minutes that nobody has booked yet. Returns how many."""
     db = store.raw(connection)
     before = db.total_changes
+    edge = closing.horizon(connection)
+    if late := [minute for minute in minutes if minute.minute * NS_PER_MINUTE < edge]:
+        closing.adjust_minutes(connection, late, edge, time.time_ns())
+        minutes = [minute for minute in minutes if minute.minute * NS_PER_MINUTE >= edge]
     INSERT_GPU_TIME(db, [[getattr(minute, name) for name in GPU_COLUMNS] for minute in minutes])
     hours.forget(db, [minute.minute for minute in minutes])
     return db.total_changes - before
@@ -161,6 +168,9 @@ def book_gpu_minutes(connection: Connection, minutes: Sequence[GpuMinute]) -> in
 def record_rates(connection: Connection, card: Sequence[RateLine], now_ns: int, *, complete: bool) -> int:
     """Append what the ledger does not say yet. Returns how many lines were new."""
     have = [line_of(row) for row in connection.execute(select(rates).order_by(rates.c.id)).mappings()]
+    if edge := closing.horizon(connection):
+        closing.adjust_rates(connection, have, card, now_ns)
+        card = closing.clip(have, card, edge)
     new = [rate_row(line, now_ns) for line in new_lines(have, card, now_ns, complete=complete)]
     if new:
         connection.execute(rates.insert(), new)

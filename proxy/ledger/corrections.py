@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, func, select
 
 from proxy.core.entries import RequestEntry
-from proxy.ledger import hours, store
+from proxy.ledger import closing, hours, store
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.rows import INT_MAX, corrected, entry_of
 from proxy.ledger.schema import corrections, requests
@@ -61,7 +61,8 @@ def correct(url: str, request_id: str, attempt: int | None = None, *, reason: st
     try:
         with store.transaction(connection):
             entry = _entry(connection, request_id, attempt)
-            found = _difference(connection, entry, api_nano, baseline_nano, now_ns or time.time_ns())
+            at_ns = max(now_ns or time.time_ns(), closing.horizon(connection))
+            found = _difference(connection, entry, api_nano, baseline_nano, at_ns)
             if found.changed:
                 _append(connection, entry, found, reason.strip(), who.strip())
     except store.ERRORS as error:

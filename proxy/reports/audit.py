@@ -8,7 +8,7 @@ from proxy.core.money import NS_PER_MINUTE
 from proxy.core.savings import IdentityBroken, Statement
 from proxy.core.usage import BUCKETS
 from proxy.ledger import store
-from proxy.ledger.schema import corrections, gpu_time, requests
+from proxy.ledger.schema import adjustments, corrections, gpu_time, requests
 from proxy.reports.statement import GROUPS, read
 
 BILLED = (requests.c.final == 1) & (requests.c.status < 400) & requests.c.end_reason.in_(
@@ -22,6 +22,8 @@ SUMS = select(
     .label("baseline"))
 CORRECTED = select(func.min(corrections.c.at_ns), func.max(corrections.c.at_ns),
                    func.coalesce(func.sum(corrections.c.baseline_nano - corrections.c.api_nano), 0))
+ADJUSTED = select(func.min(adjustments.c.at_ns), func.max(adjustments.c.at_ns),
+                  func.coalesce(func.sum(adjustments.c.cost_nano), 0))
 WATCHED = select(func.min(gpu_time.c.minute), func.max(gpu_time.c.minute))
 
 
@@ -31,15 +33,17 @@ def audit(url: str) -> list[str]:
     with store.reading(url) as connection:
         rows = connection.execute(SUMS).one()
         first_correction, last_correction, corrected = connection.execute(CORRECTED).one()
+        first_adjusted, last_adjusted, adjusted = connection.execute(ADJUSTED).one()
         first_minute, last_minute = connection.execute(WATCHED).one()
-        moments = [at for at in (rows.first_ns, rows.last_ns, first_correction, last_correction) if at is not None]
+        moments = [at for at in (rows.first_ns, rows.last_ns, first_correction, last_correction, first_adjusted,
+                                 last_adjusted) if at is not None]
         moments += [minute * NS_PER_MINUTE for minute in (first_minute, last_minute) if minute is not None]
         if not moments:
             return []
         from_ns = min(moments) // NS_PER_MINUTE * NS_PER_MINUTE
         to_ns = (max(moments) // NS_PER_MINUTE + 1) * NS_PER_MINUTE
         wanted = {"requests": rows.requests, "tokens": rows.tokens, "api": rows.api, "baseline": rows.baseline,
-                  "corrections": corrected}
+                  "corrections": corrected - adjusted}
         found: list[str] = []
         first = None
         for by in GROUPS:

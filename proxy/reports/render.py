@@ -15,6 +15,7 @@ from rich.text import Text
 
 from proxy.core.money import usd, usd_string
 from proxy.core.savings import GroupRow, Statement
+from proxy.reports.closing import Standing
 from proxy.reports.period import show
 from proxy.reports.statement import zone_of
 
@@ -24,9 +25,12 @@ CSV_COLUMNS = ("from", "to", "currency", "group", "requests", "tokens", *AMOUNTS
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # full width counts in East Asian settings
 
 
-def to_json(statement: Statement, time_zone: str = "UTC") -> str:
+def to_json(statement: Statement, time_zone: str = "UTC", standing: Standing | None = None) -> str:
     """The report's contract: amounts are decimal strings in USD, to the nano-dollar."""
-    return json.dumps(to_dict(statement, time_zone), indent=2, ensure_ascii=False) + "\n"
+    said = to_dict(statement, time_zone)
+    if standing is not None:
+        said |= standing.to_dict(zone_of(time_zone))
+    return json.dumps(said, indent=2, ensure_ascii=False) + "\n"
 
 
 def to_dict(statement: Statement, time_zone: str = "UTC") -> dict[str, Any]:
@@ -41,6 +45,7 @@ def to_dict(statement: Statement, time_zone: str = "UTC") -> dict[str, Any]:
         "savings_within_target": usd_string(total.savings - statement.baseline_outside_target),
         "corrections_api": usd_string(statement.corrections_api),
         "corrections_baseline": usd_string(statement.corrections_baseline),
+        "corrections_closed_periods": usd_string(-total.adjusted),
         "coverage": dict(statement.coverage), "unpriced_backends": list(statement.unpriced_backends),
         "rows": [{"group": row.group, "label": row.label, "allocated": row.allocated, "requests": row.requests,
                   "tokens": row.tokens, **_amounts(row)} for row in statement.rows],
@@ -77,18 +82,20 @@ def safe_cell(text: str) -> str:
 
 
 def print_table(statement: Statement, out: TextIO, time_zone: str = "UTC", *, width: int = 132,
-                colour: bool = False) -> None:
+                colour: bool = False, standing: Standing | None = None) -> None:
     """The waterfall from the API bill to the savings, then the groups. Ends with what is not known."""
     console = Console(file=out, width=width, highlight=False, force_terminal=colour, no_color=not colour)
-    console.print(Group(*_page(statement, time_zone)))
+    console.print(Group(*_page(statement, time_zone, standing)))
 
 
-def _page(statement: Statement, time_zone: str) -> list[RenderableType]:
+def _page(statement: Statement, time_zone: str, standing: Standing | None) -> list[RenderableType]:
     zone = zone_of(time_zone)
     title = Text.assemble(("Savings ", "bold"), f"{show(statement.from_ns, zone)} to {show(statement.to_ns, zone)}",
                           (f"   {time_zone}, USD", "dim"))
     places = 2 if max(abs(statement.total.baseline), statement.total.actual) >= 100 * 10**9 else 6
-    return [Text(), title, Text(), _waterfall(statement, places), _groups(statement, places), *_warnings(statement)]
+    final = [] if standing is None else [Text(standing.line(zone), "dim")]
+    return [Text(), title, *final, Text(), _waterfall(statement, places), _groups(statement, places),
+            *_warnings(statement)]
 
 
 def _waterfall(statement: Statement, places: int) -> Table:
@@ -119,9 +126,11 @@ def _waterfall(statement: Statement, places: int) -> Table:
         line("  Electricity", -total.energy)
     for name, amount in sorted(statement.overheads.items()):
         line(f"  Overhead, {_printable(name)}", -amount)
-    if statement.corrections_api or statement.corrections_baseline:
+    if statement.corrections_api or statement.corrections_baseline or total.adjusted:
         note = (f"made in this period, of any: API {_plain(statement.corrections_api, places)}, "
                 f"baseline {_plain(statement.corrections_baseline, places)}")
+        if total.adjusted:
+            note += f"; closed periods cost {_plain(total.adjusted, places)} more"
         line("  Corrections", total.corrections, note)
     bold = "bold red" if total.savings < 0 else "bold green"
     line("Savings", total.savings, "" if percent is None else f"{percent:+} % of the baseline", bold)

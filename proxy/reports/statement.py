@@ -12,7 +12,7 @@ from proxy.core.cells import Place, Slice, whole
 from proxy.core.gpucost import RateLine, overheads
 from proxy.core.money import NS_PER_MINUTE, NS_PER_S
 from proxy.core.savings import Cells, Statement, account
-from proxy.ledger import cells, store
+from proxy.ledger import cells, closing, store
 from proxy.ledger.owed import owed
 from proxy.reports import queries
 
@@ -56,7 +56,8 @@ def state(connection: Connection, lines: Sequence[RateLine], period: Slice, by: 
     contracts = owed(connection, lines, period.from_ns, period.to_ns)
     return account(period, grouped(period, by) if groups is None else groups,
                    overheads(lines, period.from_ns, period.to_ns), by=by, labels=labels, contracts=contracts.paid,
-                   baseline_contracts=sum(contracts.alone.values()))
+                   baseline_contracts=sum(contracts.alone.values()),
+                   adjusted=closing.adjusted(connection, period.from_ns, period.to_ns))
 
 
 def daily(connection: Connection, lines: Sequence[RateLine], from_ns: int, to_ns: int,

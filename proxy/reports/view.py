@@ -175,9 +175,11 @@ def waterfall(statement: Statement) -> list[Step]:
         steps.append(cost("energy", "Electricity", total.energy))
     if total.overhead:
         steps.append(cost("overhead", "Overheads", total.overhead, _named(statement.overheads)))
-    if statement.corrections_api or statement.corrections_baseline:
+    if statement.corrections_api or statement.corrections_baseline or total.adjusted:
         note = (f"API {Amount(statement.corrections_api, places).signed}, baseline "
                 f"{Amount(statement.corrections_baseline, places).signed}")
+        if total.adjusted:
+            note += f", closed periods {Amount(-total.adjusted, places).signed}"
         steps.append(Step("corrections", "Corrections", Amount(total.corrections, places),
                           "gain" if total.corrections >= 0 else "cost", note))
     return [*steps, Step("net", "Net saving", Amount(total.savings, places), "total")]

@@ -1,0 +1,256 @@
+"""A closed period comes out the same for ever; whatever is found later is a dated row in the open one."""
+
+import asyncio
+import json
+import sqlite3
+from dataclasses import replace
+from decimal import Decimal
+
+import pytest
+from test_ledger_rows import T0, entry, on_api
+from typer.testing import CliRunner
+
+from proxy.cli import app
+from proxy.core.gpucost import GpuMinute, RateLine
+from proxy.core.money import NS_PER_HOUR, NS_PER_MINUTE, NS_PER_S, nano
+from proxy.core.pricing import Price, Tier
+from proxy.core.usage import Usage
+from proxy.ledger import closing as books
+from proxy.ledger import store
+from proxy.ledger.corrections import correct
+from proxy.ledger.hours import close as sum_up
+from proxy.ledger.journal import Journal
+from proxy.ledger.reconciliations import Reconciled, record
+from proxy.ledger.verify import balanced
+from proxy.reports.audit import audit
+from proxy.reports.closing import Refused, canonical, close, problems, standing
+from proxy.reports.statement import build, zone_of
+
+DAY = 24 * NS_PER_HOUR
+NOVEMBER = (T0, T0 + 30 * DAY)
+LATER = T0 + 40 * DAY
+CARD = [RateLine("gpu", "llama", Decimal("1.39"), T0),
+        RateLine("gpu", "own", Decimal("0.31"), T0, energy="metered", idle_watts=Decimal(150), watts=Decimal(400)),
+        RateLine("electricity", "electricity", Decimal("0.12"), T0), RateLine("overhead", "people", Decimal(730), T0)]
+PRICE = Price("openai", "gpt-4o", (Tier({"input_text": Decimal("2.5"), "output_text": Decimal(10)}),), version="v1")
+
+
+def fill(url, *entries, minutes=(), card=None, now_ns=T0):
+    async def run():
+        async with Journal(url) as journal:
+            await journal.record_price(PRICE)
+            if card is not None:
+                await journal.record_rates(card, now_ns, complete=True)
+            for one in entries:
+                await journal.settle(one)
+            await journal.book_gpu_minutes(minutes)
+
+    asyncio.run(run())
+
+
+ROWS = [entry(request_id=f"local{number}", ended_ns=T0 + number * DAY + NS_PER_S, sent_ns=T0 + number * DAY,
+              started_ns=T0 + number * DAY, first_token_ns=T0 + number * DAY) for number in range(30)] + [
+    on_api(request_id=f"api{number}", ended_ns=T0 + number * DAY + NS_PER_S, sent_ns=T0 + number * DAY,
+           started_ns=T0 + number * DAY, first_token_ns=T0 + number * DAY, price_version="v1") for number in range(3)]
+
+
+@pytest.fixture
+def url(tmp_path):
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    fill(url, *ROWS, card=CARD)
+    return url
+
+
+def shut(url, **options):
+    return close(url, NOVEMBER[1], **{"from_ns": T0, "who": "finance", "without_bill": "a test", "now_ns": LATER,
+                                      **options})
+
+
+def figures(url):
+    with store.reading(url) as connection:
+        return canonical(connection, *NOVEMBER, "UTC")
+
+
+def still(url, period):
+    """It comes out as it was closed, from the minutes and from the hours, and the books are sound."""
+    assert problems(url) == [] and balanced(url) == [] and audit(url) == []
+    sum_up(url, LATER + DAY)
+    assert problems(url) == [] and figures(url) == period.statement
+
+
+def found_later(url, name):
+    statement = build(url, NOVEMBER[1], LATER + DAY)
+    return getattr(statement.total, name)
+
+
+def test_a_closed_period_is_stored_with_its_hash_and_never_edited(url):
+    period = shut(url)
+    assert (period.id, period.from_ns, period.to_ns, period.who) == (1, *NOVEMBER, "finance")
+    assert period.hash == books.hash_of(period.statement)
+    assert json.loads(period.statement)["total"]["savings"] == build(url, *NOVEMBER).total.savings
+    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
+        for statement in ("UPDATE closed_periods SET who = 'x'", "DELETE FROM closed_periods"):
+            with pytest.raises(sqlite3.IntegrityError, match="rows are appended"):
+                connection.execute(statement)
+    still(url, period)
+
+
+def test_a_row_that_comes_late_is_booked_after_the_horizon(url):
+    period = shut(url)
+    at = NOVEMBER[1] - 3 * NS_PER_S
+    late = entry(request_id="late", started_ns=at, sent_ns=at, first_token_ns=at, ended_ns=at + NS_PER_S)
+    straddling = on_api(request_id="straddling", started_ns=at, sent_ns=at, first_token_ns=at,
+                        ended_ns=at + 9 * NS_PER_S)
+    requests = found_later(url, "requests")
+    fill(url, late, straddling)
+    assert found_later(url, "requests") == requests + 2
+    still(url, period)
+
+
+def test_a_correction_counts_in_the_open_period(url):
+    period = shut(url)
+    correct(url, "api1", reason="invoice", who="finance", api_nano=9_000_000, now_ns=LATER)
+    assert found_later(url, "corrections_api") != 0
+    still(url, period)
+
+
+DEARER = [replace(CARD[0], usd=Decimal("1.50")), *CARD[1:]]
+
+
+def test_a_rate_dated_back_holds_from_the_horizon_and_what_it_would_have_changed_is_an_adjustment(url):
+    period = shut(url)
+    fill(url, card=DEARER, now_ns=LATER)
+    assert found_later(url, "adjusted") == nano("0.11") * 720
+    after = build(url, NOVEMBER[1], NOVEMBER[1] + DAY).backends["llama"].gpu
+    assert after == nano("1.50") * 24, "from the horizon on it holds"
+    still(url, period)
+
+
+def test_an_adjustment_is_made_once_and_taken_back_with_the_rate(url):
+    period = shut(url)
+    for _ in range(3):
+        fill(url, card=DEARER, now_ns=LATER)
+    assert found_later(url, "adjusted") == nano("0.11") * 720
+    fill(url, card=CARD, now_ns=LATER + NS_PER_HOUR)
+    assert found_later(url, "adjusted") == 0
+    assert build(url, NOVEMBER[1], NOVEMBER[1] + DAY).backends["llama"].gpu == nano("1.39") * 24
+    fill(url, card=DEARER, now_ns=LATER + 2 * NS_PER_HOUR)
+    assert found_later(url, "adjusted") == nano("0.11") * 720
+    still(url, period)
+
+
+def test_gpus_that_were_given_back_earlier_overheads_and_electricity_are_adjusted_too(url):
+    period = shut(url)
+    ended = [replace(CARD[0], until_ns=T0 + 20 * DAY), CARD[1], CARD[2], replace(CARD[3], usd=Decimal(1460))]
+    fill(url, card=ended, now_ns=LATER)
+    month = build(url, *NOVEMBER).overheads["people"]
+    assert found_later(url, "adjusted") == -nano("1.39") * 240 + month
+    assert build(url, NOVEMBER[1], LATER).backends["llama"].gpu == 0
+    power = [CARD[0], CARD[1], replace(CARD[2], usd=Decimal("0.24")), CARD[3]]
+    fill(url, card=power, now_ns=LATER)
+    still(url, period)
+    assert found_later(url, "adjusted") == build(url, *NOVEMBER).total.energy
+
+
+def test_a_rate_card_that_says_nothing_else_of_a_closed_period_adjusts_nothing(url):
+    period = shut(url)
+    fill(url, card=[*CARD, RateLine("gpu", "new", Decimal(2), NOVEMBER[1] + DAY)], now_ns=LATER)
+    with store.reading(url) as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM adjustments").scalar() == 0
+    still(url, period)
+
+
+def test_a_gpu_minute_that_comes_late_is_an_adjustment_of_its_electricity(url):
+    minute = NOVEMBER[0] // NS_PER_MINUTE + 500
+    known = GpuMinute("own", minute, 0, NS_PER_MINUTE, 0, 0, 9_999)
+    fill(url, minutes=[known])
+    period = shut(url)
+    assumed = build(url, T0 + 501 * NS_PER_MINUTE, T0 + 502 * NS_PER_MINUTE).total.energy
+    late = GpuMinute("own", minute + 1, 0, NS_PER_MINUTE, 0, 0, assumed + 777)
+    for _ in range(2):
+        fill(url, minutes=[known, late, replace(late, backend="llama", energy_nano=None, foreign_ns=NS_PER_S)])
+    with store.reading(url) as connection:
+        rows = connection.exec_driver_sql("SELECT kind, name, cost_nano, closed_id FROM adjustments").all()
+    assert rows == [("gpu", "own", 777, 1)]
+    still(url, period)
+
+
+def test_verify_says_where_a_closed_period_no_longer_comes_out(url, tmp_path):
+    shut(url)
+    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
+        connection.execute("DROP TRIGGER closed_periods_no_update")
+        wrong = """UPDATE closed_periods SET statement = replace(statement, '"requests":33', '"requests":34')"""
+        connection.execute(wrong)
+    assert problems(url) == ["closed period 1: its statement is not what its hash was made of"]
+    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
+        text, = connection.execute("SELECT statement FROM closed_periods").fetchone()
+        connection.execute("UPDATE closed_periods SET hash = ?", (books.hash_of(text),))
+    assert any("total, requests: was closed as 34, comes to 33" in line for line in problems(url))
+    result = CliRunner().invoke(app, ["ledger", "verify", "--ledger", url, "--json"])
+    assert result.exit_code == 1 and "was closed as 34" in result.output
+
+
+def bill(first, beyond, *, within=True, provider="openai", kind="api"):
+    return Reconciled(kind, provider, first, beyond, [], "0.005", within, 1, 1, 0, {}, [], "finance")
+
+
+def test_a_period_that_is_not_reconciled_is_refused_day_by_day(url):
+    with pytest.raises(Refused, match=r"2026-11-01 \(openai\), 2026-11-02 \(openai\), 2026-11-03 \(openai\)"):
+        shut(url, without_bill=None)
+    record(url, bill(T0, T0 + 2 * DAY), LATER)
+    record(url, bill(T0, NOVEMBER[1], kind="gpu"), LATER)
+    record(url, bill(T0, NOVEMBER[1], provider="anthropic"), LATER)
+    record(url, bill(T0 + 2 * DAY, T0 + 3 * DAY, within=False), LATER)
+    with pytest.raises(Refused, match=r"tolerance: 2026-11-03 \(openai\);"):
+        shut(url, without_bill=None)
+    good = record(url, bill(T0 + 2 * DAY, T0 + 3 * DAY), LATER)
+    assert shut(url, without_bill=None).reconciliation_id == good
+
+
+def test_what_has_not_ended_or_is_closed_is_refused(url):
+    with pytest.raises(Refused, match="it can be closed an hour after its end"):
+        shut(url, now_ns=NOVEMBER[1] + NS_PER_MINUTE)
+    shut(url)
+    with pytest.raises(Refused, match="is closed already"):
+        shut(url, from_ns=None)
+    with pytest.raises(ValueError, match="the next one begins there"):
+        close(url, LATER - DAY, who="x", from_ns=T0, without_bill="x", now_ns=LATER)
+    assert close(url, LATER - DAY, who="x", without_bill="x", now_ns=LATER).from_ns == NOVEMBER[1]
+
+
+def test_a_report_says_how_final_it_is(url):
+    with store.reading(url) as connection:
+        open_ = standing(connection, *NOVEMBER)
+    assert open_.status == "open" and open_.line(zone_of("UTC")) == "Open; 3 day(s) not reconciled."
+    record(url, bill(T0, NOVEMBER[1]), LATER)
+    shut(url, without_bill=None)
+    with store.reading(url) as connection:
+        assert standing(connection, T0, T0 + DAY).status == "closed"
+        assert standing(connection, T0, NOVEMBER[1] + DAY).status == "partly closed"
+        said = standing(connection, *NOVEMBER).line(zone_of("UTC"))
+    assert said == "Closed on 2026-12-11 by finance; reconciled to the bill of openai on 2026-12-11."
+
+
+def test_the_command(url):
+    def run(*arguments):
+        return CliRunner().invoke(app, ["ledger", "close", "--ledger", url, "--who", "finance", *arguments])
+
+    assert run("--to", "2026-11-20").exit_code == 1 and "not reconciled" in run("--to", "2026-11-20").output
+    assert run("--to", "soon").exit_code == 2 and run("--to", "2026-11-20", "--without-bill", "\x1b").exit_code == 2
+    done = run("--to", "2026-11-20", "--without-bill", "trial", "--json")
+    said = json.loads(done.output)
+    assert done.exit_code == 0 and said["from"].startswith("2026-11-01") and said["without_bill"] == "trial"
+    asked = ["report", "--ledger", url, "--from", "2026-11-01", "--to", "2026-11-20"]
+    report = json.loads(CliRunner().invoke(app, [*asked, "--format", "json"]).output)
+    assert report["status"] == "closed" and said["savings"] == report["savings"]
+    assert "Closed on" in CliRunner().invoke(app, asked).output
+
+
+def test_unknown_usage_is_not_hidden_by_closing(url):
+    fill(url, on_api(request_id="cut", started_ns=T0, sent_ns=T0, ended_ns=T0 + 1, first_token_ns=None, api_nano=None,
+                     baseline_nano=None, price_version="", usage=Usage(input_text=5), end_reason="interrupted"))
+    record(url, bill(T0, NOVEMBER[1]), LATER)
+    with pytest.raises(Refused, match="price unknown"):
+        shut(url, without_bill=None)
+    record(url, bill(T0, NOVEMBER[1], provider=""), LATER)
+    assert shut(url, without_bill=None).id == 1

@@ -98,12 +98,19 @@ def _own(settings: Settings) -> OperatorPrices:
 
 
 def _kinds(book: PriceBook, provider: str, model: str, at_ns: int | None = None) -> list[tuple[str, list[Price]]]:
-    """(kind, prices): list prices, and what contracts make of them; with `at_ns` only those in force."""
+    """(kind, prices): list prices, and what contracts make of them, also by how much is used; with `at_ns` only those
+    in force, whatever was used."""
     every = book.entries[provider, model]
     public = book.listed.get((provider, model), every)
     of_list = {price.source for price in public}
     paid, listed = (list(prices) if at_ns is None else _in_force(prices, at_ns) for prices in (every, public))
-    return [("list", listed), ("contracted", [price for price in paid if price.source not in of_list])]
+    found = [("list", listed), ("contracted", [price for price in paid if price.source not in of_list])]
+    terms = book.terms.get((provider, model))
+    if terms is not None and at_ns is None:
+        for place, contract in enumerate(terms.contracts):
+            instead = (terms.prices.get((place, price.version), ()) for price in paid)
+            found.append((contract.kind, [price for prices in instead for price in prices if price not in paid]))
+    return found
 
 
 def _packaged(settings: Settings, own: Price) -> Price | None:

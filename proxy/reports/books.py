@@ -18,6 +18,7 @@ from proxy.core.money import NS_PER_MINUTE
 from proxy.core.savings import Statement, row_of
 from proxy.ledger import cells, store
 from proxy.ledger.amounts import Prices
+from proxy.ledger.owed import Spending
 from proxy.reports import pricebook
 from proxy.reports.fairness import fairness
 from proxy.reports.pricebook import PriceUse
@@ -77,8 +78,9 @@ def read_books(connection: Connection, from_ns: int, to_ns: int, *, time_zone: s
                                min(to_ns, beyond * NS_PER_MINUTE))) for name, first, beyond in cuts]
     period = whole([part for _, part in parts])
     tag = tag or _tag_of(period)
-    by = {name: state(connection, lines, period, name) for name in (*GROUPINGS, tag)}
-    spans = tuple(Span(name, state(connection, lines, part, "backend")) for name, part in parts)
+    spending = Spending(connection)
+    by = {name: state(connection, lines, period, name, spending) for name in (*GROUPINGS, tag)}
+    spans = tuple(Span(name, state(connection, lines, part, "backend", spending)) for name, part in parts)
     known = Prices(connection)
     backends = _backends(period, known)
     return Books(time_zone, tag, by, step, spans, backends, marginal(by["route"], backends),

@@ -13,7 +13,7 @@ from proxy.core.gpucost import RateLine, overheads
 from proxy.core.money import NS_PER_MINUTE, NS_PER_S
 from proxy.core.savings import Cells, Statement, account
 from proxy.ledger import cells, closing, store
-from proxy.ledger.owed import owed
+from proxy.ledger.owed import Spending, owed
 from proxy.reports import queries
 
 GROUPS = ("route", "backend", "key", "tag", "day", "model")
@@ -45,15 +45,16 @@ def read_all(connection: Connection, from_ns: int, to_ns: int, groupings: Sequen
     lines = cells.rate_card(connection)
     days = daily(connection, lines, from_ns, to_ns, zone_of(time_zone)) if "day" in groupings else {}
     period = whole(list(days.values())) if days else cells.read(connection, lines, from_ns, to_ns)
-    return {by: state(connection, lines, period, by, {
+    spending = Spending(connection)
+    return {by: state(connection, lines, period, by, spending, {
         day: one.cells.items() for day, one in days.items() if one.cells} if by == "day" else None) for by in groupings}
 
 
-def state(connection: Connection, lines: Sequence[RateLine], period: Slice, by: str,
+def state(connection: Connection, lines: Sequence[RateLine], period: Slice, by: str, spending: Spending,
           groups: Mapping[str, Cells] | None = None) -> Statement:
     """The statement of what was read. `groups`: where `by` is none of a place's names."""
     labels = {key: f"{name} ({key})" for key, name in connection.execute(queries.KEY_NAMES)} if by == "key" else {}
-    contracts = owed(connection, lines, period.from_ns, period.to_ns)
+    contracts = owed(spending, lines, period.from_ns, period.to_ns)
     return account(period, grouped(period, by) if groups is None else groups,
                    overheads(lines, period.from_ns, period.to_ns), by=by, labels=labels, contracts=contracts.paid,
                    baseline_contracts=sum(contracts.alone.values()),

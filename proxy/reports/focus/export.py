@@ -16,6 +16,7 @@ from proxy.core.savings import IdentityBroken, Statement
 from proxy.core.usage import BUCKETS
 from proxy.ledger import cells
 from proxy.ledger.amounts import price_of
+from proxy.ledger.owed import Spending, owed
 from proxy.ledger.schema import prices
 from proxy.reports import queries
 from proxy.reports.focus.reasons import Reason, reasons
@@ -42,11 +43,11 @@ class Export:
 
     def __iter__(self) -> Iterator[Row]:
         lines = cells.rate_card(self.connection)
-        book = book_of(self.connection, lines, self.public)
+        book, spending = book_of(self.connection, lines, self.public), Spending(self.connection)
         added = {(name, kind): 0 for name in _whole for kind in (None, "Correction")}
         stretches = list(hours(self.from_ns, self.to_ns))
         for number, (start, end) in enumerate(stretches, 1):
-            for row in rows(slice_of(self.connection, lines, start, end), book):
+            for row in rows(slice_of(self.connection, lines, spending, start, end), book):
                 for name in _whole:
                     if (amount := row.get(name)) is not None:
                         added[name, row.get("ChargeClass")] += int(amount.scaleb(9))
@@ -81,11 +82,12 @@ def book_of(connection: Connection, lines: list[RateLine], public: PriceBook) ->
     return Book(known, public, lines, {key: name for key, name in connection.execute(queries.KEY_NAMES)})
 
 
-def slice_of(connection: Connection, lines: list[RateLine], from_ns: int, to_ns: int) -> Slice:
+def slice_of(connection: Connection, lines: list[RateLine], spending: Spending, from_ns: int, to_ns: int) -> Slice:
     found = cells.read(connection, lines, from_ns, to_ns)
     why = reasons(connection, from_ns, to_ns)
     made = [_cell(place, sums, why.get(place, NO_REASON)) for place, sums in sorted(found.cells.items())]
-    return Slice(from_ns, to_ns, made, found.gpus, overheads(lines, from_ns, to_ns))
+    return Slice(from_ns, to_ns, made, found.gpus, overheads(lines, from_ns, to_ns),
+                 owed(spending, lines, from_ns, to_ns))
 
 
 def _cell(place: Place, sums: list[int], why: Reason) -> Cell:

@@ -1,9 +1,10 @@
 """An hour's rows: a charge for each app, backend, model and meter.
 
 API calls: a row for each meter of a cell. A backend's GPUs: one charge a backend and hour, split to the apps that
-worked in it and to what belongs to nobody (foreign, start-up, idle), each a row; electricity likewise. Overheads: a
-recurring purchase. What has no price is an "Adjustment" of nothing that names the tokens: unknown is not free. A row is
-a dict by column name; a column that is not in it is null. Times are UTC nanoseconds.
+worked in it and to what belongs to nobody (foreign, start-up, idle), each a row; electricity likewise. Overheads, and
+throughput reserved at an API: a recurring purchase. What a commitment falls short by: a recurring adjustment. What has
+no price is an "Adjustment" of nothing that names the tokens: unknown is not free. A row is a dict by column name; a
+column that is not in it is null. Times are UTC nanoseconds.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def rows(piece: Slice, book: Book) -> Iterator[Row]:
     for backend, charge in charges.items():
         yield from _gpu(frame, piece, backend, charge, book)
         yield from _energy(frame, piece, backend, book)
+    yield from _contracts(frame, piece, book)
     yield from _overheads(frame, piece, book)
 
 
@@ -238,6 +240,25 @@ def _allocated_to(cell: Cell, book: Book) -> str:
     who = [cell.tags, book.keys.get(cell.key, cell.key), cell.route, cell.model, cell.baseline_price_version[:12],
            cell.price_version[:12]]
     return "/".join(part for part in who if part) or "(none)"
+
+
+def _contracts(frame: Row, piece: Slice, book: Book) -> Iterator[Row]:
+    """What contracts with APIs owe beside requests, and would owe in pure-API billing."""
+    for name, nano in piece.contracts.paid.items():
+        kind, _, scope = name.partition(" ")
+        alone, provider = piece.contracts.alone[name], scope.partition("/")[0]
+        if not nano and not alone:
+            continue
+        common = {**frame, **AI, **_who(provider, f"{provider} model API"), "ChargeFrequency": "Recurring",
+                  "x_CounterfactualCost": usd(alone)}
+        charge = gpu_hours(book.card(kind, scope), piece.from_ns, piece.to_ns, nano) if kind == "reservation" else None
+        if charge is not None:
+            yield {**common, **at_price(charge.price, charge.quantity, "Hours"), **_cost(nano),
+                   "ChargeCategory": "Purchase", "PricingCategory": "Standard", "SkuId": name, "SkuPriceId": name,
+                   "SkuMeter": "Provisioned Throughput", "ChargeDescription": f"Reserved throughput: {scope}"}
+        else:
+            yield {**common, **without_price(nano), "ChargeCategory": "Adjustment",
+                   "ChargeDescription": f"Commitment, what requests fall short by: {scope}"}
 
 
 def _overheads(frame: Row, piece: Slice, book: Book) -> Iterator[Row]:

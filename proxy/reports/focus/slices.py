@@ -9,6 +9,7 @@ from decimal import Decimal
 from proxy.core.gpucost import GpuShare, RateLine
 from proxy.core.pricing import Price, PriceBook
 from proxy.core.usage import BUCKETS
+from proxy.ledger.owed import Owed
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +45,14 @@ class Cell:
 @dataclass(frozen=True, slots=True)
 class Slice:
     """At most an hour, in one calendar hour of UTC. `backends`: what each one's GPUs and their electricity came to;
-    `overheads`: nano-USD by name."""
+    `overheads`: nano-USD by name. `contracts`: what they owe beside requests."""
 
     from_ns: int
     to_ns: int
     cells: Sequence[Cell] = ()
     backends: Mapping[str, GpuShare] = field(default_factory=dict)
     overheads: Mapping[str, int] = field(default_factory=dict)
+    contracts: Owed = field(default_factory=Owed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,6 +103,19 @@ def test_prices_diff_says_how_far_own_prices_are_from_the_list(tmp_path):
     assert "-10.0 %" in call("prices", "diff", "--config", file).stdout
 
 
+def test_prices_show_has_the_prices_of_each_step_of_a_contract(tmp_path):
+    (tmp_path / "p.yaml").write_text("""\
+prices: {openai: {gpt-4o: [{from: 2026-02-01, input: 2, output: 8, source: page}]}}
+contracts:
+  - {provider: openai, kind: volume, from: 2026-03-01, source: contract 9, steps: [{above_tokens: 1000, percent: 25}]}
+""")
+    file = write(tmp_path, extra=f"prices: {tmp_path}/p.yaml\n")
+    rows = json.loads(call("prices", "show", "--config", file, "--model", "gpt-4o", "--json").stdout)
+    [step] = [row for row in rows if row["kind"] == "volume" and row["source"].endswith(
+        f"25 % off {tmp_path}/p.yaml:1 page above 1,000 tokens of the month")]
+    assert step["tiers"][0]["usd_per_mtok"] == {"input_text": "1.5", "output_text": "6"} and step["version"]
+
+
 def test_prices_show_and_diff_know_list_prices_and_contracts_apart(tmp_path):
     (tmp_path / "p.yaml").write_text("""\
 prices: {openai: {gpt-4o: [{from: 2026-02-01, kind: list, input: 3, output: 12, source: page}]}}

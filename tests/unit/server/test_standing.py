@@ -3,19 +3,26 @@ workers change nothing; and each amount can be computed again."""
 
 from __future__ import annotations
 
+import csv
+import io
 from dataclasses import replace
 
 import pytest
 from test_baselines import PRICES, TEXT, Books, ns
 
 from proxy.core.contracts import card
-from proxy.ledger import hours
+from proxy.core.money import nano
+from proxy.ledger import hours, store
 from proxy.ledger.journal import Journal
 from proxy.ledger.verify import verify
 from proxy.reports.audit import audit
 from proxy.reports.books import open_books
+from proxy.reports.focus.columns import VERSIONS
+from proxy.reports.focus.export import Export
+from proxy.reports.focus.writers import write_csv
 from proxy.reports.render import to_dict
 from proxy.reports.statement import GROUPS, build
+from tests.support.focus_model import problems
 
 # m at 3 / 6 from August on: a request of 1,000 + 100 tokens is 3,600,000. n at 1 / 2: 1,200,000.
 VOLUME = """\
@@ -157,8 +164,8 @@ contracts:
 TWO_DAYS = (("2026-09-03", 5, 2), ("2026-09-21", 5, 3))  # when, how many on a GPU, how many at the API
 
 
-async def committed(tmp_path) -> Gateway:
-    gateway = Gateway(tmp_path, COMMIT)
+async def committed(tmp_path, contracts: str = COMMIT) -> Gateway:
+    gateway = Gateway(tmp_path, contracts)
     await gateway.begin("2026-09-01")
     for day, local, api in TWO_DAYS:
         for backend, count in (("llama", local), ("other", api)):
@@ -182,6 +189,23 @@ async def test_what_a_commitment_falls_short_by_is_on_a_line_of_its_own_in_both_
         assert statement.total == total and statement.rows[-1].contracts == 24_000_000
     assert to_dict(statement)["contracts"] == {"commitment o/n": "0.024000000"}
     assert audit(gateway.url) == [] and verify(gateway.url) == []
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("contracts", [COMMIT, RESERVE.replace("model: m", "model: n")])
+async def test_focus_has_what_contracts_owe_as_rows_of_their_own(tmp_path, contracts, version):
+    gateway = await committed(tmp_path, contracts)
+    start, end = ns("2026-09-02T23:30"), ns("2026-09-03T02:00")
+    out = io.StringIO()
+    with store.reading(gateway.url) as connection:
+        write_csv(Export(connection, start, end, gateway.books.prices), out, version)  # held to the statement
+    rows = list(csv.DictReader(io.StringIO(out.getvalue())))
+    assert sum(nano(row["BilledCost"]) for row in rows) == build(gateway.url, start, end).total.actual
+    fixed = [row for row in rows if row["ChargeFrequency"] == "Recurring"]
+    # Of three hours; in the last one more is used than was promised, before it and with it.
+    assert len(fixed) == (2 if contracts == COMMIT else 3) and sum(nano(row["BilledCost"]) for row in fixed) == (
+        build(gateway.url, start, end).total.contracts)
+    assert problems(list(rows[0]), rows, version) == []
 
 
 async def test_days_of_a_commitment_add_up_to_its_month(tmp_path):

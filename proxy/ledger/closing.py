@@ -25,7 +25,7 @@ from proxy.core.entries import RequestEntry
 from proxy.core.gpucost import GpuMinute, RateLine, in_force, overheads
 from proxy.core.money import NS_PER_HOUR, NS_PER_MINUTE
 from proxy.ledger import cells, store
-from proxy.ledger.owed import owed
+from proxy.ledger.owed import Spending, owed
 from proxy.ledger.rates import row_of
 from proxy.ledger.rows import Row, rows_of
 from proxy.ledger.schema import adjustments, closed_periods, gpu_time
@@ -171,7 +171,7 @@ def _cost(connection: Connection, lines: Sequence[RateLine], from_ns: int, to_ns
     slice_ = cells.of_minutes(connection, lines, from_ns, to_ns)
     found = {("gpu", name): share.gpu + share.energy for name, share in slice_.gpus.items()}
     found |= {("overhead", name): nano for name, nano in overheads(lines, from_ns, to_ns).items()}
-    beside = owed(connection, lines, from_ns, to_ns)
+    beside = owed(Spending(connection), lines, from_ns, to_ns)
     return found | {("contract", name): nano - beside.alone[name] for name, nano in beside.paid.items()}
 
 

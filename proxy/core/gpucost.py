@@ -12,6 +12,7 @@ minute that a period cuts is spread evenly over its 60 seconds, by the differenc
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -95,11 +96,20 @@ def in_force(lines: Iterable[RateLine], at_ns: int) -> RateLine | None:
 
 
 def timeline(lines: Sequence[RateLine], from_ns: int, to_ns: int) -> list[tuple[int, int, RateLine]]:
-    """The period cut where another line comes into force: (from, to, line), without the gaps."""
+    """The period cut where another line comes into force: (from, to, line), without the gaps. Each is what `in_force`
+    says there, found from the line that began last: a rate card of spot prices has thousands."""
     edges = {line.from_ns or 0 for line in lines} | {line.until_ns for line in lines if line.until_ns is not None}
     cuts = [from_ns, *sorted(edge for edge in edges if from_ns < edge < to_ns), to_ns]
-    found = ((start, end, in_force(lines, start)) for start, end in pairwise(cuts) if start < end)
-    return [(start, end, line) for start, end, line in found if line is not None]
+    current = enumerate({line.from_ns: line for line in lines}.values())
+    ordered = [line for _, line in sorted(current, key=lambda item: (item[1].from_ns or 0, -item[0]))]
+    starts = [line.from_ns or 0 for line in ordered]
+    found = []
+    for start, end in pairwise(cuts):
+        begun = reversed(range(bisect_right(starts, start)))
+        line = next((ordered[at] for at in begun if (until := ordered[at].until_ns) is None or start < until), None)
+        if start < end and line is not None:
+            found.append((start, end, line))
+    return found
 
 
 def overheads(lines: Iterable[RateLine], from_ns: int, to_ns: int) -> dict[str, int]:

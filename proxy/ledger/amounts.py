@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -17,6 +18,9 @@ from proxy.core.pricing import Price, Tier
 from proxy.core.usage import Usage
 from proxy.ledger.rates import line_of
 from proxy.ledger.schema import gpu_time, prices, rates
+
+EVER_NS = 2**63 - 1
+Piece = tuple[int, int, RateLine]  # from, to, and what was in force
 
 
 def price_of(row: Mapping[str, Any]) -> Price:
@@ -108,14 +112,39 @@ def gpu_minutes(connection: Connection) -> Iterator[str]:
     known: dict[str, list[tuple[int, RateLine]]] = {}
     for row in connection.execute(select(rates).where(rates.c.kind == "gpu").order_by(rates.c.id)).mappings():
         known.setdefault(row["name"], []).append((row["recorded_ns"], line_of(row)))
+    cards = {name: _Known(lines) for name, lines in known.items()}
     for row in connection.execution_options(yield_per=5_000).execute(select(gpu_time)):
         begin, end = row.minute * NS_PER_MINUTE, (row.minute + 1) * NS_PER_MINUTE
-        lines = [line for recorded_ns, line in known.get(row.backend, []) if recorded_ns < end]
-        if not lines and row.backend in known:
-            continue
-        if any(begin < edge < end for line in lines for edge in (line.from_ns, line.until_ns) if edge is not None):
+        pieces = cards[row.backend].pieces(begin, end) if row.backend in cards else []
+        if pieces is None:
             continue
         cost = sum(accrue(Fraction(line.usd) * NANO_PER_USD, line.from_ns or 0, start, stop)
-                   for start, stop, line in timeline(lines, begin, end))
+                   for start, stop, line in pieces)
         if abs(cost - row.cost_nano) > 1:
             yield f"gpu_time {row.backend}, minute {row.minute}: costs {row.cost_nano}, by the rate card {cost}"
+
+
+class _Known:
+    """One backend's lines, as they were known at each time: cut into pieces once for all the minutes in between."""
+
+    def __init__(self, lines: Sequence[tuple[int, RateLine]]) -> None:
+        self._lines = lines
+        self._heard = sorted({recorded_ns for recorded_ns, _ in lines})
+        self._cards: dict[int, tuple[list[int], list[Piece], list[int]]] = {}
+
+    def pieces(self, begin: int, end: int) -> list[Piece] | None:
+        """What was in force in that minute, by the lines known when it ended; None where it is to be let go."""
+        heard = bisect_left(self._heard, end)
+        if not heard:
+            return None
+        if heard not in self._cards:
+            lines = [line for recorded_ns, line in self._lines if recorded_ns <= self._heard[heard - 1]]
+            found = timeline(lines, 0, EVER_NS)
+            edges = {edge for line in lines for edge in (line.from_ns, line.until_ns) if edge is not None}
+            self._cards[heard] = [start for start, _, _ in found], found, sorted(edges)
+        starts, found, edges = self._cards[heard]
+        if bisect_left(edges, end) > bisect_right(edges, begin):
+            return None
+        at = max(0, bisect_right(starts, begin) - 1)
+        return [(max(begin, start), min(end, stop), line) for start, stop, line in found[at:bisect_left(starts, end)]
+                if stop > begin]

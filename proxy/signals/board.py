@@ -7,11 +7,13 @@ bid price per backend pool, from the demand that named it.
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import partial
 
+from proxy.config.backend import DatedRate
 from proxy.config.model import Backend, Route, Settings
 from proxy.core.capacity import Capacity
 from proxy.core.charges import Varying
@@ -180,13 +182,18 @@ def _replica(make: Callable[..., Replica], backend: Backend, index: int, url: st
 
 def _varying(backend: Backend, settings: Settings) -> Varying:
     """What a second of work costs there from each moment on at which some rate of its begins or ends."""
-    rates = () if backend.gpu is None else backend.gpu.rates
-    edges = {rate.from_ns for rate in rates} | {rate.until_ns for rate in rates if rate.until_ns is not None}
-    return Varying([(at_ns, _usd_per_s(backend, settings, at_ns)) for at_ns in (NEVER_NS, *sorted(edges))])
+    rates = () if backend.gpu is None else backend.gpu.rates  # ascending, none over another
+    starts = [rate.from_ns for rate in rates]
+    edges = {*starts, *(rate.until_ns for rate in rates if rate.until_ns is not None)}
+
+    def at(at_ns: int) -> DatedRate | None:
+        last = rates[begun - 1] if (begun := bisect_right(starts, at_ns)) else None
+        return last if last is not None and (last.until_ns is None or at_ns < last.until_ns) else None
+    return Varying([(at_ns, _usd_per_s(backend, settings, at(at_ns))) for at_ns in (NEVER_NS, *sorted(edges))])
 
 
-def _usd_per_s(backend: Backend, settings: Settings, at_ns: int) -> Fraction:
-    """USD that one more second of work of the *whole backend*, all its replicas, really costs at `at_ns` (UTC):
+def _usd_per_s(backend: Backend, settings: Settings, rate: DatedRate | None) -> Fraction:
+    """USD that one more second of work of the *whole backend*, all its replicas, really costs at a GPU's `rate`:
     energy above idle, any elastic charge. Exact. A replica's second costs its share of that (`Board.reprice`)."""
     gpu, cost = backend.gpu, Fraction(0)
     if gpu is None:
@@ -194,7 +201,6 @@ def _usd_per_s(backend: Backend, settings: Settings, at_ns: int) -> Fraction:
     if gpu.energy == "metered" and gpu.watts is not None and settings.electricity.usd_per_kwh is not None:
         watts = Fraction(gpu.watts) - Fraction(gpu.idle_watts or 0)
         cost += watts / 1000 / 3600 * Fraction(settings.electricity.usd_per_kwh) * Fraction(settings.electricity.pue)
-    if gpu.billing == "elastic":
-        cost += sum((Fraction(rate.usd_per_hour) / 3600 for rate in gpu.rates
-                     if rate.from_ns <= at_ns and (rate.until_ns is None or at_ns < rate.until_ns)), Fraction(0))
+    if gpu.billing == "elastic" and rate is not None:
+        cost += Fraction(rate.usd_per_hour) / 3600
     return cost

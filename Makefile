@@ -24,7 +24,7 @@ DEV_READY := $(VENV)/.dev-$(call crc,requirements/run.txt requirements/dev.txt)
 
 .PHONY: help run test lint lock accept cells sensitivity decision-bench week live live-replay test-vllm clean
 .PHONY: bench bench-short budgets compiled crash disconnects disk fuzz hold overload scaling simulate soak workers steps
-.PHONY: plan-check plan-plots plan-sizing reconcile-test
+.PHONY: month plan-check plan-plots plan-sizing reconcile-test
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -102,6 +102,9 @@ workers: $(DEV_READY) ## one, two and four workers on an engine that has too muc
 
 simulate: $(DEV_READY) ## the gateway in virtual time, a thousand seeds of a thousand requests, every rule at every step (25 minutes)
 	@exec $(VENV)/bin/python -m tests.simulation $(ARGS)
+
+month: $(DEV_READY) ## a generated month of 2 million requests whose truth is known, every form to the nano-dollar; 10 million timed (10 minutes)
+	@exec $(VENV)/bin/python -m tests.month $(ARGS)
 
 fuzz: $(DEV_READY) ## the parsers under atheris, a minute each (Linux); ARGS="--seconds 600" for longer, --help for more
 	@exec $(VENV)/bin/python -m tests.fuzz $(ARGS)

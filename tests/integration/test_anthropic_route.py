@@ -12,7 +12,7 @@ from proxy.config import load
 from proxy.demo.anthropic import AnthropicModel, AnthropicProfile, SimulatedAnthropic
 from proxy.demo.serving import serve
 from proxy.main import Gateway
-from tests.support.world import World, _served
+from tests.support.world import World, served
 
 CLAUDE = AnthropicProfile(models={"claude-sonnet-4-5": AnthropicModel(
     input="3", cache_read="0.30", cache_write="3.75", output="15")}, api_key="sk-ant-sim", ttft_ms=20, tpot_ms=2)
@@ -36,7 +36,7 @@ async def there(tmp_path, monkeypatch):
                                     "api_key": "env:SIM_ANTHROPIC_KEY"}},
             "routes": {"claude": {"backends": ["claude"], "baseline": "claude"}}}))
         gateway = Gateway(load(path))
-        async with _served(gateway) as (base, operators), aiohttp.ClientSession() as session:
+        async with served(gateway) as (base, operators), aiohttp.ClientSession() as session:
             yield World(gateway, base, ledger, [], sim, session, admin_url=operators)
 
 

@@ -28,6 +28,7 @@ from tests.month.generate import drawn, load, watched
 from tests.month.scene import MINUTE, Scene, month
 
 ROOT = Path(__file__).resolve().parents[2]
+KEPT = ROOT / ".bench"
 DAY_MINUTES = 24 * 60
 SHIFTED = ("started_ns", "sent_ns", "first_token_ns", "ended_ns")
 
@@ -35,7 +36,7 @@ SHIFTED = ("started_ns", "sent_ns", "first_token_ns", "ended_ns")
 def ledger_of(requests: int = 10_000_000, path: Path | None = None, days: int = 31) -> Path:
     """The file with so many requests in October 2026 (Europe/Berlin), made unless it is there. By default it is kept in
     .bench/, in the place of one with other tables."""
-    path = path or ROOT / ".bench" / f"month-{requests}-{days}-{_tables():08x}.db"
+    path = path or KEPT / f"month-{requests}-{days}-{_tables():08x}.db"
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)

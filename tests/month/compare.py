@@ -106,7 +106,7 @@ def of_statement(statement: Statement) -> dict[str, dict[str, int]]:
 
 def of_json(text: str) -> dict[str, dict[str, int]]:
     said = json.loads(text)
-    found = {row["group"]: _figures(row) for row in said["rows"]} | {"total": _figures(said)}
+    found = {row["group"]: figures_of(row) for row in said["rows"]} | {"total": figures_of(said)}
     assert len(found) == len(said["rows"]) + 1
     return found
 
@@ -116,12 +116,12 @@ def of_csv(text: str) -> dict[str, dict[str, int]]:
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
     for row in rows:
         assert not row["group"].startswith(("=", "+", "-", "@", "＝", "＋", "－", "＠")), row["group"]
-    found = {row["group"].removeprefix("'"): _figures(row) for row in rows}
+    found = {row["group"].removeprefix("'"): figures_of(row) for row in rows}
     assert len(found) == len(rows)
     return found
 
 
-def _figures(row: Mapping[str, object]) -> dict[str, int]:
+def figures_of(row: Mapping[str, object]) -> dict[str, int]:
     return {name: int(str(row[name])) if name in COUNTS else nano(str(row[name])) for name in FIGURES}
 
 

@@ -65,7 +65,7 @@ def waterfall(found: Found, name: str, steps: Mapping[str, int], total: Figures)
 
 
 def _groups(found: Found, name: str, table: pages.Table, want: dict[str, Figures]) -> None:
-    said = {_label(head): row for head, row in table.said().items()}
+    said = {label(head): row for head, row in table.said().items()}
     found.equal(f"{name}: groups", sorted(said), sorted(want))
     for group in said.keys() & want.keys():
         for head, figure in PAGE_HEADS.items():
@@ -75,7 +75,7 @@ def _groups(found: Found, name: str, table: pages.Table, want: dict[str, Figures
                     want[group]["requests"])
 
 
-def _label(head: str) -> str:
+def label(head: str) -> str:
     """The group that a row stands for: of a key its number, which follows its name."""
     if head.startswith(("nobody's", "Idle GPUs")):
         return NOBODY

@@ -110,7 +110,7 @@ async def world(tmp_path: Path, monkeypatch: Any, *, engines: int = 1, profile: 
         path = tmp_path / "config.yaml"
         path.write_text(yaml.safe_dump(configuration(ledger, urls, api_url, **options)))
         gateway = Gateway(load(path))
-        url, admin_url = await stack.enter_async_context(_served(gateway))
+        url, admin_url = await stack.enter_async_context(served(gateway))
         session = await stack.enter_async_context(aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=60)))
         one = World(gateway, url, ledger, sims, api, session, admin_url=admin_url)
@@ -121,7 +121,7 @@ async def world(tmp_path: Path, monkeypatch: Any, *, engines: int = 1, profile: 
 
 
 @contextlib.asynccontextmanager
-async def _served(gateway: Gateway) -> AsyncIterator[tuple[str, str]]:
+async def served(gateway: Gateway) -> AsyncIterator[tuple[str, str]]:
     """The gateway behind its real HTTP server, on ephemeral ports of this loop: (URL, operators' URL)."""
     sock = listen("127.0.0.1", 0)
     admin = listen("127.0.0.1", 0) if gateway.admin_app is not None else None

@@ -3,6 +3,7 @@ month is `make month`."""
 
 import itertools
 import random
+import sqlite3
 import time
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from proxy.ledger import hours, store
 from proxy.ledger.verify import verify
 from proxy.reports.audit import audit
 from proxy.reports.statement import read, read_all
-from tests.month import bulk, compare, forms, pages, scene
+from tests.month import bulk, compare, dashboard, forms, pages, scene
 from tests.month.run import make
 
 ZONES = ("Europe/Berlin", "Asia/Kathmandu", "Australia/Lord_Howe", "UTC")
@@ -49,6 +50,16 @@ def test_the_page_and_focus_say_the_truth_of_every_group(made, tmp_path):
         assert found.compared > 400
         assert forms.focus(found, connection, made.truth, tmp_path / "focus.csv", "Europe/Berlin") > 5_000
     assert not found.first and found.compared > 700
+
+
+async def test_the_dashboard_says_the_truth_of_every_group(made, tmp_path):
+    copy = tmp_path / "ledger.db"
+    with sqlite3.connect(made.url.removeprefix("sqlite:///")) as whole, sqlite3.connect(copy) as other:
+        whole.backup(other)  # the gateway writes its own rate card into it
+    found = compare.Found()
+    async with dashboard.gateway_on(f"sqlite:///{copy}", tmp_path, "Europe/Berlin") as address:
+        await dashboard.compare(found, made.truth, address, "Europe/Berlin")
+    assert not found.first and found.compared > 1_500
 
 
 def test_a_page_that_is_a_nano_dollar_off_is_found(made):

@@ -126,7 +126,8 @@ def correct(
                         api_nano=_nano("--api", api), baseline_nano=_nano("--baseline", baseline))
         except KeyError:
             which = "" if attempt is None else f" with attempt {attempt}"
-            typer.echo(f"breakeven ledger: the ledger has no request {request_id}{which}", err=True)
+            typer.echo(f"breakeven ledger: the ledger has no request {request_id}{which}; what was archived cannot be "
+                       "corrected", err=True)
             raise typer.Exit(1) from None
     if as_json:
         _print({"request_id": made.request_id, "attempt": made.attempt, "booked": made.changed,
@@ -168,6 +169,67 @@ def close(
 
     with _errors():
         run(to, from_, without_bill, who or _me(), time_zone, ledger, config, as_json=as_json)
+
+
+@ledger_app.command()
+def archive(
+    before: Annotated[str, typer.Option("--before", metavar="DATE", show_default=False, help=(
+        "Rows that ended before this day (UTC) are moved, such as 2026-09-01. Not after the first of this month."))],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", show_default=False, help=(
+        "Where the files go; it is made if it is not there."))],
+    who: Annotated[str | None, typer.Option("--who", help="Who archives. Default: this machine's user.")] = None,
+    ledger: Ledger = None, config: Config = None, as_json: AsJson = False,
+) -> None:
+    """Move the rows of old requests to Parquet files, one for each day. Every report keeps its figures.
+
+    A file is written, read back and recorded with its hash before a row is deleted, and each row is compared once more
+    in the transaction that deletes it. DIR/manifest.json lists files, counts, sums and hashes. A gateway may go on
+    writing. If it is interrupted, give the command again: it goes on where it was.
+
+    What is gone with the rows: single requests in the ledger (they are in the files), and correcting them. Rows that
+    were corrected stay. Needs pyarrow: pip install 'breakeven[parquet]'.
+
+    Exit 1: what was read back differs, a row is not right, or an older file is gone; the line says which. Rows
+    concerned stay in the ledger.
+
+    Example: breakeven ledger archive --before 2026-09-01 --to archive/
+    """
+    from proxy.ledger.archive import archive as move
+    from proxy.ledger.archive_files import ArchiveUnsound
+
+    began = time.monotonic()
+    with _errors(), bar("archiving", "rows") as progress:
+        try:
+            done = move(_url(ledger, config), _day_ns(before), to, who=who or _me(), progress=progress)
+        except ArchiveUnsound as error:
+            typer.echo(f"breakeven ledger: {error}", err=True)
+            raise typer.Exit(1) from None
+    if as_json:
+        _print({"files": [{"file": str(one.path), "day": one.day, "rows": one.rows, "bytes": one.bytes,
+                           "sha256": one.sha256} for one in done.files],
+                "kept": done.kept, "lost": list(done.lost), "seconds": round(time.monotonic() - began, 3)})
+    else:
+        for one in done.files:
+            typer.echo(f"{one.path}: {one.rows:,} rows, {one.bytes / 2**20:,.1f} MiB")
+        typer.echo(f"{sum(one.rows for one in done.files):,} rows moved, {done.kept:,} before {before} stay, in "
+                   f"{time.monotonic() - began:.1f} s")
+    for line in done.lost:
+        typer.echo(f"breakeven ledger: {line}", err=True)
+    if done.lost:
+        raise typer.Exit(1)
+
+
+def _day_ns(text: str) -> int:
+    """The beginning of a UTC day. ValueError for what is none."""
+    import datetime as dt
+
+    from proxy.core.money import NS_PER_S
+
+    try:
+        day = dt.date.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"--before {text!r} is not a date; write 2026-09-01") from None
+    return int(dt.datetime(day.year, day.month, day.day, tzinfo=dt.UTC).timestamp()) * NS_PER_S
 
 
 def _url(ledger: str | None, config: Path | None) -> str:

@@ -9,6 +9,7 @@ from sqlalchemy import Select, bindparam, func, select
 
 from proxy.cli.replay_case import ReplayRefused, Traffic
 from proxy.core.money import NS_PER_S
+from proxy.ledger.archived import first_day
 from proxy.ledger.schema import requests
 from proxy.ledger.store import reading
 from proxy.replay.trace import Trace
@@ -36,6 +37,9 @@ def ledger_traffic(url: str, from_ns: int, to_ns: int, route: str | None,
     trace, cached = Trace([], [], [], [], []), []
     period = {"begin": from_ns, "end": to_ns}
     with reading(url) as connection:
+        if (day := first_day(connection, from_ns, to_ns)) is not None:
+            raise ReplayRefused(f"rows of {day} were archived; give another period with --from and --to, or a backup "
+                                "of before")
         wanted = ANSWERED if route is None else ANSWERED & (requests.c.route == route)
         count = connection.execute(COUNT.where(wanted), period).scalar_one()
         lost = connection.execute(COUNT.where(FINAL), period).scalar_one() - connection.execute(

@@ -26,15 +26,19 @@ PAGES_AT_ONCE = 2_000  # between two calls of `progress`
 Progress = Callable[[int, int], None]  # pages copied, pages there are
 
 _SUMS = """
-    SELECT (SELECT count(*) FROM requests), (SELECT coalesce(sum(requests), 0) FROM rollup),
-           (SELECT coalesce(sum(api_nano), 0) FROM requests), (SELECT coalesce(sum(api_nano), 0) FROM rollup),
-           (SELECT coalesce(sum(marginal_nano), 0) FROM requests), (SELECT coalesce(sum(marginal_nano), 0) FROM rollup)
+    SELECT (SELECT count(*) FROM requests) + (SELECT coalesce(sum(requests), 0) FROM archived),
+           (SELECT coalesce(sum(requests), 0) FROM rollup),
+           (SELECT coalesce(sum(api_nano), 0) FROM requests) + (SELECT coalesce(sum(api_nano), 0) FROM archived),
+           (SELECT coalesce(sum(api_nano), 0) FROM rollup),
+           (SELECT coalesce(sum(marginal_nano), 0) FROM requests)
+               + (SELECT coalesce(sum(marginal_nano), 0) FROM archived),
+           (SELECT coalesce(sum(marginal_nano), 0) FROM rollup)
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """What was copied. `rows`: attempts booked by then."""
+    """What was copied. `rows`: attempts booked by then, archived ones too."""
 
     path: Path
     bytes: int

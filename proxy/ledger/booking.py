@@ -65,7 +65,7 @@ def settle(connection: Connection, entries: Mapping[Key, RequestEntry], rows: Se
 
 def _known(db: sqlite3.Connection, keys: Iterable[Key], since: int = 0) -> set[Key]:
     """Of these attempts, those that are booked; not the last `since` rows, which this transaction has appended: they
-    have the highest numbers, because the write lock is held and nothing is ever deleted."""
+    have the highest numbers, because the write lock is held."""
     (last,) = db.execute(NEWEST_REQUEST).fetchone()
     found = db.execute(KNOWN_REQUESTS, (packed(keys),))
     return {(name, attempt) for name, attempt, number in found if number <= (last or 0) - since}
@@ -139,7 +139,8 @@ def interrupted(intent: Intent, now_ns: int, *, final: bool = True) -> RequestEn
 
 
 def sum_up_again(connection: Connection) -> None:
-    """Fill the rollups from the rows and corrections, where an upgrade has emptied them."""
+    """Fill the rollups from the rows and corrections, where an upgrade has emptied them: of a ledger so old that it has
+    no archives."""
     db = store.raw(connection)
     rows = connection.execution_options(yield_per=AT_ONCE).execute(select(requests).order_by(requests.c.id))
     for part in rows.mappings().partitions(AT_ONCE):

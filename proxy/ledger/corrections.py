@@ -15,7 +15,7 @@ from proxy.core.entries import RequestEntry
 from proxy.ledger import closing, hours, store
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.rows import INT_MAX, corrected, entry_of
-from proxy.ledger.schema import corrections, requests
+from proxy.ledger.schema import archive_files, archives, corrections, requests
 from proxy.ledger.statements import UPSERT_ROLLUP
 
 REASON_MAX, WHO_MAX = 500, 200
@@ -61,6 +61,7 @@ def correct(url: str, request_id: str, attempt: int | None = None, *, reason: st
     try:
         with store.transaction(connection):
             entry = _entry(connection, request_id, attempt)
+            _refuse_leaving(connection, entry)
             at_ns = max(now_ns or time.time_ns(), closing.horizon(connection))
             found = _difference(connection, entry, api_nano, baseline_nano, at_ns)
             if found.changed:
@@ -89,6 +90,17 @@ def _entry(connection: Connection, request_id: str, attempt: int | None) -> Requ
         if (entry.final if attempt is None else entry.attempt == attempt):
             return entry
     raise KeyError(request_id)
+
+
+def _refuse_leaving(connection: Connection, entry: RequestEntry) -> None:
+    """A row that is in a file already, and is about to be deleted, cannot be corrected any more."""
+    mine = (corrections.c.request_id == entry.request_id) & (corrections.c.attempt == entry.attempt)
+    if connection.execute(select(corrections.c.id).where(mine)).first() is None:
+        taken = select(func.coalesce(func.sum(archives.c.rows), 0)).where(archives.c.file_id == archive_files.c.id)
+        unfinished = (archive_files.c.from_ns <= entry.ended_ns) & (archive_files.c.to_ns > entry.ended_ns) & (
+            archive_files.c.rows > taken.scalar_subquery())
+        if connection.execute(select(archive_files.c.id).where(unfinished)).first() is not None:
+            raise ValueError("rows of that day are being archived; let `breakeven ledger archive` end first")
 
 
 def _difference(connection: Connection, entry: RequestEntry, api: int | None, baseline: int | None,

@@ -106,7 +106,7 @@ def deltas(entries: Iterable[RequestEntry]) -> dict[RollupKey, list[int]]:
     """What the entries add to the rollups: sums in the order of `SUMS`, by key."""
     parts: dict[tuple[int, Any], list[list[int]]] = {}
     for entry in entries:
-        dimensions, booked = _dimensions(entry), _booked(entry)
+        dimensions, booked = place_of(entry), _booked(entry)
         ended = entry.ended_ns // NS_PER_MINUTE
         parts.setdefault((ended, dimensions), []).append(booked)
         if entry.work_ns:
@@ -158,7 +158,7 @@ def corrected(entry: RequestEntry, at_ns: int, api_nano: int, baseline_nano: int
     """What a correction of the entry, made at `at_ns`, adds to the rollups."""
     sums = [0] * len(SUMS)
     sums[_AT["corrected_api_nano"]], sums[_AT["corrected_baseline_nano"]] = api_nano, baseline_nano
-    return (at_ns // NS_PER_MINUTE, *_dimensions(entry)), sums
+    return (at_ns // NS_PER_MINUTE, *place_of(entry)), sums
 
 
-_dimensions = attrgetter(*Place._fields)
+place_of = attrgetter(*Place._fields)

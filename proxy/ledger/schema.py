@@ -32,7 +32,7 @@ from proxy.core.cells import FIELDS, SUMS, Place
 from proxy.core.gpucost import GpuShare
 from proxy.core.usage import BUCKETS
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")  # oldest first; what this program can open
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")  # oldest first; what this program can open
 HEAD = REVISIONS[-1]
 
 Int = Integer().with_variant(BigInteger, "postgresql")
@@ -128,6 +128,42 @@ holds = Table(
     _text("request_id"), _int("attempt"), _text("scope"), _text("per"), _int("start_ns"), _int("amount_nano"),
     _text("owner"), _int("expires_ns"),
     PrimaryKeyConstraint("request_id", "attempt", "scope", "per", "start_ns", name="pk_holds"),
+    sqlite_strict=True, sqlite_with_rowid=False,
+)
+
+# Old rows of `requests` that were moved to files (archive.py): each file; each piece of one that was taken out; and, as
+# sums, what stands for them.
+archive_files = Table(
+    "archive_files", metadata,
+    Column("id", Int, primary_key=True),
+    _text("path"), _text("sha256"), _int("bytes"), _int("rows"), _int("from_ns"), _int("to_ns"), _text("sums"),
+    _int("at_ns"), _text("who"),
+    UniqueConstraint("path", name="uq_archive_files_path"),
+    sqlite_strict=True,
+)
+
+archives = Table(
+    "archives", metadata,
+    Column("id", Int, primary_key=True),
+    _int("file_id"), _int("from_ns"), _int("to_ns"), _int("last_id"), _int("rows"), _text("sums"), _int("at_ns"),
+    Index("ix_archives_file", "file_id"),
+    sqlite_strict=True,
+)
+
+ARCHIVED_KEY = ("day", *Place._fields)
+ARCHIVED_SUMS = (*ROLLUP_SUMS, "posted_nano", "api_most_nano")  # the last two: what budgets count of them
+
+archived = Table(
+    "archived", metadata,
+    _int("day"), *(_text(name) for name in Place._fields), *(_int(name) for name in ARCHIVED_SUMS),
+    PrimaryKeyConstraint(*ARCHIVED_KEY, name="pk_archived"),
+    sqlite_strict=True, sqlite_with_rowid=False,
+)
+
+archived_use = Table(
+    "archived_use", metadata,
+    _text("scope"), _text("per"), _int("start_ns"), _int("posted_nano"),
+    PrimaryKeyConstraint("scope", "per", "start_ns", name="pk_archived_use"),
     sqlite_strict=True, sqlite_with_rowid=False,
 )
 
@@ -227,7 +263,7 @@ alembic_version = Table(
 )
 
 APPENDED = (requests, corrections, gpu_time, rates, prices, keys, key_events, key_limits, reconciliations,
-            closed_periods, adjustments, alert_events)
+            closed_periods, adjustments, alert_events, archive_files, archives)
 
 # %(table)s is filled in by SQLAlchemy's DDL from the table itself.
 NO_UPDATE = DDL("CREATE TRIGGER %(table)s_no_update BEFORE UPDATE ON %(table)s "
@@ -235,6 +271,14 @@ NO_UPDATE = DDL("CREATE TRIGGER %(table)s_no_update BEFORE UPDATE ON %(table)s "
 NO_DELETE = DDL("CREATE TRIGGER %(table)s_no_delete BEFORE DELETE ON %(table)s "
                 "BEGIN SELECT RAISE(ABORT, '%(table)s: rows are appended, never deleted'); END")
 
+# A row of `requests` leaves with the archive that was recorded last, if it is one of its rows and was never corrected.
+NO_DELETE_BUT_ARCHIVED = DDL(
+    "CREATE TRIGGER %(table)s_no_delete BEFORE DELETE ON %(table)s "
+    "WHEN NOT EXISTS (SELECT 1 FROM archives WHERE id = (SELECT max(id) FROM archives) AND OLD.ended_ns >= from_ns "
+    "AND OLD.ended_ns < to_ns AND OLD.id <= last_id) OR EXISTS (SELECT 1 FROM corrections "
+    "WHERE request_id = OLD.request_id AND attempt = OLD.attempt) "
+    "BEGIN SELECT RAISE(ABORT, '%(table)s: rows are appended, never deleted'); END")
+
 for _table in APPENDED:
-    for _ddl in (NO_UPDATE, NO_DELETE):
+    for _ddl in (NO_UPDATE, NO_DELETE_BUT_ARCHIVED if _table is requests else NO_DELETE):
         event.listen(_table, "after_create", _ddl.execute_if(dialect="sqlite"))

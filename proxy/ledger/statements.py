@@ -16,12 +16,24 @@ from itertools import chain
 from typing import Any
 
 import orjson
-from sqlalchemy import Executable, Insert, Select, Table, and_, bindparam, func, literal_column, select, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Executable,
+    Insert,
+    Select,
+    Table,
+    and_,
+    bindparam,
+    func,
+    literal_column,
+    select,
+    tuple_,
+)
 from sqlalchemy.dialects.sqlite import dialect, insert
 
 from proxy.core.budgets import GATEWAY
 from proxy.ledger.rows import REQUEST_COLUMNS
-from proxy.ledger.schema import ROLLUP_KEY, ROLLUP_SUMS, budget_use, gpu_time, holds, requests, rollup
+from proxy.ledger.schema import ROLLUP_KEY, ROLLUP_SUMS, archived, budget_use, gpu_time, holds, requests, rollup
 
 ROWS_MOST, ROWS_STEP = 64, 4  # in one statement
 _SQLITE = dialect()
@@ -125,14 +137,26 @@ FORGET_FROM = [f"DELETE FROM {table} WHERE hour >= ?" for table in _SUMMED]  # n
 
 
 def spent_in(scope: str, start_ns: int, end_ns: int | None) -> Select[Any]:
-    """What the rows say a window has taken. By `ended_ns`, which has an index, then by when they arrived."""
-    api = requests.c.backend_kind == "api"
+    """What the rows say a window has taken. By `ended_ns`, which has an index, then by when they arrived. A window
+    without end has taken what archived rows posted, too; those of others began after all of them."""
     most = func.coalesce(requests.c.api_nano, requests.c.hold_nano, 0)
-    kind, _, value = scope.partition(":")
-    mine = {GATEWAY: api, "key": requests.c.key_id == value, "route": requests.c.route == value,
-            "tag": func.instr("," + requests.c.tags + ",", f",{value},") > 0}[kind]
     within = [requests.c.ended_ns >= start_ns, requests.c.started_ns >= start_ns]
     if end_ns is not None:
         within.append(requests.c.started_ns < end_ns)
-    return select(func.coalesce(func.sum(most if kind == GATEWAY else requests.c.posted_nano), 0)).where(
-        and_(mine, *within))
+    spent = func.coalesce(func.sum(most if scope == GATEWAY else requests.c.posted_nano), 0)
+    rows = select(spent.label("nano")).where(and_(_mine(requests, scope), *within))
+    if end_ns is not None:
+        return rows
+    stands = archived.c.api_most_nano if scope == GATEWAY else archived.c.posted_nano
+    gone = select(func.coalesce(func.sum(stands), 0)).where(_mine(archived, scope)).scalar_subquery()
+    return select(rows.subquery().c.nano + gone)
+
+
+def _mine(table: Table, scope: str) -> ColumnElement[bool]:
+    """Whose rows a scope counts."""
+    kind, _, value = scope.partition(":")
+    if scope == GATEWAY:
+        return table.c.backend_kind == "api"
+    if kind == "tag":
+        return func.instr("," + table.c.tags + ",", f",{value},") > 0
+    return table.c[{"key": "key_id", "route": "route"}[kind]] == value

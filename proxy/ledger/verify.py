@@ -12,7 +12,7 @@ from sqlalchemy import Connection, NullPool, Row, create_engine, func, select
 
 from proxy.core.budgets import PERS, Window, window_start_ns
 from proxy.core.entries import RequestEntry
-from proxy.ledger import amounts, hours, store, treasury
+from proxy.ledger import amounts, archived, hours, store, treasury
 from proxy.ledger.rows import RollupKey, corrected, deltas, entry_of
 from proxy.ledger.schema import (
     ROLLUP_KEY,
@@ -59,6 +59,7 @@ def _problems(connection: Connection, progress: Progress | None, priced: bool) -
     yield from budgets.problems(connection)
     yield from _gpu_minutes(connection)
     yield from hours.problems(connection)
+    yield from archived.problems(connection)
     if priced:
         yield from amounts.gpu_minutes(connection)
     yield from _key_events(connection)
@@ -87,14 +88,15 @@ def _triggers(connection: Connection) -> Iterator[str]:
 
 def _rows(connection: Connection, progress: Progress | None, prices: amounts.Prices | None,
           budgets: _Budgets) -> Iterator[str]:
-    """Each row's amounts, if `prices` are given; and the rollups against all rows and corrections."""
-    expected: dict[RollupKey, list[int]] = {}
+    """Each row's amounts, if `prices` are given; and the rollups against all rows and corrections, and of days of which
+    rows were archived against what stands for those."""
+    expected = _Expected(connection)
     total = connection.execute(select(func.count()).select_from(requests)).scalar_one() if progress else 0
     rows = connection.execution_options(yield_per=TOLD_EVERY).execute(select(requests).order_by(requests.c.id))
     for number, row in enumerate(rows.mappings(), 1):
         entry = entry_of(row)
         for key, more in deltas([entry]).items():
-            _add(expected, key, more)
+            expected.add(key, more)
         budgets.add(entry)
         if prices is not None:
             yield from prices.problems(entry)
@@ -102,19 +104,53 @@ def _rows(connection: Connection, progress: Progress | None, prices: amounts.Pri
             progress(number, total)
     yield from _corrections(connection, expected)
     for row in connection.execution_options(yield_per=TOLD_EVERY).execute(select(rollup)):
-        key, sums = _split(row)
-        counted = expected.pop(key, None)
+        yield from expected.compare(*_split(row))
+    yield from expected.rest()
+
+
+class _Expected:
+    """The sums that rollups should hold: a minute's, or those of a whole day, where rows of it were archived."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._sums: dict[tuple[Any, ...], list[int]] = {}
+        self._of_days: dict[tuple[Any, ...], list[int]] = {}
+        stands = archived.sums_by_day(connection)
+        self._days = {day for day, *_ in stands}
+        for (day, *place), sums in stands.items():
+            _add(self._sums, ("day", day, *place), sums)
+
+    def add(self, key: RollupKey, more: list[int]) -> None:
+        _add(self._sums, self._at(key), more)
+
+    def compare(self, key: RollupKey, sums: list[int]) -> Iterator[str]:
+        at = self._at(key)
+        if at is not key:
+            _add(self._of_days, at, sums)
+        else:
+            yield from self._differences(key, sums)
+
+    def rest(self) -> Iterator[str]:
+        for key, sums in self._of_days.items():
+            yield from self._differences(key, sums)
+        for key in self._sums:
+            yield f"rollup {key}: missing"
+
+    def _at(self, key: RollupKey) -> tuple[Any, ...]:
+        minute, *place = key
+        day = minute // archived.MINUTES_PER_DAY
+        return ("day", day, *place) if day in self._days else key
+
+    def _differences(self, key: tuple[Any, ...], sums: list[int]) -> Iterator[str]:
+        counted = self._sums.pop(key, None)
         if counted is None:
             yield f"rollup {key}: stands for no row"
-            continue
+            return
         for name, booked, again in zip(ROLLUP_SUMS, sums, counted, strict=True):
             if booked != again:
                 yield f"rollup {key}: {name} is {booked}, its rows add up to {again}"
-    for key in expected:
-        yield f"rollup {key}: missing"
 
 
-def _corrections(connection: Connection, expected: dict[RollupKey, list[int]]) -> Iterator[str]:
+def _corrections(connection: Connection, expected: _Expected) -> Iterator[str]:
     same = (corrections.c.request_id == requests.c.request_id) & (corrections.c.attempt == requests.c.attempt)
     made = select(corrections.c.id.label("correction"), corrections.c.at_ns, corrections.c.api_nano.label("api"),
                   corrections.c.baseline_nano.label("baseline"), requests)
@@ -122,10 +158,10 @@ def _corrections(connection: Connection, expected: dict[RollupKey, list[int]]) -
         if row["request_id"] is None:
             yield f"correction {row['correction']}: corrects a request that is not there"
         else:
-            _add(expected, *corrected(entry_of(row), row["at_ns"], row["api"], row["baseline"]))
+            expected.add(*corrected(entry_of(row), row["at_ns"], row["api"], row["baseline"]))
 
 
-def _add(expected: dict[RollupKey, list[int]], key: RollupKey, more: list[int]) -> None:
+def _add(expected: dict[tuple[Any, ...], list[int]], key: tuple[Any, ...], more: list[int]) -> None:
     have = expected.get(key)
     expected[key] = more if have is None else [a + b for a, b in zip(have, more, strict=True)]
 
@@ -139,8 +175,9 @@ class _Budgets:
     """What windows have taken is what their rows posted and their holds hold; no hold outlives its request."""
 
     def __init__(self, connection: Connection) -> None:
-        self._posted: dict[Window, int] = {(row.scope, row.per, row.start_ns): 0
-                                           for row in connection.execute(select(budget_use))}
+        gone = archived.of_windows(connection)
+        windows = ((row.scope, row.per, row.start_ns) for row in connection.execute(select(budget_use)))
+        self._posted: dict[Window, int] = {window: gone.get(window, 0) for window in windows}
 
     def add(self, entry: RequestEntry) -> None:
         """Count a row in every window there is that it belongs to."""

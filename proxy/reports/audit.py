@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from sqlalchemy import func, select
 
-from proxy.core.money import NS_PER_MINUTE
+from proxy.core.money import NS_PER_HOUR, NS_PER_MINUTE
 from proxy.core.savings import IdentityBroken, Statement
 from proxy.core.usage import BUCKETS
 from proxy.ledger import store
-from proxy.ledger.schema import adjustments, corrections, gpu_time, requests
+from proxy.ledger.schema import adjustments, archived, corrections, gpu_time, requests
 from proxy.reports.statement import GROUPS, read
+
+NS_PER_DAY = 24 * NS_PER_HOUR
 
 BILLED = (requests.c.final == 1) & (requests.c.status < 400) & requests.c.end_reason.in_(
     ("complete", "client_abort", "limit"))
@@ -24,6 +26,11 @@ CORRECTED = select(func.min(corrections.c.at_ns), func.max(corrections.c.at_ns),
                    func.coalesce(func.sum(corrections.c.baseline_nano - corrections.c.api_nano), 0))
 ADJUSTED = select(func.min(adjustments.c.at_ns), func.max(adjustments.c.at_ns),
                   func.coalesce(func.sum(adjustments.c.cost_nano), 0))
+GONE = sum((archived.c[bucket] for bucket in BUCKETS[1:]), archived.c[BUCKETS[0]])
+ARCHIVED = select(  # rows that are in files now
+    func.min(archived.c.day), func.max(archived.c.day),
+    *(func.coalesce(func.sum(one), 0) for one in (
+        archived.c.finals, GONE, archived.c.api_nano, archived.c.baseline_nano + archived.c.baseline_unknown_nano)))
 WATCHED = select(func.min(gpu_time.c.minute), func.max(gpu_time.c.minute))
 
 
@@ -35,15 +42,18 @@ def audit(url: str) -> list[str]:
         first_correction, last_correction, corrected = connection.execute(CORRECTED).one()
         first_adjusted, last_adjusted, adjusted = connection.execute(ADJUSTED).one()
         first_minute, last_minute = connection.execute(WATCHED).one()
+        first_day, last_day, *gone = connection.execute(ARCHIVED).one()
         moments = [at for at in (rows.first_ns, rows.last_ns, first_correction, last_correction, first_adjusted,
                                  last_adjusted) if at is not None]
         moments += [minute * NS_PER_MINUTE for minute in (first_minute, last_minute) if minute is not None]
+        moments += [] if first_day is None else [first_day * NS_PER_DAY, (last_day + 1) * NS_PER_DAY - 1]
         if not moments:
             return []
         from_ns = min(moments) // NS_PER_MINUTE * NS_PER_MINUTE
         to_ns = (max(moments) // NS_PER_MINUTE + 1) * NS_PER_MINUTE
-        wanted = {"requests": rows.requests, "tokens": rows.tokens, "api": rows.api, "baseline": rows.baseline,
-                  "corrections": corrected - adjusted}
+        wanted = {name: getattr(rows, name) + more
+                  for name, more in zip(("requests", "tokens", "api", "baseline"), gone, strict=True)}
+        wanted["corrections"] = corrected - adjusted
         found: list[str] = []
         first = None
         for by in GROUPS:

@@ -21,7 +21,7 @@ from proxy.core.entries import CONTROL
 from proxy.core.money import NS_PER_HOUR, NS_PER_MINUTE
 from proxy.core.savings import IdentityBroken
 from proxy.core.usage import BUCKETS
-from proxy.ledger import cells, store
+from proxy.ledger import archived, cells, store
 from proxy.ledger.schema import corrections, requests
 from proxy.ledger.statements import text_of
 
@@ -64,6 +64,9 @@ def check(url: str, from_ns: int, to_ns: int, progress: Progress | None = None) 
     LedgerUnavailable where the ledger cannot be read."""
     first, beyond = -(-from_ns // NS_PER_MINUTE) * NS_PER_MINUTE, -(-to_ns // NS_PER_MINUTE) * NS_PER_MINUTE
     with store.reading(url) as connection:
+        if (day := archived.first_day(connection, first, beyond)) is not None:
+            raise ValueError(f"rows of {day} were archived, and cannot be counted here; `breakeven ledger verify` "
+                             "counts what stands for them")
         last = connection.execute(select(func.max(_r.id))).scalar() or 0
         said = cells.read(connection, cells.rate_card(connection), from_ns, to_ns).cells
         counted = _of_corrections(connection, first, beyond)

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, case, func, select
 from proxy.core.money import NS_PER_S
 from proxy.core.pricing import NANO_PER_TOKEN, Price
 from proxy.core.usage import BUCKETS
+from proxy.ledger import archived
 from proxy.ledger.amounts import price_of
 from proxy.ledger.schema import corrections, prices, requests
 from proxy.reports.reconcile.bill import DAY_S, KINDS, Bill, Tokens, day_of
@@ -108,7 +109,11 @@ GROUP = (DAY, requests.c.model, requests.c.backend, requests.c.price_version, SO
 
 def read(connection: Connection, bill: Bill, backends: Collection[str] = ()) -> Metered:
     """What we metered in the time that the bill covers, at the backends it is of: those that were priced by the bill's
-    provider, and those that are named. LedgerUnavailable comes from who gave the connection."""
+    provider, and those that are named. LedgerUnavailable comes from who gave the connection; ValueError where rows of
+    that time were archived."""
+    if (day := archived.first_day(connection, bill.first * NS_PER_S, bill.beyond * NS_PER_S)) is not None:
+        raise ValueError(f"rows of {day} were archived, and a bill is reconciled with rows: take a backup of before, "
+                         "with --ledger")
     known = {row["version"]: price_of(row) for row in connection.execute(select(prices)).mappings()}
     within = (requests.c.backend_kind == "api", BILLED, requests.c.ended_ns >= bill.first * NS_PER_S,
               requests.c.ended_ns < bill.beyond * NS_PER_S)

@@ -259,6 +259,7 @@ SAYS = {
     "from openai": r"llama-8b cheaper_at_the_margin",
     "status --url": r"llama-8b(.*\n)*.*cheaper_at_the_margin",
     "admin/switch": r'"switch":"all-api"', "/drain": r'"draining":true', "ledger backup": r"attempts(.*\n)*.*sound",
+    "ledger archive": r"0 rows moved, 0 before 2026-09-01 stay",
     "breakeven replay": r"marginal-cost(.*\n)*.*threshold 0\.8",
     "plan token-cost": r"cheaper from(.*\n)*.*gpt-4o",
     "organization/": r"Within 0\.5 %",

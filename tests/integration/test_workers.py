@@ -148,6 +148,7 @@ async def test_what_is_done_to_one_holds_on_all_and_any_of_them_answers_for_all(
         assert await backends() == {"api": 18}
         await post("/admin/backends/llama/drain", {"on": False})
         await there.settled(54)
+        paid: list[float] = []
         for _ in range(12):  # whichever of them is asked
             page = json.loads(await there.page("/admin/status"))
             assert page["requests"] == 54 and page["by_backend"] == {"api": 36, "llama": 18}
@@ -157,6 +158,12 @@ async def test_what_is_done_to_one_holds_on_all_and_any_of_them_answers_for_all(
             counted = re.findall(r'^breakeven_requests_total\{.*\} (\S+)$', metrics, re.MULTILINE)
             assert sum(map(float, counted)) == 54
             assert len(re.findall("^# TYPE breakeven_replica_healthy ", metrics, re.MULTILINE)) == 1
+            (cost,) = re.findall(r'^breakeven_backend_usd_per_million_tokens\{backend="llama"\} (\S+)$', metrics,
+                                 re.MULTILINE)
+            elapsed_s = (page["at_ns"] - page["since_ns"]) / 1e9  # paid since the start, over everybody's tokens
+            paid.append(page["unit_costs"][0]["usd_per_mtok"] / elapsed_s)
+            assert 0.9 * page["unit_costs"][0]["usd_per_mtok"] <= float(cost) < 2 * paid[-1] * elapsed_s
+        assert max(paid) < 1.1 * min(paid), "of one worker's tokens it would be some three times as much"
 
 
 async def test_a_worker_that_is_killed_is_replaced_and_what_it_had_in_flight_is_settled(tmp_path):

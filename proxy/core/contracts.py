@@ -39,7 +39,7 @@ Kind = Literal["volume", "commitment", "provisioned"]
 PACE_NS_MIN = 24 * 3600 * NS_PER_S  # of a month must be over before its pace says anything
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # each is itself: standings are asked by it for every request
 class Contract:
     """One contract over a provider's models. `model` may be a glob. `usd`: promised per month (commitment), or per hour
     (provisioned). `steps`: (above how many tokens of the month, percent off), ascending from 0 (volume)."""

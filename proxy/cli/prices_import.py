@@ -20,7 +20,7 @@ from proxy.config.litellm_prices import ListPrice, read_litellm
 from proxy.config.load import cards_of
 from proxy.config.operator_prices import OperatorPrices, read_operator_prices
 from proxy.config.price_import import Change, PriceKind, card_changes, card_text, price_changes
-from proxy.config.price_lines import with_lines, write
+from proxy.config.price_lines import text_of, with_lines, write
 from proxy.config.prices import listed_as, load_price_book
 from proxy.config.problem import Source
 from proxy.config.versions import plain
@@ -56,6 +56,8 @@ def import_(
     settings = load_or_exit(config) if config is not None else None
     try:
         if file.suffix.lower() == ".csv":
+            if model or contracted or from_ or source:
+                raise _stop("--model, --contracted, --from and --source are of API prices; a rate card says these itself")
             target = _target(into, _card_of(config), "a rate card", "config/gpus.csv")
             changes, text = _cards(file, target)
         else:
@@ -104,7 +106,7 @@ def _card_of(config: Path | None) -> Path | None:
 def _cards(file: Path, target: Path) -> tuple[list[Change], str]:
     given, ours = read_card(file), read_card(target) if target.exists() else None
     changes = list(card_changes(given, ours))
-    return changes, card_text(target.read_text(encoding="utf-8-sig") if ours else "", changes)
+    return changes, card_text(text_of(target) if ours else "", changes)
 
 
 def _prices(file: Path, target: Path, settings: Settings | None, globs: Sequence[str], kind: PriceKind,
@@ -120,7 +122,7 @@ def _prices(file: Path, target: Path, settings: Settings | None, globs: Sequence
     added = [(*one.name[:2], one.line) for one in changes if not one.why]
     if len(added) > LINES_MAX:
         raise _stop(f"{len(added)} new lines; at most {LINES_MAX}: choose with --model")
-    text = target.read_text(encoding="utf-8-sig") if target.exists() else "version: 1\n"
+    text = text_of(target) if target.exists() else "version: 1\n"
     if added:
         text = with_lines(text, added, Source(str(target)))
     return changes, text

@@ -151,5 +151,5 @@ def _row(line: CardLine, columns: tuple[str, ...]) -> str:
 
 def card_text(text: str, changes: Sequence[Change]) -> str:
     """The card with its new lines after all that is there."""
-    head = text if text.strip() else ",".join(COLUMNS)
-    return "\n".join([head.rstrip("\n"), *(change.line for change in changes if not change.why)]) + "\n"
+    head, end = text if text.strip() else ",".join(COLUMNS), "\r\n" if "\r\n" in text else "\n"
+    return end.join([head.rstrip("\r\n"), *(change.line for change in changes if not change.why), ""])

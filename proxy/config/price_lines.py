@@ -57,7 +57,8 @@ def with_lines(text: str, additions: Sequence[Addition], source: Source) -> str:
     # From the end; of those in one place the innermost last, so that it comes first.
     for after, _, new in sorted(reversed(inserts), key=lambda one: (-one[0], one[1])):
         lines[after:after] = new
-    result = "\n".join(lines) + "\n"
+    end = "\r\n" if "\r\n" in text else "\n"
+    result = end.join([*lines, ""])
     _untouched(text, result, replaced, source)
     return result
 
@@ -134,11 +135,16 @@ def _untouched(before: str, after: str, replaced: int | None, source: Source) ->
                                      "add the lines by hand")])
 
 
+def text_of(path: FsPath) -> str:
+    """With the ends of its lines as they are."""
+    return path.read_bytes().decode("utf-8-sig")
+
+
 def write(path: FsPath, text: str) -> None:
     """Whole or not at all."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as stream:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as stream:
             stream.write(text)
         os.chmod(name, path.stat().st_mode & 0o777 if path.exists() else 0o644)
         os.replace(name, path)

@@ -93,6 +93,16 @@ discounts""")
     assert price.tiers[0].usd_per_mtok["output_text"] == Decimal("15.000000000000000001"), "as it is written"
 
 
+def test_files_keep_the_ends_of_their_lines(place):
+    for name, text in (("p.yaml", OWN), ("gpus.csv", CARD)):
+        (place / name).write_bytes(text.replace("\n", "\r\n").encode())
+    (place / "new.csv").write_text("gpu,provider,usd_per_hour,kind,from,source\nL4,here,0.9,spot,2026-05-01,feed\n")
+    for file, into, arguments in (("l.json", "p.yaml", ["--from", "2026-03-01"]), ("new.csv", "gpus.csv", [])):
+        assert run(place, file, *arguments).exit_code == 0
+        raw = (place / into).read_bytes()
+        assert raw.count(b"\n") == raw.count(b"\r\n") > len((OWN if into == "p.yaml" else CARD).splitlines())
+
+
 def test_the_same_list_again_adds_nothing_and_a_dry_run_writes_nothing(place):
     done = run(place, "l.json", "--from", "2026-03-01", "--dry-run")
     assert "3 new" in done.stdout and "nothing was written" in done.stdout and (place / "p.yaml").read_text() == OWN
@@ -128,6 +138,7 @@ def test_contracted_prices_stand_beside_list_prices(place):
     ("l.json", ["--model", "painter"], "prices no model called painter by the token"),
     ("p.json", [], "is no price list in litellm's form"),
     ("head.csv", [], "unknown column 'price'"),
+    ("head.csv", ["--from", "2026-03-01"], "are of API prices"),
 ])
 def test_what_cannot_be_read_is_said_in_a_line_and_nothing_is_written(place, file, arguments, said):
     (place / "p.json").write_text('{"gpt-x": {"input": 1}}')

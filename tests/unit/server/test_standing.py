@@ -15,13 +15,15 @@ from proxy.core.money import nano
 from proxy.ledger import hours, store
 from proxy.ledger.journal import Journal
 from proxy.ledger.verify import verify
+from proxy.reports import view
 from proxy.reports.audit import audit
 from proxy.reports.books import open_books
 from proxy.reports.focus.columns import VERSIONS
 from proxy.reports.focus.export import Export
 from proxy.reports.focus.writers import write_csv
-from proxy.reports.render import to_dict
+from proxy.reports.render import print_table, to_dict
 from proxy.reports.statement import GROUPS, build
+from proxy.server.planning import api_usd
 from tests.support.focus_model import problems
 
 # m at 3 / 6 from August on: a request of 1,000 + 100 tokens is 3,600,000. n at 1 / 2: 1,200,000.
@@ -141,7 +143,6 @@ async def test_a_minutes_reserve_is_free_until_it_is_exceeded(tmp_path):
 
 
 async def test_a_decision_is_made_at_the_margin(tmp_path):
-    from proxy.server.planning import api_usd
     gateway = Gateway(tmp_path, RESERVE, baseline_n=False)
     await gateway.begin("2026-09-03")
     offer = gateway.books.planner.offers["api"]
@@ -217,6 +218,38 @@ async def test_days_of_a_commitment_add_up_to_its_month(tmp_path):
     assert [day.contracts for day in days[:4]] == [1_000_000, 1_000_000, -1_400_000, 1_000_000]
     assert books.marginal.fully_loaded == books.statement.total.savings
     assert sum(day.savings for day in days) == books.statement.total.savings
+
+
+async def test_every_form_of_the_report_has_it_in_its_sums(tmp_path):
+    gateway = await committed(tmp_path)
+    books = open_books(gateway.url, ns("2026-09-01"), ns("2026-10-01"))
+    for steps in (view.waterfall(books.statement), view.bridge(books)):
+        sums = 0
+        for at, one in enumerate(steps):
+            if one.kind == "total" and sums and at:
+                assert one.amount.nano == sums or one.name == "baseline", one
+            sums = one.amount.nano if one.kind == "total" else sums + one.amount.nano
+        assert sums == books.statement.total.savings
+    assert "contracts beside requests" in str([one.label for one in view.waterfall(books.statement)])
+    out = io.StringIO()
+    print_table(books.statement, out)
+    assert "API, commitment o/n" in out.getvalue() and "in pure-API billing" in out.getvalue()
+
+
+async def test_a_commitment_that_lags_makes_the_next_request_free_at_the_margin(tmp_path):
+    gateway = Gateway(tmp_path, COMMIT)
+    await gateway.begin("2026-09-20")
+    offer = gateway.books.planner.offers["other"]
+
+    class Demand:
+        prompt_tokens, output_tokens = 1000.0, 100.0
+
+    # 19 days, a million on each, are the pace.
+    assert api_usd(offer, "chat", Demand, ns("2026-09-20")) == 0.0
+    await bills(gateway, "2026-09-19", 15)
+    assert api_usd(offer, "chat", Demand, ns("2026-09-20")) == 0.0, "18,000,000 is less"
+    assert await bills(gateway, "2026-09-19", 1) == [1_200_000], "what is booked is the price all the same"
+    assert api_usd(offer, "chat", Demand, ns("2026-09-20")) == 0.0012
 
 
 async def test_a_reservation_is_paid_by_the_hour_in_both_worlds(tmp_path):

@@ -57,7 +57,7 @@ def import_(
     try:
         if file.suffix.lower() == ".csv":
             if model or contracted or from_ or source:
-                raise _stop("--model, --contracted, --from and --source are of API prices; a rate card says these itself")
+                raise _stop("--model, --contracted, --from and --source are of API prices: a rate card says these")
             target = _target(into, _card_of(config), "a rate card", "config/gpus.csv")
             changes, text = _cards(file, target)
         else:

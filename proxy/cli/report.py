@@ -11,6 +11,8 @@ import typer
 
 from proxy.cli.progress import sum_up
 
+ALL = "all"
+PAGES = ("html", "pdf")
 FORMATS = ("table", "json", "csv", "html", "pdf", "focus")
 
 
@@ -21,8 +23,8 @@ def report(
     to: Annotated[str | None, typer.Option("--to", metavar="DATE", help=(
         "First moment that is left out: all of November is --from 2026-11-01 --to 2026-12-01. Default: now."))] = None,
     by: Annotated[str | None, typer.Option("--by", help=(
-        "Group by route, backend, key, tag (all tags together), tag:NAME (one tag), day or model. Default: route. A "
-        "page shows every grouping; of tags it shows tag:team, or the one named here."))] = None,
+        "Group by route, backend, key, tag (all tags together), tag:NAME (one tag), day or model; csv "
+        "and json also by all. Default: route. A page shows every grouping; of tags team, or the one named."))] = None,
     format_: Annotated[str, typer.Option("--format", help=(
         "table, json, csv, html (one file that opens offline and prints on two A4 pages), pdf (by this machine's "
         "Chromium), or focus: FinOps' Cost and Usage dataset by hour, as CSV or Parquet."))] = "table",
@@ -86,38 +88,48 @@ def _report(from_: str | None, to: str | None, by: str | None, format_: str, led
     from proxy.ledger import store
     from proxy.ledger.location import locate
     from proxy.reports import render
+    from proxy.reports.books import read_books
     from proxy.reports.closing import standing
+    from proxy.reports.page import to_html
     from proxy.reports.period import resolve
     from proxy.reports.statement import check, read, zone_of
 
+    _fits(by, format_)
     location, now_ns = locate(ledger, config), time.time_ns()
     zone = time_zone or location.time_zone
-    sum_up(location.url)
     from_ns, to_ns = resolve(from_, to, zone_of(zone), now_ns)
-    if format_ in ("html", "pdf"):
-        return _page(location.url, from_ns, to_ns, by, zone, now_ns, pdf=format_ == "pdf")
-    check(from_ns, to_ns, by or "route", zone)
+    sum_up(location.url)
+    check(from_ns, to_ns, by if by not in (None, ALL) else "route", zone)
+    tag = by if by and by.partition(":")[0] == "tag" else None
     with store.reading(location.url) as connection:
-        statement = read(connection, from_ns, to_ns, by=by or "route", time_zone=zone)
         final = standing(connection, from_ns, to_ns)
-    if format_ == "json":
-        return render.to_json(statement, zone, final)
+        if format_ == "table" or (format_ == "csv" and by != ALL):
+            statement = read(connection, from_ns, to_ns, by=by or "route", time_zone=zone)
+            return _table(statement, final, zone, plain=plain) if format_ == "table" else render.to_csv(statement, zone)
+        books = read_books(connection, from_ns, to_ns, time_zone=zone, tag=tag, by_day=by in ("day", ALL))
     if format_ == "csv":
-        return render.to_csv(statement, zone)
-    return _table(statement, final, zone, plain=plain)
-
-
-def _page(url: str, from_ns: int, to_ns: int, by: str | None, zone: str, now_ns: int, *, pdf: bool) -> str | bytes:
+        return render.to_csv_of(books.by.values(), zone)
+    if format_ == "json":
+        return render.to_json(books.by["route" if by in (None, ALL) else by], zone, final, books, every=by == ALL)
+    html = to_html(books, generated_ns=now_ns, ledger=store.path_of(location.url).name, standing=final)
+    if format_ == "html":
+        return html
     from proxy.cli.pdf import to_pdf
-    from proxy.ledger.store import path_of
-    from proxy.reports.books import open_books
-    from proxy.reports.page import to_html
 
-    if by is not None and by.partition(":")[0] != "tag":
+    return to_pdf(html)
+
+
+def _fits(by: str | None, format_: str) -> None:
+    """ValueError where a form cannot show a grouping, or there is no such."""
+    from proxy.reports.statement import grouping
+
+    if by == ALL:
+        if format_ == "table":
+            raise ValueError("--by all is for csv and json; a table shows one grouping")
+    elif by is not None:
+        grouping(by)
+    if by is not None and format_ in PAGES and by.partition(":")[0] != "tag":
         raise ValueError(f"--by {by}: a page shows every grouping; --by tag:NAME says which tag")
-    books = open_books(url, from_ns, to_ns, time_zone=zone, tag=by)
-    html = to_html(books, generated_ns=now_ns, ledger=path_of(url).name)
-    return to_pdf(html) if pdf else html
 
 
 def _table(statement: object, standing: object, zone: str, *, plain: bool) -> str:

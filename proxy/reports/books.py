@@ -22,7 +22,7 @@ from proxy.ledger.owed import Spending
 from proxy.reports import pricebook
 from proxy.reports.fairness import fairness
 from proxy.reports.pricebook import PriceUse
-from proxy.reports.statement import Day, check, days_between, state, zone_of
+from proxy.reports.statement import Day, check, days_between, read, state, zone_of
 
 GROUPINGS = ("route", "key", "backend", "model")
 SPANS_MAX = 31  # stretches on a page; more days than that become weeks, more weeks months, more months years
@@ -61,15 +61,16 @@ class Books:
         return self.by["route"]
 
 
-def open_books(url: str, from_ns: int, to_ns: int, *, time_zone: str = "UTC", tag: str | None = None) -> Books:
-    """`tag`: "tag", or "tag:NAME"; by default the team, where any request says one. LedgerUnavailable when the ledger
-    cannot be read; ValueError for a period, zone or tag that makes no sense."""
+def open_books(url: str, from_ns: int, to_ns: int, *, time_zone: str = "UTC", tag: str | None = None,
+               by_day: bool = False) -> Books:
+    """`tag`: "tag", or "tag:NAME"; by default the team, where any request says one. `by_day`: with that grouping too.
+    LedgerUnavailable when the ledger cannot be read; ValueError for a period, zone or tag that makes no sense."""
     with store.reading(url) as connection:
-        return read_books(connection, from_ns, to_ns, time_zone=time_zone, tag=tag)
+        return read_books(connection, from_ns, to_ns, time_zone=time_zone, tag=tag, by_day=by_day)
 
 
 def read_books(connection: Connection, from_ns: int, to_ns: int, *, time_zone: str = "UTC",
-               tag: str | None = None) -> Books:
+               tag: str | None = None, by_day: bool = False) -> Books:
     """`open_books` on a connection, so that all of it is of one moment."""
     check(from_ns, to_ns, tag or "tag", time_zone)
     lines = cells.rate_card(connection)
@@ -80,6 +81,8 @@ def read_books(connection: Connection, from_ns: int, to_ns: int, *, time_zone: s
     tag = tag or _tag_of(period)
     spending = Spending(connection)
     by = {name: state(connection, lines, period, name, spending) for name in (*GROUPINGS, tag)}
+    if by_day:
+        by["day"] = read(connection, from_ns, to_ns, by="day", time_zone=time_zone)
     spans = tuple(Span(name, state(connection, lines, part, "backend", spending)) for name, part in parts)
     known = Prices(connection)
     backends = _backends(period, known)

@@ -22,6 +22,7 @@ from markupsafe import Markup
 from proxy.core.money import NS_PER_S
 from proxy.reports import charts, figures, pricebook, view
 from proxy.reports.books import Books
+from proxy.reports.closing import Standing
 from proxy.reports.render import to_dict
 from proxy.reports.statement import zone_of
 
@@ -45,8 +46,9 @@ class Table:
     total: view.Line
 
 
-def to_html(books: Books, *, generated_ns: int, ledger: str) -> str:
-    """`ledger` is the name it is known by. The same books, name and moment give the same bytes."""
+def to_html(books: Books, *, generated_ns: int, ledger: str, standing: Standing | None = None) -> str:
+    """`ledger` is the name it is known by, `standing` how final the period is. The same books, name and moment give the
+    same bytes."""
     statement, zone = books.statement, zone_of(books.time_zone)
     places = figures.places_for(statement)
     steps, way = view.waterfall(statement), view.bridge(books)
@@ -66,9 +68,19 @@ def to_html(books: Books, *, generated_ns: int, ledger: str) -> str:
         net_percent=statement.savings_percent, figures_hash=fingerprint(books), prices=view.prices(books),
         prices_hash=pricebook.fingerprint(books.prices, books.card), card=books.card,
         day=lambda at_ns: _date(dt.datetime.fromtimestamp(at_ns // NS_PER_S, zone)),
-        printable=figures.printable, print_rows=PRINT_ROWS,
+        standing=standing and standing.line(zone), closed=_closed(standing, zone), printable=figures.printable,
+        print_rows=PRINT_ROWS,
         substituted_percent=figures.percent_of(statement.total.substituted_baseline, statement.total.baseline),
         percent=figures.percent, unit=figures.unit, unit_tokens=figures.count)
+
+
+def _closed(standing: Standing | None, zone: ZoneInfo) -> dict[str, str]:
+    """Who closed the period, and when; nothing where it is not closed as a whole."""
+    if standing is None or standing.status != "closed":
+        return {}
+    last = standing.closed[-1]
+    return {"Name": figures.printable(last.who), "Date": _moment(last.closed_ns, zone),
+            "Signature": f"SHA-256 {last.hash[:16]}…"}
 
 
 def _groupings(books: Books) -> list[tuple[str, str, str]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+from collections.abc import Iterable
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any, TextIO
 
@@ -15,21 +17,39 @@ from rich.text import Text
 
 from proxy.core.money import usd, usd_string
 from proxy.core.savings import GroupRow, Statement
+from proxy.reports import view
+from proxy.reports.books import Books
 from proxy.reports.closing import Standing
+from proxy.reports.figures import per, printable, unit
+from proxy.reports.machine import of_books
 from proxy.reports.period import show
 from proxy.reports.statement import zone_of
 
 AMOUNTS = ("baseline", "api", "gpu", "gpu_serving", "gpu_failed", "gpu_foreign", "gpu_startup", "gpu_idle",
            "energy", "overhead", "actual", "corrections", "savings")
-CSV_COLUMNS = ("from", "to", "currency", "group", "requests", "tokens", *AMOUNTS)
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # full width counts in East Asian settings
+MORE_AMOUNTS = ("baseline_list", "baseline_contracted", "baseline_late", "api_retries", "control_api",
+                "substituted_baseline", "marginal_saving")
+COUNTS = ("attempts", "succeeded", "input_tokens", "cached_tokens", "output_tokens", "substituted", "unpriced",
+          "unknown_baseline", "estimated_tokens")
+UNITS = ("loaded", "savings_percent", "usd_per_million_tokens", "usd_per_request", "baseline_usd_per_million_tokens",
+         "baseline_usd_per_request")
+CSV_COLUMNS = ("from", "to", "currency", "group", "requests", "tokens", *AMOUNTS, "by", "label", *COUNTS, *MORE_AMOUNTS,
+               *UNITS)
+FORMULA = "=+\\-@\t\r\n＝＋－＠"  # full width counts in East Asian settings
+_STARTS = re.compile(rf"(^|[;,|\t\r\n][ ]*)(?=[{FORMULA}])")  # of a cell, whatever a spreadsheet takes for a separator
 
 
-def to_json(statement: Statement, time_zone: str = "UTC", standing: Standing | None = None) -> str:
-    """The report's contract: amounts are decimal strings in USD, to the nano-dollar."""
+def to_json(statement: Statement, time_zone: str = "UTC", standing: Standing | None = None,
+            books: Books | None = None, *, every: bool = False) -> str:
+    """The report's contract: amounts are decimal strings in USD, to the nano-dollar. With how final it is; with the
+    books all that they say beside it, and with `every` the rows of every grouping."""
     said = to_dict(statement, time_zone)
     if standing is not None:
         said |= standing.to_dict(zone_of(time_zone))
+    if books is not None:
+        said |= of_books(books)
+        if every:
+            said["groupings"] = {by: to_dict(one, time_zone)["rows"] for by, one in books.by.items()}
     return json.dumps(said, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -46,9 +66,11 @@ def to_dict(statement: Statement, time_zone: str = "UTC") -> dict[str, Any]:
         "corrections_api": usd_string(statement.corrections_api),
         "corrections_baseline": usd_string(statement.corrections_baseline),
         "corrections_closed_periods": usd_string(-total.adjusted),
+        "marginal_saving": usd_string(total.marginal_saving),
         "coverage": dict(statement.coverage), "unpriced_backends": list(statement.unpriced_backends),
         "rows": [{"group": row.group, "label": row.label, "allocated": row.allocated, "requests": row.requests,
-                  "tokens": row.tokens, **_amounts(row)} for row in statement.rows],
+                  "tokens": row.tokens, **_amounts(row), **_more(row, line)}
+                 for row, line in zip(statement.rows, _lines(statement), strict=True)],
         "backends": {name: {"gpu": usd_string(share.gpu), "gpu_serving": usd_string(share.serving),
                             "gpu_failed": usd_string(share.failed), "gpu_foreign": usd_string(share.foreign),
                             "gpu_startup": usd_string(share.startup), "gpu_idle": usd_string(share.idle),
@@ -60,25 +82,57 @@ def to_dict(statement: Statement, time_zone: str = "UTC") -> dict[str, Any]:
     }
 
 
+def _lines(statement: Statement) -> list[view.Line]:
+    """In the order of the rows."""
+    found = {line.name: line for line in view.lines(statement)}
+    return [found[row.group] for row in statement.rows]
+
+
 def _amounts(row: GroupRow) -> dict[str, str]:
     return {name: usd_string(getattr(row, name)) for name in AMOUNTS}
 
 
+def _more(row: GroupRow, line: view.Line) -> dict[str, Any]:
+    """What came after the first contract; unit costs are null where there is nothing to divide by."""
+    percent = line.percent
+    return {**{name: getattr(row, name) for name in COUNTS},
+            **{name: usd_string(getattr(row, name)) for name in MORE_AMOUNTS},
+            "loaded": line.loaded.exact, "savings_percent": None if percent is None else str(percent),
+            "usd_per_million_tokens": exact(line.per_million), "usd_per_request": exact(line.per_request),
+            "baseline_usd_per_million_tokens": exact(per(row.baseline, row.tokens, view.MILLION)),
+            "baseline_usd_per_request": exact(per(row.baseline, row.requests))}
+
+
+def exact(nano: int | None) -> str | None:
+    return None if nano is None else usd_string(nano)
+
+
 def to_csv(statement: Statement, time_zone: str = "UTC") -> str:
     """The groups and their total, for a spreadsheet: a name that looks like a formula is made text."""
+    return to_csv_of([statement], time_zone)
+
+
+def to_csv_of(statements: Iterable[Statement], time_zone: str = "UTC") -> str:
+    """Several groupings, one under the other, each with its total; the column `by` tells them apart."""
     zone = zone_of(time_zone)
-    start, end = show(statement.from_ns, zone), show(statement.to_ns, zone)
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(CSV_COLUMNS)
-    for row in (*statement.rows, statement.total):
-        writer.writerow([start, end, "USD", safe_cell(row.group), row.requests, row.tokens, *_amounts(row).values()])
+    for statement in statements:
+        total = statement.total
+        period = show(statement.from_ns, zone), show(statement.to_ns, zone), "USD"
+        rows = zip((*statement.rows, total), (*_lines(statement), view.line(total, 2)), strict=True)
+        for row, line in rows:
+            more = ("" if value is None else value for value in _more(row, line).values())
+            writer.writerow([*period, safe_cell(row.group), row.requests, row.tokens, *_amounts(row).values(),
+                             statement.by, safe_cell(printable(row.label or row.group)), *more])
     return out.getvalue()
 
 
 def safe_cell(text: str) -> str:
-    """Text that no spreadsheet takes for a formula. Numbers do not come through here and stay numbers."""
-    return "'" + text if text.startswith(FORMULA) else text
+    """Text that no spreadsheet takes for a formula, at its beginning or after what might be taken for a separator.
+    Numbers do not come through here and stay numbers."""
+    return _STARTS.sub(r"\1'", text)
 
 
 def print_table(statement: Statement, out: TextIO, time_zone: str = "UTC", *, width: int = 132,
@@ -109,13 +163,18 @@ def _waterfall(statement: Statement, places: int) -> Table:
         table.add_row(Text(name, style), _money(amount, places, style), note)
 
     asked = f"{total.requests:,} requests, {total.tokens:,} tokens"
+    if total.baseline_list != total.baseline:
+        line("Everything at the API, list prices", total.baseline_list)
+        line("  Contracted prices", total.baseline - total.baseline_list)
     line("Baseline: everything at the API", total.baseline, asked, "bold")
     retries = f"of which attempts that did not answer {_plain(statement.api_retries, places)}"
-    line("  API, paid", total.contracts - total.api, retries if statement.api_retries else "")
+    line("  API, paid", total.contracts + total.control_api - total.api, retries if statement.api_retries else "")
     for name, amount in sorted(statement.contracts.items()):
-        line(f"  API, {_printable(name)}", -amount, "beside its requests")
+        line(f"  API, {printable(name)}", -amount, "beside its requests")
     if total.baseline_contracts:
         line("  of the baseline, the same", total.baseline_contracts, "in pure-API billing", "dim")
+    if total.control_api:
+        line("  API, control group", -total.control_api, "sent there at random, to compare")
     for name, label in (("gpu_serving", "GPU, serving"), ("gpu_failed", "GPU, failed work"),
                         ("gpu_foreign", "GPU, used by others"), ("gpu_startup", "GPU, starting"),
                         ("gpu_idle", "GPU, idle")):
@@ -125,7 +184,7 @@ def _waterfall(statement: Statement, places: int) -> Table:
     if total.energy:
         line("  Electricity", -total.energy)
     for name, amount in sorted(statement.overheads.items()):
-        line(f"  Overhead, {_printable(name)}", -amount)
+        line(f"  Overhead, {printable(name)}", -amount)
     if statement.corrections_api or statement.corrections_baseline or total.adjusted:
         note = (f"made in this period, of any: API {_plain(statement.corrections_api, places)}, "
                 f"baseline {_plain(statement.corrections_baseline, places)}")
@@ -134,6 +193,8 @@ def _waterfall(statement: Statement, places: int) -> Table:
         line("  Corrections", total.corrections, note)
     bold = "bold red" if total.savings < 0 else "bold green"
     line("Savings", total.savings, "" if percent is None else f"{percent:+} % of the baseline", bold)
+    line("Marginal saving", total.marginal_saving, "what the decisions saved, GPUs being paid for either way",
+         "bold red" if total.marginal_saving < 0 else "bold")
     if statement.baseline_outside_target:
         late = statement.baseline_outside_target
         note = f"{_plain(late, places)} of the baseline was answered later than its target"
@@ -146,13 +207,13 @@ def _groups(statement: Statement, places: int) -> Table:
     table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
     table.add_column(statement.by)
     corrected = ("corrections",) if any(row.corrections for row in statement.rows) else ()
-    for name in ("requests", "tokens", "baseline", "api", "gpu", "energy", "overhead", *corrected, "savings"):
+    for name in ("requests", "tokens", "baseline", "api", "gpu", "energy", "overhead", *corrected, "savings", "per M"):
         table.add_column(name, justify="right")
-    for row in statement.rows:
+    for row, loaded in zip(statement.rows, _lines(statement), strict=True):
         amounts = (row.baseline, row.api, row.gpu, row.energy, row.overhead, *(row.corrections for _ in corrected))
-        table.add_row(Text(_printable(row.label), "" if row.allocated else "italic"),
+        table.add_row(Text(printable(row.label), "" if row.allocated else "italic"),
                       f"{row.requests:,}", f"{row.tokens:,}", *(_money(amount, places) for amount in amounts),
-                      _money(row.savings, places, "red" if row.savings < 0 else "green"))
+                      _money(row.savings, places, "red" if row.savings < 0 else "green"), unit(loaded.per_million))
     return table
 
 
@@ -165,7 +226,7 @@ def _warnings(statement: Statement) -> list[Text]:
         found.append((f"{covered['unknown_baseline_requests']:,} requests have no known baseline price: booked as no "
                       "saving.", "bold yellow"))
     if statement.unpriced_backends:
-        names = _printable(", ".join(statement.unpriced_backends))
+        names = printable(", ".join(statement.unpriced_backends))
         found.append((f"No GPU rate was in force while {names} worked: that cost is missing.", "bold red"))
     if covered["estimated_requests"]:
         found.append((f"{covered['estimated_requests']:,} attempts ({covered['estimated_tokens']:,} tokens) have "
@@ -173,7 +234,11 @@ def _warnings(statement: Statement) -> list[Text]:
     if covered["unobserved_minutes"]:
         found.append((f"{covered['unobserved_minutes']:,} GPU minutes were paid while no gateway watched: booked as "
                       "idle.", "yellow"))
-    return [Text(f"! {text}", style) for text, style in found]
+    lines = [Text(f"! {text}", style) for text, style in found]
+    if statement.total.substituted:
+        lines.append(Text(f"{statement.total.substituted:,} answers came from another model than the baseline's: "
+                          "counted as if its own had been as long, and worth as much.", "dim"))
+    return lines
 
 
 def _plain(amount: int, places: int) -> str:
@@ -182,8 +247,3 @@ def _plain(amount: int, places: int) -> str:
 
 def _money(amount: int, places: int, style: str = "") -> Text:
     return Text(_plain(amount, places), style or ("dim" if amount == 0 else ""))
-
-
-def _printable(text: str) -> str:
-    """Names come from configuration and headers: no control character reaches the terminal."""
-    return "".join(char if char.isprintable() else "?" for char in text)

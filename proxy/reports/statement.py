@@ -71,7 +71,7 @@ def daily(connection: Connection, lines: Sequence[RateLine], from_ns: int, to_ns
 
 def grouped(period: Slice, by: str) -> dict[str, Cells]:
     """The period's cells, each in the group that its place belongs to."""
-    column, tag = _grouping(by)
+    column, tag = grouping(by)
     at = Place._fields.index({"key": "key_id", "tag": "tags"}.get(column, column))
     groups: dict[str, list[tuple[Place, list[int]]]] = {}
     for place, sums in period.cells.items():
@@ -81,7 +81,7 @@ def grouped(period: Slice, by: str) -> dict[str, Cells]:
 
 def check(from_ns: int, to_ns: int, by: str, time_zone: str) -> tuple[str, str, ZoneInfo]:
     """(column, tag, zone). ValueError says what is wrong."""
-    column, tag = _grouping(by)
+    column, tag = grouping(by)
     if not 0 <= from_ns < to_ns:
         raise ValueError("the period ends before it begins")
     if to_ns - from_ns > PERIOD_DAYS_MAX * 24 * 60 * NS_PER_MINUTE:
@@ -119,7 +119,8 @@ def epoch_ns(moment: dt.datetime) -> int:
     return (delta.days * 86_400 + delta.seconds) * NS_PER_S + delta.microseconds * 1_000
 
 
-def _grouping(by: str) -> tuple[str, str]:
+def grouping(by: str) -> tuple[str, str]:
+    """(column, tag). ValueError for what is none."""
     column, _, tag = by.partition(":")
     if column not in GROUPS or (tag and column != "tag"):
         raise ValueError(f"cannot group by {by!r}; choose {', '.join(GROUPS)}, or tag:NAME")

@@ -151,7 +151,7 @@ def waterfall(statement: Statement) -> list[Step]:
     total, places = statement.total, places_for(statement)
 
     def cost(name: str, label: str, nano: int, note: str = "") -> Step:
-        return Step(name, label, Amount(-nano, places), "cost", note)
+        return Step(name, label, Amount(-nano, places), "cost" if nano >= 0 else "gain", note)
 
     retries = f"{Amount(statement.api_retries, places)} for attempts that did not answer"
     steps = []
@@ -218,14 +218,17 @@ def lines(statement: Statement) -> list[Line]:
 
 
 def _nobodys(statement: Statement) -> dict[str, int]:
-    """What belongs to nobody, shared out: GPU time and idle power by the groups' GPU work, overheads by their baseline.
-    What no group has a claim to stays where it is. Adds up to the nano-dollar."""
+    """What belongs to nobody, shared out: GPU time and idle power by the groups' GPU work, overheads by their baseline,
+    what contracts owe by what APIs charged for them. What no group has a claim to stays where it is. Adds up to the
+    nano-dollar."""
     groups = [row for row in statement.rows if row.allocated]
     shared: dict[str, int] = {}
     for nobody in (row for row in statement.rows if not row.allocated):
-        for amount, weights in ((nobody.actual - nobody.overhead,
+        for amount, weights in ((nobody.gpu + nobody.energy,
                                  {row.group: row.gpu_serving + row.gpu_failed for row in groups}),
-                                (nobody.overhead, {row.group: row.baseline for row in groups})):
+                                (nobody.overhead, {row.group: row.baseline for row in groups}),
+                                (nobody.api, {row.group: row.api for row in groups})):
+            weights = {group: max(0, weight) for group, weight in weights.items()}  # a cut minute may round to -1
             parts = apportion(amount, weights) if any(weights.values()) else {nobody.group: amount}
             for group, part in parts.items():
                 shared[group] = shared.get(group, 0) + part

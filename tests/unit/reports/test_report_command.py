@@ -85,6 +85,52 @@ def test_csv_adds_up_and_holds_no_formula(url):
     assert lines[-1]["savings"].startswith("-")
 
 
+def test_csv_has_every_grouping_with_unit_costs(url):
+    period = ("--from", "2026-01-01", "--to", show(time.time_ns() - NS_PER_MINUTE, UTC))
+    lines = list(csv.DictReader(io.StringIO(run("--ledger", url, *period, "--by", "all", "--format", "csv").stdout)))
+    by = {line["by"] for line in lines}
+    assert by == {"route", "key", "backend", "model", "day", "tag:team"}
+    totals = [line for line in lines if line["group"] == "total"]
+    assert len(totals) == len(by) and len({line["savings"] for line in totals}) == 1
+    for name in by:
+        rows = [line for line in lines if line["by"] == name and line["group"] != "total"]
+        for amount in ("savings", "marginal_saving", "baseline_list"):
+            assert sum(Decimal(row[amount]) for row in rows) == Decimal(totals[0][amount]), (name, amount)
+        assert sum(Decimal(row["loaded"]) for row in rows) == Decimal(totals[0]["actual"])
+    total = totals[0]
+    assert Decimal(total["usd_per_request"]) == round(Decimal(total["actual"]) / int(total["requests"]), 9)
+    assert Decimal(total["baseline_usd_per_million_tokens"]) == round(
+        Decimal(total["baseline"]) * 10**6 / int(total["tokens"]), 9)
+    nobody = next(line for line in lines if line["group"] == "(unallocated)")
+    assert nobody["usd_per_request"] == "" == nobody["savings_percent"]
+
+
+@pytest.mark.parametrize(("name", "safe"), [
+    ("=1+1", "'=1+1"), ("@SUM(A1)", "'@SUM(A1)"), ("＝1", "'＝1"), ("a;=1+1", "a;'=1+1"), ("a, +1", "a, '+1"),
+    ("a\n=1", "a\n'=1"), ("a\t@b|-c", "a\t'@b|'-c"), ("a=1", "a=1"), ("a-b", "a-b"), ("chat", "chat"), ("", "")])
+def test_no_cell_is_a_formula_whatever_the_separator(name, safe):
+    assert render.safe_cell(name) == safe
+
+
+def test_json_says_both_savings_the_range_and_the_prices(url):
+    period = ("--from", "2026-01-01", "--to", show(time.time_ns() - NS_PER_MINUTE, UTC))
+    said = json.loads(run("--ledger", url, *period, "--by", "all", "--format", "json").stdout)
+    way = {name: Decimal(amount) for name, amount in said["marginal"].items()}
+    assert way["saving"] == way["displaced"] - way["varying"] - way["retries"] == Decimal(said["marginal_saving"])
+    assert way["fully_loaded"] == Decimal(said["savings"]) == (
+        way["saving"] + way["api_difference"] - way["paid_anyway"] + way["corrections"])
+    assert said["waterfall"][-1]["usd"] == said["savings"] and said["range"]["open_low"]
+    assert Decimal(said["range"]["low"]) < Decimal(said["savings"])
+    assert sum(Decimal(one["savings"]) for one in said["spans"]) == Decimal(said["savings"])
+    assert set(said["groupings"]) == {"route", "key", "backend", "model", "day", "tag:team"}
+    for rows in said["groupings"].values():
+        assert sum(Decimal(row["savings"]) for row in rows) == Decimal(said["savings"])
+    assert {one["backend"] for one in said["utilisation"]} == {"llama", "burst", "own", "ghost", "openai"}
+    assert [line["usd"] for line in said["rate_card"] if line["name"] == "llama"] == ["1.39"]
+    assert len(said["prices_sha256"]) == 64 and "groupings" not in json.loads(
+        run("--ledger", url, *period, "--format", "json").stdout)
+
+
 def test_the_table_is_loud_about_what_is_unknown_and_harmless_to_the_terminal(url):
     text = run("--ledger", url, "--from", "2026-01-01").stdout
     assert "no known API price" in text and "no known baseline price" in text
@@ -157,7 +203,8 @@ def test_a_browser_that_prints_nothing_is_told_with_its_last_words(url, monkeypa
 
 @pytest.mark.parametrize("arguments, says", [
     (["--format", "pdf"], "--output"), (["--format", "html", "--by", "key"], "every grouping"),
-    (["--format", "x"], "not known"),
+    (["--format", "x"], "not known"), (["--by", "all"], "csv and json"),
+    (["--format", "html", "--by", "x"], "cannot group"),
     (["--from", "yesterday"], "not a date"), (["--from", "2026-02-01", "--to", "2026-02-01"], "left out"),
     (["--from", "2999-01-01"], "not begun"), (["--by", "colour"], "cannot group"), (["--time-zone", "X"], "time zone"),
     (["--config", "none.yaml"], "none.yaml"), (["--output", "/none/x"], "/none/x")])

@@ -321,7 +321,7 @@ def test_the_report_that_is_shown_has_the_words_of_a_real_one(place):
     shown = next(block for block in blocks("text") if block.text.startswith("Savings"))
     real = place.run(".venv/bin/breakeven report --config config/minimal.yaml").stdout
     labels = re.findall(r"^ {0,2}([A-Z][A-Za-z, :]+?) {2,}", shown.text, re.MULTILINE)
-    assert len(labels) == 5
+    assert len(labels) == 6
     assert all(label in real for label in (*labels, "(unallocated)"))
     assert "GPU minutes were paid while no gateway watched" in page("proxy/reports/render.py")
     head = next(line for line in shown.text.splitlines() if line.startswith("route"))

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import ColumnElement, Connection, func, select
 
 from proxy.core.entries import RequestEntry
 from proxy.core.gpucost import GpuMinute, RateLine, in_force, overheads
@@ -192,8 +192,19 @@ def _alike(one: RateLine, other: RateLine) -> bool:
 
 def adjusted(connection: Connection, from_ns: int, to_ns: int) -> int:
     """What adjustments made in [from, to) add to the cost, nano-USD. A minute's belong where it starts."""
-    first, beyond = -(-from_ns // NS_PER_MINUTE), -(-to_ns // NS_PER_MINUTE)
     return connection.execute(select(func.coalesce(func.sum(adjustments.c.cost_nano), 0)).where(
-        adjustments.c.at_ns >= first * NS_PER_MINUTE, adjustments.c.at_ns < beyond * NS_PER_MINUTE)).scalar_one()
+        _made(from_ns, to_ns))).scalar_one()
+
+
+def adjustments_of(connection: Connection, from_ns: int, to_ns: int) -> dict[tuple[str, str], int]:
+    """The same by kind (gpu, overhead, contract) and name."""
+    found = connection.execute(select(adjustments.c.kind, adjustments.c.name, func.sum(adjustments.c.cost_nano)).where(
+        _made(from_ns, to_ns), adjustments.c.cost_nano != 0).group_by(adjustments.c.kind, adjustments.c.name))
+    return {(kind, name): nano for kind, name, nano in found}
+
+
+def _made(from_ns: int, to_ns: int) -> ColumnElement[bool]:
+    first, beyond = -(-from_ns // NS_PER_MINUTE), -(-to_ns // NS_PER_MINUTE)
+    return (adjustments.c.at_ns >= first * NS_PER_MINUTE) & (adjustments.c.at_ns < beyond * NS_PER_MINUTE)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, select
@@ -16,7 +16,9 @@ from proxy.core.savings import IdentityBroken, Statement
 from proxy.core.usage import BUCKETS
 from proxy.ledger import cells
 from proxy.ledger.amounts import price_of
+from proxy.ledger.closing import adjustments_of
 from proxy.ledger.owed import Spending, owed
+from proxy.ledger.reconciliations import Reconciled, covering
 from proxy.ledger.schema import prices
 from proxy.reports import queries
 from proxy.reports.focus.reasons import Reason, reasons
@@ -43,7 +45,8 @@ class Export:
 
     def __iter__(self) -> Iterator[Row]:
         lines = cells.rate_card(self.connection)
-        book, spending = book_of(self.connection, lines, self.public), Spending(self.connection)
+        book = book_of(self.connection, lines, self.public, covering(self.connection, self.from_ns, self.to_ns))
+        spending = Spending(self.connection)
         added = {(name, kind): 0 for name in _whole for kind in (None, "Correction")}
         stretches = list(hours(self.from_ns, self.to_ns))
         for number, (start, end) in enumerate(stretches, 1):
@@ -60,7 +63,7 @@ class Export:
 def check(added: dict[tuple[str, str | None], int], statement: Statement) -> None:
     """IdentityBroken unless the rows' sums are the statement's, to the nano-dollar."""
     wanted = {("BilledCost", None): statement.total.actual, ("x_CounterfactualCost", None): statement.total.baseline,
-              ("BilledCost", "Correction"): statement.corrections_api,
+              ("BilledCost", "Correction"): statement.corrections_api + statement.total.adjusted,
               ("x_CounterfactualCost", "Correction"): statement.corrections_baseline}
     for key, amount in wanted.items():
         if added[key] != amount:
@@ -77,9 +80,10 @@ def hours(from_ns: int, to_ns: int) -> Iterator[tuple[int, int]]:
         at = end
 
 
-def book_of(connection: Connection, lines: list[RateLine], public: PriceBook) -> Book:
+def book_of(connection: Connection, lines: list[RateLine], public: PriceBook, bills: Sequence[Reconciled]) -> Book:
     known = {row["version"]: price_of(row) for row in connection.execute(select(prices)).mappings()}
-    return Book(known, public, lines, {key: name for key, name in connection.execute(queries.KEY_NAMES)})
+    return Book(known, public, lines, {key: name for key, name in connection.execute(queries.KEY_NAMES)},
+                bills=bills)
 
 
 def slice_of(connection: Connection, lines: list[RateLine], spending: Spending, from_ns: int, to_ns: int) -> Slice:
@@ -87,7 +91,7 @@ def slice_of(connection: Connection, lines: list[RateLine], spending: Spending, 
     why = reasons(connection, from_ns, to_ns)
     made = [_cell(place, sums, why.get(place, NO_REASON)) for place, sums in sorted(found.cells.items())]
     return Slice(from_ns, to_ns, made, found.gpus, overheads(lines, from_ns, to_ns),
-                 owed(spending, lines, from_ns, to_ns))
+                 owed(spending, lines, from_ns, to_ns), adjustments_of(connection, from_ns, to_ns))
 
 
 def _cell(place: Place, sums: list[int], why: Reason) -> Cell:

@@ -48,6 +48,7 @@ def rows(piece: Slice, book: Book) -> Iterator[Row]:
         yield from _energy(frame, piece, backend, book)
     yield from _contracts(frame, piece, book)
     yield from _overheads(frame, piece, book)
+    yield from _adjustments(frame, piece)
 
 
 def _frame(piece: Slice, book: Book) -> Row:
@@ -55,7 +56,7 @@ def _frame(piece: Slice, book: Book) -> Row:
     start, end = month_of(piece.from_ns)
     return {"BillingAccountId": book.account, "BillingAccountName": book.account, "BillingCurrency": "USD",
             "BillingPeriodStart": start, "BillingPeriodEnd": end, "ChargePeriodStart": piece.from_ns,
-            "ChargePeriodEnd": piece.to_ns, "x_CostBasis": book.cost_basis}
+            "ChargePeriodEnd": piece.to_ns, "x_CostBasis": "estimated"}
 
 
 def month_of(at_ns: int) -> tuple[int, int]:
@@ -126,7 +127,8 @@ def _api(frame: Row, cell: Cell, book: Book) -> Iterator[Row]:
     price = book.prices.get(cell.price_version)
     provider = price.provider if price else cell.backend
     common = {**frame, **_app(cell, book), **AI, **_who(provider, f"{provider} model API"),
-              **_resource(cell.backend, "Model API"), "x_PriceBookHash": cell.price_version or None}
+              **_resource(cell.backend, "Model API"), "x_PriceBookHash": cell.price_version or None,
+              "x_CostBasis": book.cost_basis(provider, frame["ChargePeriodStart"], frame["ChargePeriodEnd"])}
     for part in metered(cell, price, book.listed(price, frame["ChargePeriodStart"]),
                         book.prices.get(cell.baseline_price_version)):
         against = {"x_CounterfactualCost": usd(part.baseline)}
@@ -259,6 +261,17 @@ def _contracts(frame: Row, piece: Slice, book: Book) -> Iterator[Row]:
         else:
             yield {**common, **without_price(nano), "ChargeCategory": "Adjustment",
                    "ChargeDescription": f"Commitment, what requests fall short by: {scope}"}
+
+
+def _adjustments(frame: Row, piece: Slice) -> Iterator[Row]:
+    """What periods that are closed were found to cost more, or less."""
+    for (kind, name), nano in sorted(piece.adjustments.items()):
+        what = {"gpu": (COMPUTE, SELF_HOSTED, "GPU serving"), "contract": (AI, name.partition(" ")[2].partition("/")[0],
+                "Contract")}.get(kind, (OTHER, OPERATOR, "Overhead"))
+        yield {**frame, **what[0], **_who(what[1] or OPERATOR, what[2]), **without_price(nano),
+               **(_resource(name, "GPU Backend") if kind == "gpu" else {}), "ChargeCategory": "Adjustment",
+               "ChargeClass": "Correction", "ChargeFrequency": "One-Time",
+               "ChargeDescription": f"Found after its period was closed: {kind} {name}"}
 
 
 def _overheads(frame: Row, piece: Slice, book: Book) -> Iterator[Row]:

@@ -10,6 +10,7 @@ from proxy.core.gpucost import GpuShare, RateLine
 from proxy.core.pricing import Price, PriceBook
 from proxy.core.usage import BUCKETS
 from proxy.ledger.owed import Owed
+from proxy.ledger.reconciliations import Reconciled
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ class Cell:
 @dataclass(frozen=True, slots=True)
 class Slice:
     """At most an hour, in one calendar hour of UTC. `backends`: what each one's GPUs and their electricity came to;
-    `overheads`: nano-USD by name. `contracts`: what they owe beside requests."""
+    `overheads`: nano-USD by name; `contracts`: what they owe beside requests; `adjustments`: what closed periods were
+    found to cost more, by kind and name."""
 
     from_ns: int
     to_ns: int
@@ -53,19 +55,28 @@ class Slice:
     backends: Mapping[str, GpuShare] = field(default_factory=dict)
     overheads: Mapping[str, int] = field(default_factory=dict)
     contracts: Owed = field(default_factory=Owed)
+    adjustments: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Book:
     """Prices by version, as they were paid; list prices, where a configuration says them; the rate card in the order it
-    was recorded; names of keys; whose account it is."""
+    was recorded; names of keys; whose account it is; and bills."""
 
     prices: Mapping[str, Price] = field(default_factory=dict)
     public: PriceBook = field(default_factory=PriceBook)
     rates: Sequence[RateLine] = ()
     keys: Mapping[str, str] = field(default_factory=dict)
     account: str = "breakeven"
-    cost_basis: str = "estimated"
+    bills: Sequence[Reconciled] = ()  # what was reconciled, oldest first
+
+    def cost_basis(self, provider: str, from_ns: int, to_ns: int) -> str:
+        """Whether a provider's newest bill that touches the stretch covers it, and agrees with what was metered."""
+        for bill in reversed(self.bills):
+            if bill.provider in ("", provider) and bill.from_ns < to_ns and bill.to_ns > from_ns:
+                agreed = bill.within and bill.from_ns <= from_ns and to_ns <= bill.to_ns
+                return "reconciled" if agreed else "estimated"
+        return "estimated"
 
     def listed(self, price: Price | None, at_ns: int) -> Price | None:
         """The list price beside a price that was paid; None where it is that, or not known."""

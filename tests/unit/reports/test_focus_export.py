@@ -3,6 +3,8 @@
 import asyncio
 import csv
 import io
+import shutil
+import sqlite3
 import sys
 from decimal import Decimal
 
@@ -108,6 +110,18 @@ def test_a_period_that_is_cut_has_the_same_sums(url, cut):  # noqa: F811
 def test_rows_say_why_and_at_which_bid(url):  # noqa: F811
     rows, _ = read(url, T0, T0 + DAY)
     assert {row["x_RouteReason"] for row in rows if row["x_Route"]} == {"cheapest"}
+
+
+def test_adjustments_of_closed_periods_are_corrections(url, tmp_path):  # noqa: F811
+    mine = tmp_path / "ledger.db"
+    shutil.copy(store.path_of(url), mine)
+    with sqlite3.connect(mine) as db:
+        db.execute("INSERT INTO adjustments (at_ns, closed_id, kind, name, cost_nano, reason, who) "
+                   "VALUES (?, 1, 'gpu', 'llama', 12345, 'late', 'x')", (T0 + 5 * NS_PER_HOUR,))
+    rows, header = read(f"sqlite:///{mine}", T0, T0 + DAY)
+    assert problems(header, rows, "1.3") == []
+    assert total(rows, "BilledCost", ChargeClass="Correction") == 12345
+    assert total(rows, "BilledCost", ChargeClass="") == build(url, T0, T0 + DAY).total.actual
 
 
 def test_hours_are_those_of_the_clock_in_utc():

@@ -15,6 +15,7 @@ from proxy.core.gpucost import GpuShare, RateLine, overheads
 from proxy.core.money import NS_PER_HOUR, NS_PER_S, nano
 from proxy.core.pricing import Price, PriceBook, Tier, discounted
 from proxy.core.usage import BUCKETS, Usage
+from proxy.ledger.reconciliations import Reconciled
 from proxy.reports.focus import allocation
 from proxy.reports.focus.columns import VERSIONS, columns
 from proxy.reports.focus.meters import metered
@@ -251,6 +252,32 @@ def test_parquet_holds_the_same_as_csv_with_types(tmp_path, version):
             text = ("" if value is None else plain(value) if isinstance(value, Decimal)
                     else value if isinstance(value, str) else f"{value:%Y-%m-%dT%H:%M:%SZ}")
             assert text == other[name].removeprefix("'"), name
+
+
+def test_an_api_hour_is_reconciled_where_the_newest_bill_covers_it_and_agrees():
+    def bill(from_ns, to_ns, within=True, provider="openai"):
+        return Reconciled("api", provider, from_ns, to_ns, (), "0.5", within, 0, 0, 0, {}, (), "me")
+
+    def basis(*bills):
+        _, found = as_csv([Slice(*HOUR, (api(), gpu()), {"llama": GpuShare(231_666_667)})],
+                          book=replace(BOOK, bills=bills))
+        assert {row["x_CostBasis"] for row in found if row["SkuMeter"] == "GPU Time"} == {"estimated"}
+        return {row["x_CostBasis"] for row in found if row["SkuMeter"] == "Input"}
+
+    day = (T0, T0 + 24 * NS_PER_HOUR)
+    assert basis() == basis(bill(*day, provider="google")) == {"estimated"}
+    assert basis(bill(*day)) == basis(bill(*day, provider="")) == {"reconciled"}
+    assert basis(bill(*day), bill(*day, within=False)) == {"estimated"}
+    assert basis(bill(HOUR[0] + 1, day[1])) == {"estimated"}
+
+
+def test_what_a_closed_period_was_found_to_cost_more_is_a_correction():
+    piece = Slice(*HOUR, adjustments={
+        ("gpu", "llama"): 7, ("overhead", "staff"): -3, ("contract", "commitment a/*"): 1})
+    header, found = as_csv([piece])
+    assert problems(header, found, "1.3") == []
+    assert total(found, "BilledCost", "Correction") == 5 and total(found, "BilledCost") == 0
+    assert {row["ResourceId"] for row in found} == {"llama", ""}
 
 
 def test_months_are_those_of_utc():

@@ -35,7 +35,7 @@ DOORS = {
     "server": ("config", "upstream", "signals", "ledger", "planner.breakeven", "wire", "core"),
     "planner": ("core",),
     "replay": ("core",),
-    "reports": ("ledger", "core"),
+    "reports": ("ledger", "planner.breakeven", "core"),
     "demo": (),  # a simulated engine that shares code with the gateway would share its mistakes
 }
 FREE = re.compile(r"proxy/(\w+\.py|cli/.*|demo/run\w*\.py)")  # demo/run*.py puts gateway and engines together

@@ -87,8 +87,8 @@ def table(found: Sequence[Breakeven], rent: Rent, speed: Speed,
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What a backend's tokens came to over a while that was watched; None where nothing was served, or no utilisation
-    would do."""
+    """What a backend's tokens came to over a while that was watched, in the unit of the money given; None where nothing
+    was served, or no utilisation would do."""
 
     usd_per_mtok: Fraction | None
     breakeven: Fraction | None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from fractions import Fraction
 from typing import Literal
 
 from proxy.core.fairness import effect
@@ -15,6 +16,7 @@ from proxy.core.gpucost import GpuShare
 from proxy.core.marginal import BackendSums
 from proxy.core.money import apportion
 from proxy.core.savings import GroupRow, Statement
+from proxy.planner.breakeven import observed
 from proxy.reports.books import Books
 from proxy.reports.figures import Amount, per, percent_of, places_for, printable
 
@@ -307,13 +309,14 @@ def _backend(sums: BackendSums, shares: Mapping[str, GpuShare], places: int) -> 
     cost = share.gpu + share.energy + sums.api
     used = share.serving + share.failed
     elastic = share.gpu == used + share.foreign + share.startup  # nothing is idle: paid for what is used
-    won, fixed = sums.baseline - sums.varying, share.gpu + share.energy - sums.varying
-    reachable = sums.on_gpu and share.gpu and not elastic and won > 0
+    crossing = observed(Fraction(share.gpu + share.energy - sums.varying), Fraction(sums.varying),
+                        Fraction(sums.baseline), sums.tokens, Fraction(used, share.gpu or 1)).breakeven
+    reachable = crossing is not None and sums.on_gpu and share.gpu and not elastic
     return BackendLine(
         printable(sums.backend), sums.on_gpu, sums.requests, sums.tokens, Amount(sums.baseline, places),
         Amount(cost, places), Amount(share.idle, places), Amount(sums.baseline - cost, places),
         percent_of(used, share.gpu) if sums.on_gpu else None,
-        percent_of(used * fixed, share.gpu * won) if reachable else None,
+        percent_of(crossing.numerator, crossing.denominator) if reachable and crossing is not None else None,
         per(cost, sums.tokens, MILLION), per(cost, sums.requests), per(sums.baseline, sums.tokens, MILLION),
         share.unobserved_minutes)
 

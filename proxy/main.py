@@ -28,8 +28,10 @@ from proxy.core.pricing import PriceBook
 from proxy.core.routing import Plan, Switch
 from proxy.ledger.journal import Journal
 from proxy.ledger.keys import KeyRing, Principal
+from proxy.reports.alerts import Condition, look
 from proxy.reports.dashboard.pages import DashboardPages
 from proxy.server import status
+from proxy.server.alerts import Alerter
 from proxy.server.app import build
 from proxy.server.chores import Chores
 from proxy.server.connection import Rules, protocol
@@ -92,6 +94,8 @@ class Gateway:
         self.admin_app = None if settings.server.admin is None else self._built(data=False, operators=True)
         self.chores = Chores(self.journal, MinuteBook(settings, self.board), self.purse, self.planner.standings)
         self._scraper: Scraper | None = None
+        self.alerter = Alerter(settings.ledger, settings.alerts, self.journal, self._conditions, self._leads,
+                               self._metrics.alerted)
 
     def _built(self, *, data: bool, operators: bool) -> Guard:
         server = self.settings.server
@@ -103,6 +107,16 @@ class Gateway:
 
     def _replicas(self, settings: Settings) -> Settings:
         return with_replicas(settings)
+
+    def _leads(self) -> bool:
+        return True
+
+    def _conditions(self, now_ns: int) -> list[Condition]:
+        """What people should know now; reads the ledger."""
+        budgets = [line.spending for line in self.settings.budgets]
+        if self.settings.api_spend_max is not None:
+            budgets.append(self.settings.api_spend_max.spending)
+        return look(self.settings.ledger, self.settings.alerts, budgets, now_ns)
 
     def _journal(self) -> Journal:
         return Journal(self.settings.ledger, sync=self.settings.sync)
@@ -137,6 +151,8 @@ class Gateway:
         self._scraper = self._signals()
         self._scraper.start()
         await self.chores.start()
+        if self.settings.alerts.webhooks:
+            self.chores.regularly(self.settings.alerts.check_s, self.alerter.alerts)
         if any(backend.kind in TRANSLATED for backend in self.settings.backends.values()):
             self.chores.also(self._warm_up(), "warm up")  # seconds; nobody waits for it
 

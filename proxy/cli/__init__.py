@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "replay": ("proxy.cli.replay", "replay", "Recorded traffic against your fleet: what a policy would have saved."),
     "plan": ("proxy.cli.plan", "plan_app", "What a token costs, and whether to self-host."),
     "ledger": ("proxy.cli.ledger", "ledger_app", "Back up the ledger, verify it, correct what was booked wrong."),
+    "alerts": ("proxy.cli.alerts", "alerts_app", "Send a test message to the webhooks that alerts go to."),
     "keys": ("proxy.cli.keys", "keys_app", "Create, list and revoke keys."),
     "prices": ("proxy.cli.check", "prices_app", "The price book."),
 }

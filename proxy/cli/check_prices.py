@@ -145,9 +145,9 @@ def percent(before: Decimal | None, after: Decimal) -> str:
     return f"{(after - before) / before * 100:+.1f} %"
 
 
-def load_or_exit(config: Path) -> Settings:
+def load_or_exit(config: Path, *, secrets: bool = False) -> Settings:
     try:
-        return load(config, secrets=False)
+        return load(config, secrets=secrets)
     except ConfigError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(2) from None

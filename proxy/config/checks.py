@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from zoneinfo import ZoneInfo
 
 from proxy.config.address import url_fault
+from proxy.config.alerts import webhook_fault
 from proxy.config.backend import COMMERCIAL, ENGINES, Backend, CardRef
 from proxy.config.model import Route, Settings
 from proxy.config.problem import Path, Problem, Source, shown
@@ -300,5 +301,18 @@ def budgets(look: Look) -> Iterator[Problem]:
                                "internal rates are for engines of your own")
 
 
+def alerts(look: Look) -> Iterator[Problem]:
+    names: set[str] = set()
+    for index, webhook in enumerate(look.settings.alerts.webhooks):
+        at: Path = ("alerts", "webhooks", index)
+        if not look.sound(*at):
+            continue
+        if webhook.name in names:
+            yield look.problem((*at, "name"), f"two webhooks are called {shown(webhook.name)}")
+        names.add(webhook.name)
+        if (address := webhook.url.reveal()) and (fault := webhook_fault(address)):
+            yield look.problem((*at, "url"), *fault)
+
+
 CHECKS: tuple[Check, ...] = (stores, report, access, files, overheads, addresses, kinds, headers, rate_cards, energy,
-                             references, policies, thresholds, names, budgets)
+                             references, policies, thresholds, names, budgets, alerts)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, PrivateAttr, model_validator
 
+from proxy.config.alerts import Alerts
 from proxy.config.backend import Backend
 from proxy.config.fields import FROZEN, Bool, Day, FilePath, Float, Int, Share, Text, Usd, auto, setting
 from proxy.config.problem import Source
@@ -231,6 +232,8 @@ class Settings(BaseModel):
     api_spend_max: Annotated[ApiSpendMax | None, BeforeValidator(api_spend)] = setting(
         None, "What all API calls together may cost", "So that an outage of your GPUs does not become a bill without "
         "end; `200/hour`, or {max: 200/hour, then: refuse}.")
+
+    alerts: Alerts = setting(Alerts(), "Whom to tell, and of what", "See each field.")
 
     _source: Source = PrivateAttr(default_factory=lambda: Source(""))
 

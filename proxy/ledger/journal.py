@@ -21,7 +21,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
@@ -30,7 +30,7 @@ from proxy.core.budgets import Hold, Reserved, Window
 from proxy.core.entries import Intent, RequestEntry
 from proxy.core.gpucost import GpuMinute, RateLine
 from proxy.core.pricing import Price
-from proxy.ledger import booking, hours, marks, store, treasury
+from proxy.ledger import alerts, booking, hours, marks, store, treasury
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.marks import Marks
 from proxy.ledger.writer import STOP, Item, Sync, Turn, Writer
@@ -194,6 +194,14 @@ class Journal:
         """Keep a price before it is used. Returns whether it was new."""
         now_ns = time.time_ns() if now_ns is None else now_ns
         return await self._call(functools.partial(booking.record_price, price=price, now_ns=now_ns))
+
+    async def alert(self, at_ns: int, alert: str, event: alerts.Change, detail: Mapping[str, Any]) -> int:
+        """Keep that an alert began or is over. Returns its number."""
+        return await self._call(functools.partial(alerts.change, at_ns=at_ns, alert=alert, event=event, detail=detail))
+
+    async def alert_ended(self, at_ns: int, event: alerts.Event, webhook: str, outcome: str) -> None:
+        """Keep that a webhook was told of it (`delivered`), or `given_up`."""
+        await self._call(functools.partial(alerts.ended, at_ns=at_ns, event=event, webhook=webhook, outcome=outcome))
 
     async def sum_up(self, now_ns: int, most: int) -> int:
         """Sum up hours that have passed, on a connection and in a thread of its own. Returns how many."""

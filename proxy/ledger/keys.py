@@ -295,6 +295,13 @@ def _principal(record: KeyRecord) -> Principal:
                      None if budget is None else parse_budget(budget, f"key:{record.id}"))
 
 
+def budgets(connection: Connection) -> list[tuple[str, Budget]]:
+    """Names and budgets of the keys that have one and are not revoked."""
+    records, _, _ = _records(connection)
+    return [(record.name or record.id, parse_budget(record.limits.budget, f"key:{record.id}")) for record in records
+            if record.revoked_ns is None and record.limits.budget is not None]
+
+
 def _records(connection: Connection) -> tuple[list[KeyRecord], int, dict[str, str]]:
     """Every key, the newest event, and the digests by id. Events first: a key made in between is seen next time."""
     events = connection.execute(select(key_events)).all()

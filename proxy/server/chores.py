@@ -56,6 +56,10 @@ class Chores:
         """One more task that ends with us."""
         self._tasks.append(asyncio.create_task(work, name=name))
 
+    def regularly(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+        """One more thing to do now and then, that ends with us."""
+        self._tasks.append(asyncio.create_task(self._every(lambda: seconds, work, wait=True), name=work.__name__))
+
     async def stop(self) -> None:
         for task in self._tasks:
             task.cancel()

@@ -44,6 +44,12 @@ class Metrics:
         self.refusals = Counter("breakeven_refusals", "Requests refused by the gateway itself", ("code",),
                                 registry=self.registry)
 
+        self.alerts = Counter("breakeven_alerts", "Alerts at webhooks", ("webhook", "outcome"), registry=self.registry)
+
+    def alerted(self, webhook: str, outcome: str) -> None:
+        """Count that a webhook was asked to take an alert: `sent` or `failed`."""
+        self.alerts.labels(webhook, outcome).inc()
+
     def refused(self, code: str) -> None:
         """Count a request that the gateway itself refused. Codes are ours or a known upstream's, never a caller's."""
         if code in self._codes or len(self._codes) < CODES_MAX:

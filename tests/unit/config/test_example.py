@@ -16,7 +16,7 @@ from proxy.config.translate import fields_of, model_at
 
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLE = (ROOT / "config/example.yaml").read_text()
-ENV = {"OPENAI_API_KEY": "canary-1", "ANTHROPIC_API_KEY": "canary-2"}
+ENV = {"OPENAI_API_KEY": "canary-1", "ANTHROPIC_API_KEY": "canary-2", "ALERTS_SECRET": "canary-3"}
 SETTING = re.compile(r"^( *)#([a-z_]+: .*)$", re.MULTILINE)
 DEFAULTS = [(match.start(), match[2]) for match in SETTING.finditer(EXAMPLE)]
 
@@ -79,7 +79,7 @@ def models(model: type[BaseModel], seen: dict[type[BaseModel], None]) -> dict[ty
 
 def test_every_setting_is_in_the_example():
     found = mentioned(yaml.safe_load(SETTING.sub(r"\1\2", EXAMPLE)))
-    assert len(models(Settings, {})) == 18
+    assert len(models(Settings, {})) == 20
     for model in models(Settings, {}):
         wanted = {name for name, info in fields_of(model).items() if name != "name" or info.is_required()}
         assert wanted == {name for owner, name in found if owner is model}, model

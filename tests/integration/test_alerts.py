@@ -1,0 +1,234 @@
+"""Alerts against a real receiver: once when it begins, once when it is over, never again after a restart."""
+
+import asyncio
+import hashlib
+import hmac
+import json
+from dataclasses import dataclass, field, replace
+
+import aiohttp
+import pytest
+from aiohttp import web
+from typer.testing import CliRunner
+
+from proxy.cli import app
+from proxy.config.alerts import Alerts
+from proxy.demo.children import Child
+from proxy.ledger.journal import Journal
+from proxy.ledger.reconciliations import Reconciled, record
+from proxy.server import webhooks
+from proxy.server.alerts import TRIES_MAX, Alerter
+from proxy.server.webhooks import Message, post
+
+NOW = 1_795_000_000_000_000_000
+
+
+@dataclass
+class Receiver:
+    """Answers as it is told to, and keeps what it got."""
+
+    status: int = 200
+    wait_s: float = 0.0
+    got: list = field(default_factory=list)
+    url: str = ""
+
+    async def take(self, request):
+        self.got.append((await request.read(), dict(request.headers)))
+        await asyncio.sleep(self.wait_s)
+        return web.Response(status=self.status, headers={"location": "/elsewhere"} if self.status == 302 else None)
+
+    @property
+    def said(self):
+        return [json.loads(body) for body, _ in self.got]
+
+
+@pytest.fixture
+async def receiver():
+    one = Receiver()
+    site = web.Application()
+    site.router.add_post("/{any:.*}", one.take)
+    runner = web.AppRunner(site, shutdown_timeout=0.1)
+    await runner.setup()
+    listener = web.TCPSite(runner, "127.0.0.1", 0)
+    await listener.start()
+    one.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield one
+    await runner.cleanup()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_gateway_tells_what_its_books_say_once_however_many_workers(tmp_path, receiver, workers):
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    async with Journal(url):
+        pass
+    bill = Reconciled("api", "openai", 0, 86_400 * 10**9, [], "0.005", False, 1, 2, 1, {"price": 1}, [], "finance")
+    record(url, bill)
+    path = tmp_path / "gateway.yaml"
+    path.write_text(f"""
+server: {{workers: {workers}, drain_s: 1}}
+ledger: {url}
+backends: {{api: {{kind: openai, model: m, url: 'http://127.0.0.1:9', provider: openai}}}}
+routes: {{m: {{backends: [api], baseline: api}}}}
+keys: {{required: false}}
+alerts: {{check_s: 1, webhooks: [{{name: ops, url: '{receiver.url}'}}]}}
+""")
+    gateway = await Child.start("gateway", "proxy.cli", ["serve", "--config", str(path), "--port", "0"], None)
+    try:
+        home = await gateway.url()
+        async with asyncio.timeout(30):
+            while not receiver.got:
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(2.5)
+        assert [(one["state"], one["kind"]) for one in receiver.said] == [("firing", "reconciliation")]
+        async with aiohttp.ClientSession() as session, session.get(f"{home}/metrics") as answer:
+            assert 'breakeven_alerts_total{outcome="sent",webhook="ops"} 1.0' in await answer.text()
+        record(url, replace(bill, within=True))
+        async with asyncio.timeout(30):
+            while len(receiver.got) < 2:
+                await asyncio.sleep(0.05)
+        assert receiver.said[-1]["state"] == "recovered"
+    finally:
+        await gateway.stop(patience_s=8.0)
+
+
+@dataclass
+class Holds:
+    alert: str
+    kind: str = "budget"
+    text: str = "The budget of tag team=search is used to 80.0 %."
+    figures: dict = field(default_factory=lambda: {"spent": "8.00"})
+
+
+class Place:
+    """An alerter over a real ledger, whose conditions the test decides."""
+
+    def __init__(self, tmp_path, receiver, **more):
+        self.url = f"sqlite:///{tmp_path}/ledger.db"
+        webhook = {"name": "finance", "url": f"{receiver.url}/hook", **more}
+        self.settings = Alerts.model_validate({"webhooks": [webhook]})
+        self.holds, self.counted, self.leads = [], [], True
+
+    async def rounds(self, count=1, now_ns=NOW):
+        """A process that lives for so many rounds."""
+        async with Journal(self.url) as journal, aiohttp.ClientSession() as session:
+            alerter = Alerter(self.url, self.settings, journal, lambda now: self.holds, lambda: self.leads,
+                              lambda name, outcome: self.counted.append((name, outcome)))
+            for _ in range(count):
+                await alerter.round(session, now_ns)
+
+
+async def test_an_alert_is_sent_once_and_so_is_its_end_also_across_restarts(tmp_path, receiver):
+    place = Place(tmp_path, receiver)
+    place.holds = [Holds("budget a")]
+    await place.rounds(3)
+    await place.rounds(2)
+    assert [(one["state"], one["alert"]) for one in receiver.said] == [("firing", "budget a")]
+    place.holds = []
+    await place.rounds(2)
+    await place.rounds()
+    assert [one["state"] for one in receiver.said] == ["firing", "recovered"]
+    place.holds = [Holds("budget a")]
+    await place.rounds(2)
+    assert [one["state"] for one in receiver.said] == ["firing", "recovered", "firing"], "a new occurrence"
+    assert len({one["id"] for one in receiver.said}) == 3
+    assert place.counted == [("finance", "sent")] * 3
+
+
+async def test_what_was_not_taken_is_tried_again_also_after_a_restart_and_given_up_at_last(tmp_path, receiver):
+    place = Place(tmp_path, receiver)
+    place.holds, receiver.status = [Holds("budget a")], 503
+    await place.rounds(2)
+    await place.rounds(1)
+    assert len(receiver.got) == 3 and len({one["id"] for one in receiver.said}) == 1
+    receiver.status = 200
+    await place.rounds(2)
+    assert len(receiver.got) == 4
+    receiver.status, place.holds = 500, []
+    await place.rounds(TRIES_MAX + 5)
+    assert len(receiver.got) == 4 + TRIES_MAX
+    assert place.counted.count(("finance", "failed")) == 3 + TRIES_MAX
+
+
+async def test_a_webhook_that_hangs_holds_up_no_other(tmp_path, receiver, monkeypatch):
+    monkeypatch.setattr(webhooks.post, "__defaults__", (0.2,))
+    place = Place(tmp_path, receiver)
+    hanging = await asyncio.start_server(lambda reader, writer: asyncio.sleep(5), "127.0.0.1", 0)
+    port = hanging.sockets[0].getsockname()[1]
+    place.settings = Alerts.model_validate({"webhooks": [
+        {"name": "stuck", "url": f"http://127.0.0.1:{port}"}, {"name": "finance", "url": receiver.url}]})
+    place.holds = [Holds("budget a"), Holds("budget b")]
+    await asyncio.wait_for(place.rounds(), 3)
+    assert [one["alert"] for one in receiver.said] == ["budget a", "budget b"]
+    assert sorted(place.counted) == [("finance", "sent"), ("finance", "sent"), ("stuck", "failed")]
+    hanging.close()
+
+
+MESSAGE = Message(7, NOW, "firing", "budget x", "budget", "5 < 6 & <!channel> \x1b[31mred\n", {"spent": "1.00"})
+
+
+async def told(receiver, **webhook):
+    hook = Alerts.model_validate({"webhooks": [{"name": "x", "url": receiver.url, **webhook}]},
+                                 context={"env": {"KEY": "s3cret"}}).webhooks[0]
+    async with aiohttp.ClientSession() as session:
+        return await post(session, hook, MESSAGE, 1.0)
+
+
+async def test_the_body_is_signed_and_says_all_in_json(receiver):
+    assert await told(receiver, secret="env:KEY") is None
+    (body, headers), = receiver.got
+    assert headers["x-breakeven-signature"] == "sha256=" + hmac.new(b"s3cret", body, hashlib.sha256).hexdigest()
+    said = json.loads(body)
+    assert set(said) == {"id", "at", "state", "alert", "kind", "text", "figures"} and b"s3cret" not in body
+    assert said["text"].isprintable() and said["at"] == "2026-11-18T11:06:40+00:00"
+
+
+async def test_slacks_form_is_text_with_its_three_characters_written_as_entities(receiver):
+    assert await told(receiver, format="slack") is None
+    (said,) = receiver.said
+    assert set(said) == {"text"} and "5 &lt; 6 &amp; &lt;!channel&gt;" in said["text"] and "<" not in said["text"]
+
+
+@pytest.mark.parametrize(("status", "why"), [(302, "a redirect, which is not followed"), (404, "answered 404"),
+                                             (429, "answered 429")])
+async def test_only_2xx_is_delivered_and_redirects_are_not_followed(receiver, status, why):
+    receiver.status = status
+    assert why in await told(receiver)
+    assert len(receiver.got) == 1
+
+
+async def test_a_failure_never_tells_the_address(receiver):
+    receiver.wait_s = 5
+    problems = [await told(receiver), await told(receiver, url="http://127.0.0.1:1/services/SECRET"),
+                await told(receiver, url="https://no-such-host.invalid/services/SECRET")]
+    assert all(problem and "SECRET" not in problem and "127.0.0.1" not in problem for problem in problems)
+
+
+def test_the_command_sends_a_test_to_each_webhook(tmp_path):
+    received = []
+
+    async def main():
+        one = Receiver()
+        site = web.Application()
+        site.router.add_post("/{any:.*}", one.take)
+        runner = web.AppRunner(site)
+        await runner.setup()
+        listener = web.TCPSite(runner, "127.0.0.1", 0)
+        await listener.start()
+        port = runner.addresses[0][1]
+        path = tmp_path / "gateway.yaml"
+        text = ("backends: {api: {kind: openai, model: m, url: 'http://127.0.0.1:9', provider: openai}}\n"
+                "routes: {m: {backends: [api], baseline: api}}\n"
+                f"alerts: {{webhooks: [{{name: ops, url: 'http://127.0.0.1:{port}/x'}}, "
+                "{name: dead, url: 'http://127.0.0.1:1'}]}\n")
+        path.write_text(text)
+        result = await asyncio.to_thread(CliRunner().invoke, app, ["alerts", "test", "--config", str(path)])
+        path.write_text(text.split("alerts:")[0])
+        none = await asyncio.to_thread(CliRunner().invoke, app, ["alerts", "test", "--config", str(path)])
+        received.extend(one.said)
+        await runner.cleanup()
+        return result, none
+
+    result, none = asyncio.run(main())
+    assert result.exit_code == 1 and "ops: taken" in result.output and "dead: cannot be reached" in result.output
+    assert [one["state"] for one in received] == ["test"]
+    assert none.exit_code == 1 and "nobody is told" in none.output

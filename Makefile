@@ -24,7 +24,7 @@ DEV_READY := $(VENV)/.dev-$(call crc,requirements/run.txt requirements/dev.txt)
 
 .PHONY: help run test lint lock accept cells sensitivity decision-bench week live live-replay test-vllm clean
 .PHONY: bench bench-short budgets compiled crash disconnects disk fuzz hold overload scaling simulate soak workers steps
-.PHONY: month plan-check plan-plots plan-sizing reconcile-test
+.PHONY: dashboard-test month plan-check plan-plots plan-sizing reconcile-test
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
@@ -124,6 +124,9 @@ soak: $(DEV_READY) ## an hour at half load with faults at random: what grows, an
 test-vllm: $(DEV_READY) ## the gateway against a real vLLM on this machine's CPU (once 2.3 GB, in .real-vllm/)
 	@[ -n "$$REAL_VLLM_URL" ] || $(VENV)/bin/python tests/vllm/start.py --install-only
 	@exec $(VENV)/bin/python -m pytest -p tests.skips -m vllm tests/vllm $(ARGS)
+
+dashboard-test: $(DEV_READY) ## pages in a real Chromium: controls, accessibility, console, a month of ten million requests (minutes; 4.5 GB once)
+	@exec $(VENV)/bin/python -m pytest -p tests.skips -m browser tests/browser $(ARGS)
 
 lock: ## requirements/*.txt from *.in; UPGRADE=1 takes newer versions, else only what must change does
 	@set -eu; work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \

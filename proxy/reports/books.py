@@ -85,7 +85,7 @@ def read_books(connection: Connection, from_ns: int, to_ns: int, *, time_zone: s
         by["day"] = read(connection, from_ns, to_ns, by="day", time_zone=time_zone)
     spans = tuple(Span(name, state(connection, lines, part, "backend", spending)) for name, part in parts)
     known = Prices(connection)
-    backends = _backends(period, known)
+    backends = backend_sums(period, known)
     return Books(time_zone, tag, by, step, spans, backends, marginal(by["route"], backends),
                  fairness(connection, period), pricebook.used(period, known), pricebook.card(lines, from_ns, to_ns))
 
@@ -95,7 +95,7 @@ def _tag_of(period: Slice) -> str:
     return f"tag:{TEAM}" if named else "tag"
 
 
-def _backends(period: Slice, known: Prices) -> tuple[BackendSums, ...]:
+def backend_sums(period: Slice, known: Prices) -> tuple[BackendSums, ...]:
     groups: dict[tuple[str, bool], list[tuple[Place, list[int]]]] = {}
     for place, sums in period.cells.items():
         groups.setdefault((place.backend, place.backend_kind == "gpu"), []).append((place, sums))

@@ -23,6 +23,7 @@ KEPT_MAX = 64  # answers
 KEPT_S = 4.0  # as long, or REST times as long as the answer took
 REST = 4
 FAILED_S = 1.0
+PATIENCE_S = 0.4  # a page waits so long for figures, then comes without them
 NOW_S = 1.5  # how old what the gateway says of itself may be
 DECISIONS_SHOWN = 20
 
@@ -54,7 +55,8 @@ class Pages(Protocol):
         """Its answer. Raises LedgerUnavailable, TimeoutError."""
     def find(self, request_id: str) -> Any:
         """All that is booked of a request; None: nothing."""
-    def overview(self, question: Any, account: Any, now: Now, reader: str | None) -> str: ...
+    def overview(self, question: Any, account: Any, now: Now, reader: str | None) -> str:
+        """The page; without an account one that waits for it."""
     def fragments(self, question: Any, account: Any, now: Now) -> dict[str, Any]:
         """The parts of an overview that move, by their place in it."""
     def csv(self, question: Any, account: Any, now: Now, table: str) -> tuple[str, str]:
@@ -89,8 +91,13 @@ class Desk:
 
     async def overview(self, query: Mapping[str, str], reader: str | None) -> tuple[int, str]:
         """(status, page)."""
-        question = self.ask(query)
-        account, now = await self.account(question), await self.now()
+        question, account = self.ask(query), None
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                account = await self.account(question)
+        except TimeoutError:  # it goes on; the page says so, and comes again when its stream has it
+            pass
+        now = await self.now()
         page = await self.beside(self.pages.overview, question, account, now, reader)
         return 503 if isinstance(account, Exception) else 200, page
 

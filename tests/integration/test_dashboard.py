@@ -368,13 +368,29 @@ async def test_one_question_is_asked_once_for_all_who_want_it(tmp_path, monkeypa
     async with world(tmp_path, monkeypatch, engines=0) as there:
         pages, asked = there.gateway.desk.pages, []
         whole = pages.account
+        monkeypatch.setattr(desk_module, "PATIENCE_S", 5)
         monkeypatch.setattr(pages, "account", lambda *given: (asked.append(given), time.sleep(0.2), whole(*given))[2])
         answers = await asyncio.gather(*(there.get("/dashboard", **HTML) for _ in range(8)))
         assert [status for status, _ in answers] == [200] * 8 and len(asked) == 1
 
 
+async def test_a_page_does_not_wait_long_for_its_figures(tmp_path, monkeypatch):
+    monkeypatch.setattr(desk_module, "PATIENCE_S", 0.1)
+    async with world(tmp_path, monkeypatch, engines=0) as there:
+        pages = there.gateway.desk.pages
+        whole = pages.account
+        monkeypatch.setattr(pages, "account", lambda *given: (time.sleep(0.6), whole(*given))[1])
+        began = time.monotonic()
+        status, page = await there.get("/dashboard", **HTML)
+        assert status == 200 and b"Adding up the books" in page and time.monotonic() - began < 0.55
+        assert "headline" in (await events(there, 1, "/dashboard/live"))[0], "the stream has them first"
+        _, page = await there.get("/dashboard", **HTML)
+        assert b"Adding up" not in page and b"Net saving" in page
+
+
 async def test_too_many_questions_are_refused_and_the_rest_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(desk_module, "WAITING_MAX", 2)
+    monkeypatch.setattr(desk_module, "PATIENCE_S", 5)
     async with world(tmp_path, monkeypatch) as there:
         pages = there.gateway.desk.pages
         monkeypatch.setattr(pages, "account", lambda *given: time.sleep(0.5) or TimeoutError("too long"))

@@ -8,34 +8,30 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
+from proxy.core.marginal import marginal
 from proxy.core.money import NS_PER_HOUR, NS_PER_MINUTE
 from proxy.core.savings import Statement
 from proxy.ledger import cells, store
+from proxy.ledger.amounts import Prices
 from proxy.ledger.errors import LedgerUnavailable
-from proxy.reports.books import Books, read_books
+from proxy.ledger.owed import Spending
+from proxy.reports.books import GROUPINGS, Books, backend_sums, spans_of
 from proxy.reports.dashboard.calls import Calls, calls
+from proxy.reports.dashboard.closed import Closed
 from proxy.reports.dashboard.question import CALLS_NS_MAX, Question
-from proxy.reports.dashboard.traffic import Point, cuts_of, hours, points
-from proxy.reports.statement import read
+from proxy.reports.dashboard.traffic import Point, Span, cuts_of, hours, of_spans, points
+from proxy.reports.statement import read, state
 
 READ_S_MAX = 20.0
 HOURS_NS_MAX = 2 * 24 * NS_PER_HOUR  # a period no longer than this is shown hour by hour
+DAYS_DRAWN_FROM = 8  # shorter periods are drawn by the hour or finer
 TAGS_OFFERED = 12
 STEPS_BETWEEN_LOOKS = 20_000  # of SQLite's virtual machine: a millisecond or so
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A stretch of the period, and its books."""
-
-    name: str
-    begin_ns: int
-    end_ns: int
-    statement: Statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,38 +51,47 @@ class Account:
     calls: Calls | None
 
 
-def read_account(url: str, question: Question, zone_name: str, now_ns: int) -> Account:
+def read_account(url: str, question: Question, zone_name: str, now_ns: int, closed: Closed) -> Account:
     """Raises LedgerUnavailable, TimeoutError after READ_S_MAX."""
     from_ns, to_ns = question.period(now_ns)
     with _reading_in_time(url) as connection:
-        books = read_books(connection, from_ns, to_ns, time_zone=zone_name)
-        grouped = books.by.get(question.group) or read(connection, from_ns, to_ns, by=question.group,
-                                                       time_zone=zone_name)
+        lines = cells.rate_card(connection)
+        step, cuts = _cuts(from_ns, to_ns, question.zone)
+        period, parts = closed.read(connection, lines, cuts, now_ns)
+        spending = Spending(connection)
+        spans = [Span(name, begin, end, state(connection, lines, part, "backend", spending))
+                 for (name, begin, end), part in zip(cuts, parts, strict=True)]
+        by = {name: state(connection, lines, period, name, spending) for name in dict.fromkeys((*GROUPINGS, "tag",
+                                                                                      question.group))}
+        backends = backend_sums(period, Prices(connection))
+        books = Books(zone_name, "tag", by, step, (), backends, marginal(by["route"], backends))
         recent_from = (now_ns - NS_PER_HOUR) // NS_PER_MINUTE * NS_PER_MINUTE
         recent = read(connection, recent_from, now_ns, by="backend", time_zone=zone_name)
-        found = points(connection, cuts_of(from_ns, to_ns, question.zone), cells.rate_card(connection))
-        step, spans = _spans(connection, books, question, from_ns, to_ns, zone_name)
-        shown = to_ns - from_ns <= CALLS_NS_MAX + NS_PER_MINUTE
-        return Account(from_ns, to_ns, books, grouped, recent, step, spans, tuple(found), _tags(books),
+        own = frozenset(one.backend for one in backends if one.on_gpu)
+        found = (of_spans(connection, spans, own, lines) if step == "day" and len(spans) > DAYS_DRAWN_FROM else
+                 points(connection, cuts_of(from_ns, to_ns, question.zone), lines))
+        shown = step == ""
+        return Account(from_ns, to_ns, books, by[question.group], recent, step, () if shown else tuple(spans),
+                       tuple(found), _tags(by["tag"]),
                        calls(connection, from_ns, to_ns, question.older) if shown else None)
 
 
-def _spans(connection: Connection, books: Books, question: Question, from_ns: int, to_ns: int,
-           zone_name: str) -> tuple[str, tuple[Span, ...]]:
-    """Newest last. Nothing for a period that is shown request by request."""
+def _cuts(from_ns: int, to_ns: int, zone: ZoneInfo) -> tuple[str, list[tuple[str, int, int]]]:
+    """(what the stretches are, each with its name, from and to). Nothing but the whole of a period that is shown
+    request by request."""
     if to_ns - from_ns <= CALLS_NS_MAX + NS_PER_MINUTE:
-        return "", ()
+        return "", [("", from_ns, to_ns)]
     if to_ns - from_ns <= HOURS_NS_MAX:
-        return "hour", tuple(Span(name, begin, end, read(connection, begin, end, by="backend", time_zone=zone_name))
-                             for name, begin, end in hours(from_ns, to_ns, question.zone))
-    return books.step, tuple(Span(one.name, one.statement.from_ns, one.statement.to_ns, one.statement)
-                             for one in books.spans)
+        return "hour", hours(from_ns, to_ns, zone)
+    step, days = spans_of(from_ns, to_ns, zone)
+    return step, [(name, max(from_ns, first * NS_PER_MINUTE), min(to_ns, beyond * NS_PER_MINUTE))
+                  for name, first, beyond in days]
 
 
-def _tags(books: Books) -> tuple[str, ...]:
+def _tags(statement: Statement) -> tuple[str, ...]:
     """Names of tags, those of most requests first."""
     found: Counter[str] = Counter()
-    for row in books.by[books.tag].rows:
+    for row in statement.rows:
         for pair in row.group.split(","):
             name, equals, _ = pair.partition("=")
             if equals:

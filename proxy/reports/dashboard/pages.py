@@ -19,6 +19,7 @@ from proxy.reports.dashboard import parts, tables, words
 from proxy.reports.dashboard.account import Account, read_account
 from proxy.reports.dashboard.call_parts import of_call
 from proxy.reports.dashboard.calls import Call, call
+from proxy.reports.dashboard.closed import Closed
 from proxy.reports.dashboard.question import RANGES, Question, ask
 from proxy.reports.statement import zone_of
 
@@ -29,8 +30,8 @@ FILES = {
     "uPlot.js": ("vendored/uplot/uPlot.iife.min.js", "text/javascript; charset=utf-8"),
     "uPlot.css": ("vendored/uplot/uPlot.min.css", "text/css; charset=utf-8"),
 }
-MOVING = ("headline", "notices", "now", "waterfall", "traffic_table", "backends", "budgets", "decisions", "groups",
-          "time")
+MOVING = ("headline", "notices", "now", "waterfall", "bridge", "traffic_table", "backends", "budgets", "decisions",
+          "groups", "time")
 TITLES = {400: "That cannot be shown", 403: "Not allowed", 404: "Nothing there", 429: "Too many attempts",
           503: "Not just now"}
 
@@ -40,6 +41,7 @@ class DashboardPages:
 
     def __init__(self, ledger: str, time_zone: str = "UTC") -> None:
         self._ledger, self._zone_name, self._zone = ledger, time_zone, zone_of(time_zone)
+        self._closed = Closed()
 
     # ---- what is asked, and what the ledger says
 
@@ -47,7 +49,7 @@ class DashboardPages:
         return ask(query, self._zone, now_ns)
 
     def account(self, question: Question, now_ns: int) -> Account:
-        return read_account(self._ledger, question, self._zone_name, now_ns)
+        return read_account(self._ledger, question, self._zone_name, now_ns, self._closed)
 
     def find(self, request_id: str) -> Call | None:
         with store.reading(self._ledger) as connection:
@@ -55,7 +57,7 @@ class DashboardPages:
 
     # ---- pages
 
-    def overview(self, question: Question, account: Account | Exception, now: Any, reader: str | None) -> str:
+    def overview(self, question: Question, account: Account | Exception | None, now: Any, reader: str | None) -> str:
         return self._render("overview.html", reader=reader, ranges=RANGES,
                             **self._parts(question, account, now))
 
@@ -84,7 +86,7 @@ class DashboardPages:
 
     # ---- how
 
-    def _parts(self, question: Question, account: Account | Exception, now: Any) -> dict[str, Any]:
+    def _parts(self, question: Question, account: Account | Exception | None, now: Any) -> dict[str, Any]:
         return parts.of_overview(question, account, now, self._zone, self._zone_name)
 
     def _render(self, template: str, **given: Any) -> str:

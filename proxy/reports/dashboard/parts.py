@@ -53,15 +53,18 @@ class Card:
     pays: bool | None
 
 
-def of_overview(question: Question, account: Account | Exception, now: Any, zone: ZoneInfo,
+def of_overview(question: Question, account: Account | Exception | None, now: Any, zone: ZoneInfo,
                 zone_name: str) -> dict[str, Any]:
-    """Everything on the overview. Without an account, what the gateway says of itself."""
+    """Everything on the overview. Without an account, what the gateway says of itself; it may be on its way (None)."""
     status = now.status
     given: dict[str, Any] = {
         "now": now_strip(status), "budgets": [_budget(one) for one in status["budgets"]],
         "decisions": [_decision(one, zone) for one in now.decisions], "fleet": None, "trouble": None,
-        "known": isinstance(account, Account), "empty": False, "question": question,
+        "known": isinstance(account, Account), "pending": account is None, "empty": False,
+        "question": question,
         "plots": None, "notices": notices(account, status), **_asked(question, status["at_ns"])}
+    if account is None:
+        return {**given, "cards": cards(status, None), "period": ""}
     if not isinstance(account, Account):
         timed_out = isinstance(account, TimeoutError)
         given["trouble"] = ("The period holds more than could be read in time. Choose a shorter one." if timed_out else
@@ -75,6 +78,7 @@ def of_overview(question: Question, account: Account | Exception, now: Any, zone
         **given, "cards": cards(status, account), "account": account, "statement": statement, "places": places,
         "period": period_of(question, account, zone), "empty": statement.total.requests == 0,
         "amount": lambda nano: figures.Amount(nano, places), "bars": bars(view.waterfall(statement)),
+        "bridge": view.bridge(books),
         "own": _own(account), "marginal": figures.Amount(books.marginal.saving, places),
         "per_million": figures.per(statement.total.actual, statement.total.tokens, view.MILLION),
         "baseline_per_million": figures.per(statement.total.baseline, statement.total.tokens, view.MILLION),
@@ -103,7 +107,7 @@ def now_strip(status: Mapping[str, Any]) -> dict[str, Any]:
             "bid": f"{max(prices, default=0.0) * SECONDS_PER_HOUR:,.2f}", "ready": status["ready"]}
 
 
-def notices(account: Account | Exception, status: Mapping[str, Any]) -> list[tuple[str, str]]:
+def notices(account: Account | Exception | None, status: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(tone, what to know) of what is not as it should be, or not known."""
     found = []
     if status["switch"] in words.SWITCH:

@@ -17,9 +17,10 @@ from sqlalchemy import Connection, bindparam, func, select
 
 from proxy.core.gpucost import RateLine, timeline
 from proxy.core.money import NS_PER_HOUR, NS_PER_MINUTE
+from proxy.core.savings import Statement
 from proxy.ledger import cells, store
 from proxy.ledger.schema import hour_cells, rollup
-from proxy.reports.statement import days_between
+from proxy.reports.statement import NONE, days_between
 
 STEPS_MIN = (1, 5, 15, 60)  # of a point, in minutes, while they are no whole days
 POINTS_MAX = 192
@@ -37,6 +38,16 @@ OF_HOURS = (select((hour_cells.c.hour * 60).label("at"), hour_cells.c.backend_ki
             .group_by(hour_cells.c.hour, hour_cells.c.backend_kind))
 BID_PRICE = ("SELECT CASE WHEN json_valid(decision) THEN json_extract(decision, '$.lambda') END FROM requests "
              "WHERE ended_ns >= ? AND ended_ns < ? ORDER BY ended_ns LIMIT 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of the period, and its books by backend."""
+
+    name: str
+    begin_ns: int
+    end_ns: int
+    statement: Statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +77,19 @@ def points(connection: Connection, cuts: Sequence[int], lines: Sequence[RateLine
     cards = _committed(lines)
     return [Point(begin, end, own[at], api[at], _busy(work[at], cards, begin, end), _bid(connection, begin, end))
             for at, (begin, end) in enumerate(pairwise(cuts))]
+
+
+def of_spans(connection: Connection, spans: Sequence[Span], own: frozenset[str],
+             lines: Sequence[RateLine]) -> list[Point]:
+    """The same of stretches that are summed up already; `own`: names of backends that are GPUs."""
+    cards, found = _committed(lines), []
+    for span in spans:
+        split = [sum(row.requests for row in span.statement.rows if (row.group in own) is gpu and row.allocated
+                     and row.group != NONE) for gpu in (True, False)]
+        work_ns = sum(share.work_ns for share in span.statement.backends.values())
+        found.append(Point(span.begin_ns, span.end_ns, *split, _busy(work_ns, cards, span.begin_ns, span.end_ns),
+                           _bid(connection, span.begin_ns, span.end_ns)))
+    return found
 
 
 def _split(connection: Connection, cuts: Sequence[int], minutes: Sequence[int]) -> Iterator[tuple[int, str, int, int]]:

@@ -68,7 +68,7 @@ USAGE = {
     "estimated": "estimated", "none": "nothing was used",
 }
 
-GROUPS = {"route": "Model asked for", "key": "Key", "backend": "Backend", "model": "Model that answered", "day": "Day",
+GROUPS = {"route": "Model asked for", "key": "Key", "backend": "Backend", "model": "Model that answered",
           "tag": "All tags"}
 
 PER = {"hour": "this hour", "day": "today", "month": "this month", "total": "in total"}

@@ -31,7 +31,7 @@
   const middle = () => series.at.map((begin, at) => (begin + ends()[at]) / 2);
   const stretch = () => series.at.length > 1 ? series.at[1] - series.at[0] : Math.max(60, series.end - series.at[0]);
 
-  function options(place, lines, top, kind) {
+  function options(place, lines, top) {
     const last = plot => plot.data[0].length - 1;
     const value = (plot, given, index, at) => {
       const found = given == null ? plot.data[index][at == null ? last(plot) : at] : given;
@@ -40,11 +40,11 @@
     return {
       width: place.clientWidth, height: place.clientHeight, padding: [8, 12, 0, 0], legend: {show: false},
       tzDate: second => uPlot.tzDate(new Date(second * 1000), series.zone),
-      cursor: {sync: {key: "traffic"}, y: false, drag: {x: false, y: false}, points: {show: kind === "line"}},
+      cursor: {sync: {key: "traffic"}, y: false, drag: {x: false, y: false}, points: {show: false}},
       scales: {x: {time: true, range: () => [series.at[0], Math.max(series.end, series.at[0] + 60)]},
         y: {range: (plot, low, high) => [0, Math.max(top, (high || 0) * 1.08)]}},
       axes: [axis({space: 70, size: 40, values: moments}), axis({size: 52, space: 28, values: (plot, at) => at.map(number)})],
-      series: [{}, ...lines.map(line => ({...line, value, spanGaps: false, points: {show: series.at.length === 1}}))],
+      series: [{}, ...lines.map(line => ({...line, value, points: {show: false}}))],
       hooks: {setCursor: [plot => tell(plot)]},
     };
   }
@@ -67,17 +67,17 @@
 
   function draw() {
     if (!series || typeof uPlot === "undefined") return;
-    const bars = uPlot.paths.bars({size: [0.86, 60], gap: 0}), stepped = uPlot.paths.stepped({align: 1});
+    const bars = uPlot.paths.bars({size: [0.86, 60], gap: 0});
     const data = columns();
     const fill = name => () => style(name);
     // The whole is drawn first, in the APIs' colour, and the own part over it: what is seen of the whole is the APIs'.
-    make("traffic", [{stroke: fill("--api"), fill: fill("--api"), width: 0, paths: bars}, {stroke: fill("--own"), fill: fill("--own"), width: 0, paths: bars}], 1, "bars");
-    make("busy", [{stroke: fill("--busy"), width: 2}], 100, "line");
-    make("bid", [{stroke: fill("--bid"), width: 2}], 0.01, "line");
+    make("traffic", [{stroke: fill("--api"), fill: fill("--api"), width: 0, paths: bars}, {stroke: fill("--own"), fill: fill("--own"), width: 0, paths: bars}], 1);
+    make("busy", [{stroke: fill("--busy"), fill: fill("--busy"), width: 0, paths: bars}], 100);
+    make("bid", [{stroke: fill("--bid"), fill: fill("--bid"), width: 0, paths: bars}], 0.01);
 
-    function make(name, lines, top, kind) {
+    function make(name, lines, top) {
       const place = $(`plot-${name}`);
-      if (place) plots.push([name, place, new uPlot(options(place, lines, top, kind), data[name], place)]);
+      if (place) plots.push([name, place, new uPlot(options(place, lines, top), data[name], place)]);
     }
   }
 
@@ -144,7 +144,12 @@
     close();
     if (paused || document.hidden) return;
     source = new EventSource(link.dataset.stream);
-    source.onmessage = event => { failures = 0; say("live", "Live"); show(JSON.parse(event.data)); };
+    source.onmessage = event => {
+      if ("pending" in link.dataset) { close(); location.reload(); return; }  // the figures are there
+      failures = 0;
+      say("live", "Live");
+      show(JSON.parse(event.data));
+    };
     source.onerror = () => {
       if (source && source.readyState === EventSource.CONNECTING) { say("lost", "Reconnecting …"); return; }
       close();

@@ -61,8 +61,10 @@ def read_account(url: str, question: Question, zone_name: str, now_ns: int, clos
         spending = Spending(connection)
         spans = [Span(name, begin, end, state(connection, lines, part, "backend", spending))
                  for (name, begin, end), part in zip(cuts, parts, strict=True)]
-        by = {name: state(connection, lines, period, name, spending) for name in dict.fromkeys((*GROUPINGS, "tag",
-                                                                                      question.group))}
+        by = {name: state(connection, lines, period, name, spending)
+              for name in dict.fromkeys((*GROUPINGS, "tag", question.group)) if name != "day"}
+        if question.group == "day":
+            by["day"] = read(connection, from_ns, to_ns, by="day", time_zone=zone_name)
         backends = backend_sums(period, Prices(connection))
         books = Books(zone_name, "tag", by, step, (), backends, marginal(by["route"], backends))
         recent_from = (now_ns - NS_PER_HOUR) // NS_PER_MINUTE * NS_PER_MINUTE

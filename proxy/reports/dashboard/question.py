@@ -77,7 +77,7 @@ def ask(query: Mapping[str, str], zone: ZoneInfo, now_ns: int) -> Question:
         raise ValueError("The address holds more than a period and a grouping.")
     group = query.get("group") or "route"
     column, _, tag = group.partition(":")
-    if column not in GROUPS or column == "day" or (tag and column != "tag"):
+    if column not in GROUPS or (tag and column != "tag"):
         raise ValueError("There is no such grouping. Choose one from the list.")
     older = query.get("older")
     if older is not None and not (older.isascii() and older.isdigit()):

@@ -69,7 +69,7 @@ USAGE = {
 }
 
 GROUPS = {"route": "Model asked for", "key": "Key", "backend": "Backend", "model": "Model that answered",
-          "tag": "All tags"}
+          "day": "Day", "tag": "All tags"}
 
 PER = {"hour": "this hour", "day": "today", "month": "this month", "total": "in total"}
 SWITCH = {"all-api": "The operator's switch sends everything to the API.",

@@ -175,7 +175,9 @@ def record_rates(connection: Connection, card: Sequence[RateLine], now_ns: int, 
     new = [rate_row(line, now_ns) for line in new_lines(have, card, now_ns, complete=complete)]
     if new:
         connection.execute(rates.insert(), new)
-        hours.forget_from(store.raw(connection), min(row["from_ns"] for row in new))
+        in_hours = [row["from_ns"] for row in new if row["kind"] in ("gpu", "electricity")]
+        if in_hours:  # overheads and contracts are in none
+            hours.forget_from(store.raw(connection), min(in_hours))
     return len(new)
 
 

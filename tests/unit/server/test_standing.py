@@ -209,6 +209,14 @@ async def test_focus_has_what_contracts_owe_as_rows_of_their_own(tmp_path, contr
     assert problems(list(rows[0]), rows, version) == []
 
 
+async def test_a_contract_that_is_signed_leaves_summed_hours_alone(tmp_path):
+    gateway = await committed(tmp_path)
+    hours.close(gateway.url, ns("2026-10-02"))
+    other = Gateway(tmp_path, COMMIT.replace("0.03", "0.05"))
+    await other.begin("2026-10-02")
+    assert hours.close(gateway.url, ns("2026-10-02")) == 0 and verify(gateway.url) == []
+
+
 async def test_days_of_a_commitment_add_up_to_its_month(tmp_path):
     gateway = await committed(tmp_path)
     books = open_books(gateway.url, ns("2026-09-01"), ns("2026-10-01"))

@@ -25,10 +25,12 @@ from fractions import Fraction
 
 from proxy.core.cells import FIELDS, Place, Slice
 from proxy.core.gpucost import GpuShare
+from proxy.core.money import NS_PER_MINUTE
 from proxy.core.pricing import INPUTS, OUTPUTS
 from proxy.core.usage import BUCKETS
 
 UNALLOCATED = "(unallocated)"
+CUT_NANO = 4  # a part of a minute of millionths of a second can round to so much less than nothing, for each backend
 UNCACHED = tuple(bucket for bucket in INPUTS if bucket != "cache_read")
 
 Cells = Iterable[tuple[Place, list[int]]]
@@ -239,6 +241,7 @@ def check(statement: Statement) -> None:
     gpu = sum(share.gpu for share in statement.backends.values())
     if gpu != total.gpu:
         raise IdentityBroken(f"gpu: the backends add up to {gpu}, the total is {total.gpu} nano-USD")
+    least = -CUT_NANO * len(statement.backends) if statement.from_ns % NS_PER_MINUTE else 0
     for name in ("gpu_serving", "gpu_failed", "gpu_foreign", "gpu_startup", "gpu_idle", "overhead"):
-        if getattr(total, name) < 0:
+        if getattr(total, name) < least:
             raise IdentityBroken(f"{name} is negative: {getattr(total, name)} nano-USD")

@@ -147,3 +147,4 @@ def statement_forms(found: Found, truth: Truth, statement: Statement, zone: str)
                                  ("gpu_startup", "startup"), ("gpu_idle", "idle"), ("energy", "energy")):
             found.equal(f"{figure} of backend {name}", getattr(share, of_share), shares[figure])
     found.equal("overheads", dict(statement.overheads), truth.overheads(statement.from_ns, statement.to_ns))
+    found.equal("contracts", dict(statement.contracts), truth.contracts(statement.from_ns, statement.to_ns))

@@ -24,7 +24,8 @@ PAGE_HEADS = {"baseline": "baseline", "API": "api", "GPU": "gpu", "electricity":
               "paid": "actual", "saving": "savings", "net saving": "savings"}
 STEPS = {"Everything at the API, list prices": "baseline_list", "Baseline: everything at the API": "baseline",
          "GPU, serving": "gpu_serving", "GPU, failed work": "gpu_failed", "GPU, used by others": "gpu_foreign",
-         "GPU, starting": "gpu_startup", "GPU, idle": "gpu_idle", "Electricity": "energy", "Overheads": "overhead",
+         "API, contracts beside requests": "contracts", "GPU, starting": "gpu_startup",
+         "GPU, idle": "gpu_idle", "Electricity": "energy", "Overheads": "overhead",
          "Corrections": "corrections", "Net saving": "savings", "Net saving, fully loaded": "savings",
          "API bill that own GPUs displaced": "gpu_baseline", "what varied with serving it": "marginal"}
 GAINS = {"baseline_list", "baseline", "corrections", "savings", "gpu_baseline"}  # the others are taken away
@@ -106,7 +107,7 @@ def _group(row: Mapping[str, str], by: str, zone: str) -> str:
     """The group that a row belongs to, as a FinOps tool would tell: from its own columns alone."""
     if by == "day":
         return dt.datetime.fromisoformat(row["ChargePeriodStart"]).astimezone(ZoneInfo(zone)).date().isoformat()
-    if row["ServiceName"] == "Overhead" or (row["x_AllocationPart"] and not row["AllocatedResourceId"]):
+    if row["ChargeFrequency"] == "Recurring" or (row["x_AllocationPart"] and not row["AllocatedResourceId"]):
         return NOBODY
     column, _, tag = by.partition(":")
     if column == "tag":

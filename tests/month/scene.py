@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass, field
+from decimal import Decimal
 from zoneinfo import ZoneInfo
 
 S = 1_000_000_000
@@ -39,7 +40,7 @@ class PriceLine:
 
 @dataclass(frozen=True)
 class Rate:
-    """A line of the rate card: `usd` per hour (gpu), month (overhead) or kWh (electricity)."""
+    """A line of the rate card: `usd` per hour (gpu, reservation), month (overhead, commitment) or kWh (electricity)."""
 
     kind: str
     name: str
@@ -179,6 +180,9 @@ class Scene:
             Rate("electricity", "electricity", "0.1467", self.part(0.52, 45 * S), pue="1.25"),
             Rate("overhead", "engineering", "600", early),
             Rate("overhead", "=cmd|' /C calc'!A0", "77.77", self.part(0.31)),
+            Rate("reservation", f"{API}/gpt-free", "0.0377", early),
+            Rate("reservation", f"{API}/gpt-free", "0.041", self.part(0.44, 13 * S)),
+            Rate("commitment", f"{API}/gpt-reason", str(Decimal(self.requests) / 800), early),
         )
 
 

@@ -4,6 +4,7 @@ period of whole minutes and any grouping can be read off. Independent of the pro
 
 from __future__ import annotations
 
+import calendar
 import datetime as dt
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -190,6 +191,10 @@ class Truth:
         found = {name: sum(one[name] for one in backends) for name in ("gpu_foreign", "gpu_startup", "gpu_idle")}
         found["energy"] = sum(one["energy"] for one in backends) - energy
         found["overhead"] = sum(self.overheads(from_ns, to_ns).values())
+        found["contracts"], found["baseline_contracts"] = (
+            sum(self.contracts(from_ns, to_ns, alone=alone).values()) for alone in (False, True))
+        found["api"] = found["contracts"]
+        found["baseline"] = found["baseline_contracted"] = found["baseline_contracts"]
         return _completed(found)
 
     def total(self, from_ns: int, to_ns: int) -> Figures:
@@ -241,6 +246,48 @@ class Truth:
             if kind == "overhead":
                 found[name] = _accrued(card, from_ns, to_ns)
         return found
+
+
+    def contracts(self, from_ns: int, to_ns: int, *, alone: bool = False) -> dict[str, int]:
+        """What each owes beside requests; `alone`: would owe, had APIs answered everything."""
+        found = {}
+        for (kind, name), card in cards(self.scene.rates()).items():
+            if kind == "reservation":
+                found[f"{kind} {name}"] = sum(Accrual(Fraction(line.usd) * NANO, line.from_ns).nano(start, end)
+                                              for start, end, line in card.stretches(from_ns, to_ns))
+            elif kind == "commitment":
+                found[f"{kind} {name}"] = self._lacking(name, card, from_ns, to_ns, alone)
+        return found
+
+    def _lacking(self, name: str, card: Card, from_ns: int, to_ns: int, alone: bool) -> int:
+        """Month by month (UTC): what is lacking at the end of the period's part of it, less what was at its beginning.
+        The promise grows evenly with the month."""
+        versions = {line.version for line in self.scene.prices() if line.model == name.partition("/")[2]}
+        of_cell = np.array([cell[7 if alone else 6] in versions for cell in self.cells])
+        rows = self._counted[0][of_cell[self._counted[0][:, 1]]]
+        spent = COUNTED.index("baseline_contracted" if alone else "api") + 2
+        total = 0
+        for month_ns, next_ns, start, end in _months(from_ns, to_ns):
+            ((_, _, line),) = card.stretches(start, start + 1)
+            for at_ns, sign in ((start, -1), (end, 1)):
+                promised = nearest_of(Fraction(line.usd) * NANO * (at_ns - month_ns) / (next_ns - month_ns))
+                used = _slice(rows, month_ns // MINUTE, -(-at_ns // MINUTE))[:, spent].sum()
+                total += sign * max(0, promised - int(used))
+        return total
+
+
+def _months(from_ns: int, to_ns: int) -> Iterator[tuple[int, int, int, int]]:
+    """The calendar months of UTC that a period touches: each, its end, and the period's part of it."""
+    while from_ns < to_ns:
+        first = dt.datetime.fromtimestamp(from_ns // S, dt.UTC).date().replace(day=1)
+        beyond = (first + dt.timedelta(days=31)).replace(day=1)
+        start, end = (calendar.timegm(date.timetuple()) * S for date in (first, beyond))
+        yield start, end, from_ns, min(to_ns, end)
+        from_ns = end
+
+
+def nearest_of(amount: Fraction) -> int:
+    return nearest(amount.numerator, amount.denominator)
 
 
 def _less(one: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
@@ -319,7 +366,7 @@ def _summed(rows: np.ndarray, groups: np.ndarray, count: int) -> np.ndarray:
 
 def _completed(some: dict[str, int]) -> Figures:
     """With what follows from the others."""
-    all_ = dict.fromkeys((*COUNTED, *OF_BACKENDS, "overhead"), 0) | some
+    all_ = dict.fromkeys((*COUNTED, *OF_BACKENDS, "overhead", "contracts", "baseline_contracts"), 0) | some
     all_["gpu"] = sum(all_[name] for name in OF_BACKENDS[:-1])
     all_["actual"] = all_["api"] + all_["gpu"] + all_["energy"] + all_["overhead"]
     all_["corrections"] = all_["corrections_baseline"] - all_["corrections_api"]

@@ -160,6 +160,17 @@ def test_periods_cut_within_a_minute_add_up_too(fleet, cuts):
             assert split == getattr(group, name), (group.group, name)
 
 
+def test_a_part_of_a_minute_however_short_is_shown():
+    """Of a microsecond the idle time may be a nano-dollar less than nothing: each line is rounded for itself."""
+    begin, card = ns(START), [RateLine("gpu", "a", Decimal("6.1"), 0)]
+    work = [(START, "a", ["r1"], [30 * 10**9], [0])]
+    seen = [GpuMinute("a", START, 0, NS_PER_MINUTE, 30 * 10**9)]
+    edges = range(begin, begin + 40_000, 300)
+    idle = [statement_of(card, start, end, work, seen).total.gpu_idle for start, end in pairwise(edges)]
+    assert min(idle) < 0
+    assert sum(idle) == statement_of(card, edges[0], edges[-1], work, seen).total.gpu_idle
+
+
 @settings(max_examples=60, deadline=None)
 @given(fleets())
 def test_a_committed_gpu_costs_its_rate_card_whatever_it_did(fleet):

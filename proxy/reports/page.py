@@ -27,6 +27,7 @@ from proxy.reports.render import to_dict
 from proxy.reports.statement import zone_of
 
 PAGE_ROWS_MAX = 200  # groups of a table on the screen; what is beyond stands in one line
+CARD_ROWS_MAX = 60  # of the rate card: a spot price may change every hour
 # So that a month fits on two pages.
 PRINT_ROWS = {"team": 12, "route": 5, "key": 5, "model": 5, "price": 6, "backend": 7}
 
@@ -59,19 +60,30 @@ def to_html(books: Books, *, generated_ns: int, ledger: str, standing: Standing 
         books=books, statement=statement, total=statement.total, css=Markup(css), css_hash=_sha256_of(css),  # noqa: S704
         title=title(statement.from_ns, statement.to_ns, zone), began=_moment(statement.from_ns, zone),
         ended=_moment(statement.to_ns, zone), generated=_moment(generated_ns, zone), ledger=figures.printable(ledger),
+        standing=standing and standing.line(zone), closed=_closed(standing, zone),
         amount=lambda nano: figures.Amount(nano, places), net=view.NET, meaning=view.MARGINAL,
         steps=list(zip(steps, bars, strict=True)), zero=zero, way=list(zip(way, way_bars, strict=True)),
         way_zero=way_zero, chart=charts.columns(books.spans, places), spans=view.span_lines(books),
-        units=view.units(books), backends=view.backend_lines(books), spread=view.spread(books),
+        units=view.units(books), backends=_dearest(view.backend_lines(books)), spread=view.spread(books),
         tables={name: _table(books, name, by, heading) for name, by, heading in _groupings(books)},
         marginal_percent=figures.percent_of(books.marginal.saving, statement.total.baseline),
-        net_percent=statement.savings_percent, figures_hash=fingerprint(books), prices=view.prices(books),
-        prices_hash=pricebook.fingerprint(books.prices, books.card), card=books.card,
-        day=lambda at_ns: _date(dt.datetime.fromtimestamp(at_ns // NS_PER_S, zone)),
-        standing=standing and standing.line(zone), closed=_closed(standing, zone), printable=figures.printable,
-        print_rows=PRINT_ROWS,
+        net_percent=statement.savings_percent,
         substituted_percent=figures.percent_of(statement.total.substituted_baseline, statement.total.baseline),
-        percent=figures.percent, unit=figures.unit, unit_tokens=figures.count)
+        figures_hash=fingerprint(books), print_rows=PRINT_ROWS, printable=figures.printable, percent=figures.percent,
+        unit=figures.unit, unit_tokens=figures.count,
+        day=lambda at_ns: _date(dt.datetime.fromtimestamp(at_ns // NS_PER_S, zone)), **_prices(books))
+
+
+def _prices(books: Books) -> dict[str, Any]:
+    """As many of them as a page has room for, and how many more there are."""
+    return {"prices": view.prices(books)[:PAGE_ROWS_MAX], "prices_more": max(0, len(books.prices) - PAGE_ROWS_MAX),
+            "card": books.card[:CARD_ROWS_MAX], "card_more": max(0, len(books.card) - CARD_ROWS_MAX),
+            "prices_hash": pricebook.fingerprint(books.prices, books.card)}
+
+
+def _dearest(found: list[view.BackendLine]) -> list[view.BackendLine]:
+    """GPUs first, of each kind what costs most: what has no room in print is the least."""
+    return sorted(found, key=lambda one: (not one.on_gpu, -one.cost.nano, one.name))
 
 
 def _closed(standing: Standing | None, zone: ZoneInfo) -> dict[str, str]:

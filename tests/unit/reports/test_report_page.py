@@ -11,8 +11,10 @@ from test_report_statement import DAY, T0
 from test_report_statement import url as url  # the ledger of those tests
 
 from proxy.core.money import nano
+from proxy.ledger.closing import ClosedPeriod
 from proxy.reports import charts, page, pricebook, view
 from proxy.reports.books import open_books
+from proxy.reports.closing import Standing
 from proxy.reports.figures import Amount
 from proxy.reports.period import parse
 from proxy.reports.view import Step
@@ -138,6 +140,33 @@ def test_what_another_model_answered_is_told_apart(month, html):
     total = month.statement.total
     assert 0 < total.substituted < total.succeeded
     assert f"{total.substituted:,} of {total.succeeded:,} answers" in text and "from another model" in text
+
+
+def test_a_rate_card_of_thousands_of_lines_is_bounded(month):
+    hourly = [replace(month.card[-1], from_ns=report_month.BEGAN + hour) for hour in range(5000)]
+    many = [replace(month.prices[0], version=f"{number:064}") for number in range(1000)]
+    html = page.to_html(replace(month, card=tuple(hourly), prices=tuple(many)), generated_ns=report_month.ENDED,
+                        ledger="ledger.db")
+    hidden = 5000 - page.CARD_ROWS_MAX + 1000 - page.PAGE_ROWS_MAX
+    assert f"{hidden:,} more" in html and f"{1000 - page.PRINT_ROWS['price']} others" in html
+    assert len(html.encode()) < 250 * 1024
+
+
+def test_backends_that_cost_most_come_first(month):
+    found = page._dearest(view.backend_lines(month))
+    assert [one.name for one in found] == ["llama-70b", "qwen-32b", "openai", "anthropic"]
+
+
+def test_a_closed_period_says_who_closed_it_and_is_signed_by_its_hash(month, html):
+    at = report_month.ENDED + 5 * report_month.DAY
+    period = ClosedPeriod(1, report_month.BEGAN, report_month.ENDED, at, "UTC", None, "", "Ada <b>\u202e", "{}",
+                          "5ea1" * 16)
+    standing = Standing("closed", (period,), (), ())
+    closed = page.to_html(month, generated_ns=at, ledger="ledger.db", standing=standing)
+    assert "Ada &lt;b&gt;?" in closed and "5ea15ea15ea15ea1…" in closed and "6 December 2026, 00:00" in closed
+    assert "Closed on 2026-12-06 by Ada" in closed and "Status" not in html
+    half = page.to_html(month, generated_ns=at, ledger="ledger.db", standing=replace(standing, status="partly closed"))
+    assert "Partly closed" in half and "5ea15ea1" not in half
 
 
 def test_the_fingerprint_is_of_the_figures(month):

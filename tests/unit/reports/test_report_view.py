@@ -11,13 +11,14 @@ from test_report_statement import url as url  # the ledger of those tests
 
 from proxy.core.marginal import BackendSums, marginal
 from proxy.core.money import NS_PER_MINUTE, nano
-from proxy.core.savings import IdentityBroken
+from proxy.core.savings import UNALLOCATED, GroupRow, IdentityBroken, Statement
 from proxy.reports import view
 from proxy.reports.books import open_books, spans_of
 from proxy.reports.figures import Amount, money, percent, printable, unit
 from proxy.reports.statement import build, epoch_ns
 from proxy.reports.view import AMOUNTS
 
+EMPTY = GroupRow("", *[0] * 11)
 BERLIN = ZoneInfo("Europe/Berlin")
 
 
@@ -147,6 +148,14 @@ def test_a_loaded_cost_holds_a_share_of_what_belongs_to_nobody(books):
     nobodys_gpu = total.gpu_idle + total.gpu_foreign + total.gpu_startup
     assert by_backend["openai"].loaded.nano < by_backend["openai"].actual.nano + total.overhead
     assert by_backend["llama"].loaded.nano > by_backend["llama"].actual.nano + nobodys_gpu // 4
+
+
+def test_what_contracts_owe_is_shared_by_what_apis_charged():
+    rows = (replace(EMPTY, group="a", api=30, baseline=10), replace(EMPTY, group="b", api=10, baseline=90),
+            replace(EMPTY, group=UNALLOCATED, allocated=False, api=400, contracts=400, gpu_idle=7))
+    total = replace(EMPTY, group="total", api=440, baseline=100, contracts=400, gpu_idle=7)
+    found = {one.name: one.loaded.nano for one in view.lines(Statement(0, 1, "route", total, rows))}
+    assert found == {"a": 330, "b": 110, UNALLOCATED: 7}, "no group used a GPU: its idle time stays nobody's"
 
 
 def test_the_range_is_as_wide_as_its_doubts_and_open_where_one_has_no_bound(books):

@@ -57,7 +57,7 @@ class Work:
 
     def add(self, name: str, amount: int, text: str, tokens: Tokens | None = None,
             lines: Iterable[UsageLine | ChargeLine] = ()) -> None:
-        places = tuple(str(line.where) for line in lines)
+        places = tuple(dict.fromkeys(str(line.where) for line in lines))
         self.cell.causes.append(Cause(name, amount, text, tokens, places))
         self.left -= amount
 
@@ -285,9 +285,15 @@ def _prices(work: Work) -> None:
         work.add("tier", work.left, f"charged as {', '.join(tiers)}, by our answers not", lines=work.charges)
         return
     said = [told for tier in sorted({line.tier for line in work.usage}) for told in _other_rates(work, tier)]
-    what = "; ".join(said) or "the rates of the whole differ"
+    what = f"USD per million tokens: {'; '.join(said)}" if said else _as_a_whole(work)
     versions = ", ".join(work.cell.ours.versions) or "(none)"
-    work.add("price", work.left, f"USD per million tokens: {what}; our price version {versions}", lines=work.charges)
+    work.add("price", work.left, f"{what}; our price version {versions}", lines=work.charges)
+
+
+def _as_a_whole(work: Work) -> str:
+    """Where the bill does not divide a charge by kind of token: by how much all of it is dearer or cheaper."""
+    ours = sum((work.worth(line.tokens, line.tier) for line in work.usage), Fraction(0))
+    return f"the charge is {float(work.left / ours * 100):+.4g} % off our rates" if ours else "there is no rate of ours"
 
 
 def _other_rates(work: Work, tier: str) -> Iterable[str]:

@@ -124,7 +124,7 @@ def _days(found: Reconciliation) -> RenderableType:
                               for cause in cell.causes)
         table.add_row(cell.day, Text(clean(cell.model)), *(Text(_usd(amount), justify="right") for amount in (
             cell.nano_ours, cell.theirs, cell.difference)), why)
-    rest = f"{agree:,} others agree to the nano-dollar." if agree else ""
+    rest = f"The other {agree:,} agree to the nano-dollar." if agree else ""
     if len(different) > len(shown):
         rest += f" {len(different) - len(shown):,} smaller differences: --format json."
     return Group(table, Text(rest.strip()))
@@ -132,7 +132,7 @@ def _days(found: Reconciliation) -> RenderableType:
 
 def _lines(cause: Cause) -> str:
     more = len(cause.lines) - 3
-    return ", ".join(cause.lines[:3]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(line.rpartition("/")[2] for line in cause.lines[:3]) + (f" and {more} more" if more > 0 else "")
 
 
 def requests_to_dict(day: str, model: str, total: int, rows: list[Request], sql: str) -> dict[str, Any]:

@@ -43,12 +43,13 @@ _places = [_r[name] for name in Place._fields]
 
 # Rows are grouped by what decides how they are booked, too, and only added up: a CASE for each sum takes twice as long.
 KINDS = (_r.final, _r.status, _r.end_reason, _r.slo_met, _r.usage_source, _r.trial, _r.baseline_model,
-         _r.api_nano.is_(None), _r.baseline_nano.is_(None), _r.prompt_bytes > _nothing)
+         _r.api_nano.is_(None), _r.baseline_nano.is_(None), _r.prompt_bytes > _nothing,
+         func.coalesce(_r.recounted_tokens, _nothing) > _nothing)
 ADDED = (func.count(), *(func.sum(_r[bucket]) for bucket in BUCKETS), func.sum(_r.marginal_nano),
          func.sum(_r.internal_nano), *(func.coalesce(func.sum(amount), _nothing) for amount in (
              _r.api_nano, _r.baseline_nano, func.coalesce(_r.baseline_list_nano, _r.baseline_nano),
              func.coalesce(_r.baseline_contracted_nano, _r.baseline_nano), _r.hold_nano, _r.prompt_bytes,
-             _output * _output)))
+             _r.recounted_tokens, _output * _output)))
 AMOUNTS = WIDTH + len(KINDS)  # where they begin
 OF_ROWS = text_of(select(*_places, *KINDS, *ADDED).where(
     _r.ended_ns >= _first, _r.ended_ns < _beyond, _r.id <= _last).group_by(*_places, *KINDS))
@@ -61,7 +62,7 @@ OF_CORRECTIONS = (
 
 def check(url: str, from_ns: int, to_ns: int, progress: Progress | None = None) -> int:
     """How many rows there are, which add up to what the report says, in every cell. IdentityBroken says where not;
-    LedgerUnavailable where the ledger cannot be read."""
+    ValueError where rows were archived; LedgerUnavailable where the ledger cannot be read."""
     first, beyond = -(-from_ns // NS_PER_MINUTE) * NS_PER_MINUTE, -(-to_ns // NS_PER_MINUTE) * NS_PER_MINUTE
     with store.reading(url) as connection:
         if (day := archived.first_day(connection, first, beyond)) is not None:
@@ -115,8 +116,8 @@ def _merge(into: dict[Group, list[int]], groups: Iterable[tuple[Group, Sequence[
 def _book(counted: Counted, group: Group, sums: list[int]) -> None:
     """Rows that are booked alike into the sums of their place, by the words of docs/accounting.md."""
     place = Place(*group[:WIDTH])
-    final, status, ended, in_time, source, trial, compared, api_unknown, unpriced, has_text = group[WIDTH:]
-    count, *tokens, marginal, internal, api, baseline, at_list, contracted, held, prompt_bytes, squares = sums
+    final, status, ended, in_time, source, trial, compared, api_unknown, unpriced, has_text, recounted = group[WIDTH:]
+    count, *tokens, marginal, internal, api, baseline, at_list, contracted, held, size, again, squares = sums
     answered = final and status < 400 and ended in ("complete", "client_abort", "limit")
     headline = 0 if not answered else api if unpriced else baseline
     adds = {"requests": count, "finals": count if final else 0, "api_nano": api, "marginal_nano": marginal,
@@ -131,7 +132,9 @@ def _book(counted: Counted, group: Group, sums: list[int]) -> None:
         adds |= {"estimated": count, "estimated_tokens": sum(tokens), "estimated_api_nano": api,
                 "estimated_baseline_nano": headline}
     if has_text and source == "upstream_final":
-        adds |= {"prompt_bytes": prompt_bytes, "prompt_tokens": sum(tokens[:OUTPUTS_FROM])}
+        adds |= {"prompt_bytes": size, "prompt_tokens": sum(tokens[:OUTPUTS_FROM])}
+    if recounted and source == "upstream_final":
+        adds |= {"recounted_tokens": again, "recounted_input": sum(tokens[:OUTPUTS_FROM])}
     if answered:
         adds["succeeded"] = count
         adds |= {"baseline_unknown": count, "baseline_unknown_nano": api} if unpriced else {"baseline_nano": baseline}

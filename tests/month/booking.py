@@ -80,7 +80,7 @@ class Books:
             baseline_cached_tokens=one.cached, slo_met=one.in_time, reason="cheapest", hold_nano=one.hold_nano,
             posted_nano=0 if one.hold_nano is None else at_most(api, one.hold_nano),
             baseline_list_nano=at_list, baseline_contracted_nano=contracted, prompt_bytes=one.prompt_bytes,
-            trial=one.trial)
+            trial=one.trial, recounted_tokens=one.recounted)
 
     def _baseline(self, one: Attempt, usage: Usage, api: int | None) -> tuple[int | None, str, int | None, int | None]:
         """The lower of list and contracted price, its version, and both."""

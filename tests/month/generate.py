@@ -49,6 +49,7 @@ class Attempt:
     trial: int = 0  # 1: sent to the baseline's API at random, 2: drawn to be compared, and served as usual
     prompt_bytes: int = 0
     hold_nano: int | None = None  # the most that it may cost
+    recounted: int | None = None  # of the prompt's tokens, by the tokenizer of the baseline's model
     varying_nano: int = 0  # what serving it varied: an amount like any other here
 
     @property
@@ -188,7 +189,8 @@ class _Drawing:
         in_time = None if route.tier == "batch" else chances[10] > 0.04
         return Attempt(name, number, True, start, sent, sent + lasts // 5, sent + lasts, route, key, tags, backend,
                        kind, model, 200, "complete", tokens, source, work, cached, in_time,
-                       prompt_bytes=3 * sum(tokens[:2]) + output % 7, varying_nano=work // 3000)
+                       prompt_bytes=3 * sum(tokens[:2]) + output % 7, varying_nano=work // 3000,
+                       recounted=sum(tokens[:6]) * 107 // 100 if chances[8] < 0.01 else None)
 
     def _failed_first(self, first: Attempt, tokens: Tokens, chances: list[float]) -> list[Attempt]:
         """An attempt that fails, and another, at the API as a rule, that answers."""

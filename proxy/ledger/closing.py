@@ -144,7 +144,10 @@ def clip(have: Sequence[RateLine], card: Sequence[RateLine], edge: int) -> list[
 def adjust_rates(connection: Connection, have: Sequence[RateLine], card: Sequence[RateLine], now_ns: int) -> None:
     """Book what each closed period would cost more by the card, beyond what was booked for it before. Looked at once
     for each card."""
-    for period in closed(connection):
+    periods = closed(connection)
+    edges = {period.to_ns for period in periods}
+    said = [line for line in have if line.from_ns not in edges or line in card]  # without what `clip` put there
+    for period in periods:
         dated = [line for line in card if line.from_ns and line.from_ns < period.to_ns]
         digest = hashlib.sha256(json.dumps([row_of(line, 0)["hash"] for line in sorted(dated, key=_name)]).encode())
         mark = digest.hexdigest()[:16]
@@ -154,7 +157,7 @@ def adjust_rates(connection: Connection, have: Sequence[RateLine], card: Sequenc
         if not dated or seen == mark or (seen is None and all(line in have for line in dated)):
             continue
         booked = _cost(connection, have, period.from_ns, period.to_ns)
-        wanted = _cost(connection, [*have, *dated], period.from_ns, period.to_ns)
+        wanted = _cost(connection, [*said, *dated], period.from_ns, period.to_ns)
         for kind, name in sorted({*booked, *wanted}):
             before = connection.execute(select(func.coalesce(func.sum(adjustments.c.cost_nano), 0)).where(
                 adjustments.c.closed_id == period.id, adjustments.c.kind == kind, adjustments.c.name == name,

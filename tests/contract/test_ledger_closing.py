@@ -139,6 +139,19 @@ def test_an_adjustment_is_made_once_and_taken_back_with_the_rate(url):
     still(url, period)
 
 
+def test_every_closed_period_gets_its_adjustment_however_often_a_rate_is_dated_back(url):
+    period = shut(url)
+    fill(url, card=DEARER, now_ns=LATER)
+    second = close(url, NOVEMBER[1] + 10 * DAY, who="finance", without_bill="a test", now_ns=LATER + DAY)
+    fill(url, card=[replace(CARD[0], usd=Decimal("1.70")), *CARD[1:]], now_ns=LATER + 2 * DAY)
+    with store.reading(url) as connection:
+        rows = dict(connection.exec_driver_sql(
+            "SELECT closed_id, sum(cost_nano) FROM adjustments WHERE name = 'llama' GROUP BY 1").all())
+    assert rows == {period.id: nano("0.31") * 720, second.id: nano("0.20") * 240}
+    assert build(url, second.to_ns, second.to_ns + DAY).backends["llama"].gpu == nano("1.70") * 24
+    assert problems(url) == []
+
+
 def test_gpus_that_were_given_back_earlier_overheads_and_electricity_are_adjusted_too(url):
     period = shut(url)
     ended = [replace(CARD[0], until_ns=T0 + 20 * DAY), CARD[1], CARD[2], replace(CARD[3], usd=Decimal(1460))]

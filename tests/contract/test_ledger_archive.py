@@ -151,6 +151,24 @@ def test_a_row_that_comes_late_is_archived_in_a_file_of_its_own(url, tmp_path):
     assert verify(url) == [] and "late" in {row[1] for row in filed(tmp_path / "archive")}
 
 
+async def test_a_gateway_writes_all_the_while(url, tmp_path, monkeypatch):
+    """Of this month and late ones: what was settled meanwhile is there, once."""
+    monkeypatch.setattr(archive_files, "GROUP_ROWS", 20)
+    before = rows(url)
+    async with Journal(url) as journal:
+        moving = asyncio.create_task(asyncio.to_thread(move, url, tmp_path / "archive"))
+        settled = 0
+        while not moving.done():
+            made = later(replace(MOVED[settled % 300], request_id=f"while {settled}", hold_nano=None),
+                         (settled % 2) * 33 * DAY)
+            await journal.settle(made)
+            settled += 1
+        await moving
+    assert settled > 20 and verify(url) == [] and audit(url) == []
+    gone = filed(tmp_path / "archive")
+    assert len(rows(url) | gone) == len(before) + settled and not rows(url) & gone
+
+
 def test_nothing_else_can_be_deleted(url, tmp_path):
     db = sqlite3.connect(store.path_of(url))
 

@@ -1,10 +1,8 @@
 """The report in a real browser: it fetches nothing, runs nothing, and a month prints on two pages, nothing cut."""
 
-import shutil
 from io import BytesIO
 
 import pytest
-from playwright.sync_api import sync_playwright
 from pypdf import PdfReader
 
 from proxy.cli import pdf
@@ -32,19 +30,10 @@ def file(books, tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        name = next(filter(None, map(shutil.which, pdf.BROWSERS)))
-        started = playwright.chromium.launch(executable_path=name, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
 @pytest.fixture
-def shown(browser, file):
+def shown(chromium, file):
     """The page as opened, and all that it asked for or complained of."""
-    tab = browser.new_page(viewport={"width": WIDEST, "height": HIGHEST})
+    tab = chromium.new_page(viewport={"width": WIDEST, "height": HIGHEST})
     asked, said = [], []
     tab.on("request", lambda request: asked.append(request.url))
     tab.on("console", lambda message: said.append(message.text))
@@ -100,15 +89,15 @@ def test_a_month_prints_on_two_pages_with_everything_that_belongs_on_them(file):
         assert words in second, words
 
 
-def test_no_chart_is_cut_by_the_end_of_a_page(browser, file):
+def test_no_chart_is_cut_by_the_end_of_a_page(chromium, file):
     """In print, both sheets are no higher than a page, so what is in them is on one page each."""
-    heights = _sheets(browser, file)
+    heights = _sheets(chromium, file)
     assert len(heights) == 2 and max(heights) <= PAGE_PX, heights
 
 
-def _sheets(browser, path):
+def _sheets(chromium, path):
     """Their heights in print, in pixels."""
-    tab = browser.new_page(viewport={"width": int((210 - 24) / 25.4 * 96), "height": 1000})
+    tab = chromium.new_page(viewport={"width": int((210 - 24) / 25.4 * 96), "height": 1000})
     tab.goto(path.as_uri())
     tab.emulate_media(media="print")
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the browser would shrink it"
@@ -126,7 +115,7 @@ def test_other_periods_print_on_two_pages_too(tmp_path, days):
     assert len(PdfReader(BytesIO(pdf.to_pdf(html))).pages) == 2
 
 
-def test_the_fullest_month_prints_on_two_pages(tmp_path, browser):
+def test_the_fullest_month_prints_on_two_pages(tmp_path, chromium):
     """All steps, all doubts, more of everything than has room, and no name shorter than may be."""
     url = f"sqlite:///{tmp_path}/ledger.db"
     report_month.make_full(url)
@@ -139,4 +128,4 @@ def test_the_fullest_month_prints_on_two_pages(tmp_path, browser):
     path = tmp_path / "full.html"
     path.write_text(html, encoding="utf-8")
     assert len(html.encode()) < 2**20
-    assert max(_sheets(browser, path)) <= PAGE_PX
+    assert max(_sheets(chromium, path)) <= PAGE_PX

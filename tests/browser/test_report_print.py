@@ -3,6 +3,7 @@
 from io import BytesIO
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from pypdf import PdfReader
 
 from proxy.cli import pdf
@@ -69,6 +70,17 @@ def test_nothing_sticks_out_sideways_and_text_can_be_read(shown, width, scheme):
 def _luminance(colour: str) -> float:
     red, green, blue = (int(part) / 255 for part in colour.removeprefix("rgb(").rstrip(")").split(","))
     return 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2
+
+
+@pytest.mark.parametrize("look", ["light", "dark"])
+def test_axe_finds_nothing_serious(shown, found, look):
+    tab, _, _ = shown
+    tab.emulate_media(color_scheme=look)
+    violations = Axe().run(tab).response["violations"]
+    bad = [f"{one['id']}: {one['help']}; {node['target']} {node['html'][:80]}" for one in violations
+           if one["impact"] in ("serious", "critical") for node in one["nodes"]]
+    found["axe_serious"] += len(bad)
+    assert not bad
 
 
 def test_a_bar_is_as_long_as_its_amount(shown, books):

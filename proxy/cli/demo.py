@@ -132,6 +132,7 @@ def _introduce(world: World, options: DemoOptions, took_s: float) -> None:
                f"  {world.base_url}\n")
     typer.echo("\n".join(_calling(world)) + "\n")
     typer.echo(COSTS_MONEY if options.real_api else SIMULATED)
+    typer.echo(f"Dashboard, no key needed: {world.gateway_url}/dashboard")
     for name, url in world.engine_urls.items():
         typer.echo(f"  {name}: {url}")
     typer.echo(f"  openai: {world.api_url or 'https://api.openai.com'}")
@@ -149,7 +150,7 @@ async def _screen(world: World, ends: asyncio.Event, options: DemoOptions) -> No
     note = "REAL MONEY: the API is api.openai.com. Ctrl-C ends." if options.real_api else \
         "Simulated engines and API, play money. Ctrl-C ends and shows the report."
     notes = [Text(f" {note}", "yellow", no_wrap=True), *(Text(line, "dim", no_wrap=True) for line in _calling(world))]
-    view = View(f"Breakeven demo  {world.base_url}", tuple(notes), fill=True)
+    view = View(f"Breakeven demo  {world.base_url}  dashboard {world.gateway_url}/dashboard", tuple(notes), fill=True)
     console = Console(highlight=False)
     if not console.is_terminal:
         await _lines(world, ends, view)

@@ -1,4 +1,4 @@
-"""The gateway at a glance, for `breakeven status`, the demo's table and the dashboard to come.
+"""The gateway at a glance, for `breakeven status`, the demo's table and the dashboard.
 
 Totals are of this process since it started; the report, from the ledger, is the truth.
 """

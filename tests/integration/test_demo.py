@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -98,7 +99,8 @@ def test_ctrl_c_prints_the_report_and_exits_0():
     process = demo("--port", "0")
     lines = read_until(process, "openai:")
     assert any(line.startswith("curl 127.0.0.1:") for line in lines)
-    assert "simulated" in "".join(lines)
+    assert "simulated" in "".join(lines) and any(re.match(r"Dashboard.*http://127.0.0.1:\d+/dashboard$", line)
+                                                 for line in lines)
     time.sleep(1.5)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)

@@ -43,7 +43,7 @@
       cursor: {sync: {key: "traffic"}, y: false, drag: {x: false, y: false}, points: {show: false}},
       scales: {x: {time: true, range: () => [series.at[0], Math.max(series.end, series.at[0] + 60)]},
         y: {range: (plot, low, high) => [0, Math.max(top, (high || 0) * 1.08)]}},
-      axes: [axis({space: 70, size: 40, values: moments}), axis({size: 52, space: 28, values: (plot, at) => at.map(number)})],
+      axes: [axis({space: 70, size: 40, values: moments}), axis({size: 64, space: 28, values: (plot, at) => at.map(number)})],
       series: [{}, ...lines.map(line => ({...line, value, points: {show: false}}))],
       hooks: {setCursor: [plot => tell(plot)]},
     };
@@ -103,7 +103,7 @@
       else if (!same(now, next)) now.replaceWith(document.importNode(next, true));
       else if (now.nodeType === Node.TEXT_NODE) { if (now.data !== next.data) now.data = next.data; }
       else if (now.nodeType === Node.ELEMENT_NODE) {
-        for (const {name} of [...now.attributes]) if (!next.hasAttribute(name)) now.removeAttribute(name);
+        for (const {name} of [...now.attributes]) if (!next.hasAttribute(name) && name !== "open") now.removeAttribute(name);
         for (const {name, value} of next.attributes) if (now.getAttribute(name) !== value) now.setAttribute(name, value);
         morph(now, next);
       }

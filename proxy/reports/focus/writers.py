@@ -28,9 +28,13 @@ def write_csv(rows: Iterable[Mapping[str, Any]], out: TextIO, version: str) -> i
     wanted = columns(version)
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([column.name for column in wanted])
+    safe = lru_cache(maxsize=BATCH)(safe_cell)  # most texts are those of the row before
+    texts = {"text": safe, "json": safe, "decimal": plain, "time": moment}
+    plan = [(column.name, texts[column.type]) for column in wanted]
     count = 0
     for row in rows:
-        writer.writerow([_text(column, _value(row, column, version)) for column in wanted])
+        get = _named(row, version).get
+        writer.writerow(["" if (value := get(name)) is None else text(value) for name, text in plan])
         count += 1
     return count
 
@@ -49,8 +53,8 @@ def write_parquet(rows: Iterable[Mapping[str, Any]], out: BinaryIO, version: str
                        metadata={"focus_version": version, "focus_dataset": "CostAndUsage"})
     count = 0
     with pq.ParquetWriter(out, schema, compression="zstd") as writer:
-        for batch in _batches(rows):
-            arrays = [pa.array([_typed(column, _value(row, column, version)) for row in batch], types[column.type])
+        for batch in _batches(_named(row, version) for row in rows):
+            arrays = [pa.array([_typed(column, row.get(column.name)) for row in batch], types[column.type])
                       for column in wanted]
             writer.write_table(pa.table(arrays, schema=schema))
             count += len(batch)
@@ -63,22 +67,12 @@ def _batches(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, An
         yield batch
 
 
-def _value(row: Mapping[str, Any], column: Column, version: str) -> Any:
+def _named(row: Mapping[str, Any], version: str) -> Mapping[str, Any]:
     """Version 1.2 has an allocation's columns under names of our own, and the app's tags among the row's."""
-    value = row.get(NAMES_1_2.get(column.name, column.name))
-    if value is None and column.name == "Tags" and version == "1.2":
-        return row.get("AllocatedTags")
-    return value
-
-
-def _text(column: Column, value: Any) -> str:
-    if value is None:
-        return ""
-    if column.type == "decimal":
-        return plain(value)
-    if column.type == "time":
-        return moment(value)
-    return safe_cell(value)
+    if version != "1.2" or "AllocatedMethodId" not in row:
+        return row
+    return {**row, **{ours: row.get(name) for ours, name in NAMES_1_2.items()},
+            "Tags": row.get("Tags") or row.get("AllocatedTags")}
 
 
 def _typed(column: Column, value: Any) -> Any:

@@ -42,7 +42,7 @@ from tests.month.scene import BERLIN, HOUR, MINUTE, S, month
 
 MANY = 1_000_000  # requests that pay for the GPUs on most days
 ZONES = (BERLIN, "Asia/Kathmandu", "Australia/Lord_Howe", "UTC")
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def main() -> int:

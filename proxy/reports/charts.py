@@ -124,7 +124,7 @@ def _stack(total: GroupRow, low: int, high: int) -> list[Bar]:
 def _axis(amounts: Sequence[int]) -> tuple[int, int, tuple[Tick, ...]]:
     """(lowest, highest, ticks): whole steps of 1, 2 or 5 times a power of ten around all amounts."""
     low, high = min(amounts), max(amounts)
-    step = 1
+    step = 1 if high > low else NANO_PER_USD
     while (high - low) > step * TICKS_MAX:
         step = next(size for size in (step * 2, step * 5 // 2) if str(size).rstrip("0") in ("1", "2", "5"))
     first, last = low // step, max(-(-high // step), low // step + 1)

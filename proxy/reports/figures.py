@@ -44,7 +44,8 @@ class Amount:
 
 def places_for(statement: Statement) -> int:
     """Cents, or six places where cents would say nothing."""
-    return 2 if max(abs(statement.total.baseline), statement.total.actual) >= 100 * NANO_PER_USD else 6
+    largest = max(abs(statement.total.baseline), statement.total.actual)
+    return 2 if largest >= 100 * NANO_PER_USD or not largest else 6
 
 
 def rounded(nano: int, places: int) -> Decimal:

@@ -123,7 +123,9 @@ def title(from_ns: int, to_ns: int, zone: ZoneInfo) -> str:
             (ended.year - began.year) * 12 + ended.month - began.month == 1):
         return f"{charts.MONTHS[began.month - 1]} {began.year}"
     last = dt.datetime.fromtimestamp(to_ns // NS_PER_S - 1, zone)
-    return _date(began) if began.date() == last.date() else f"{_date(began)} to {_date(last)}"
+    if (began.year, began.month) == (last.year, last.month):
+        return _date(last) if began.day == last.day else f"{began.day} to {_date(last)}"
+    return f"{_date(began)} to {_date(last)}"
 
 
 def _date(moment: dt.datetime) -> str:

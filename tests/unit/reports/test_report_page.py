@@ -24,10 +24,16 @@ UTC, BERLIN = ZoneInfo("UTC"), ZoneInfo("Europe/Berlin")
 
 
 @pytest.fixture(scope="module")
-def month(tmp_path_factory):
+def filled(tmp_path_factory):
+    """The URL of a ledger with a month in it."""
     url = f"sqlite:///{tmp_path_factory.mktemp('month')}/ledger.db"
     report_month.make(url, 5000)
-    return open_books(url, report_month.BEGAN, report_month.ENDED)
+    return url
+
+
+@pytest.fixture(scope="module")
+def month(filled):
+    return open_books(filled, report_month.BEGAN, report_month.ENDED)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +90,13 @@ def test_both_savings_stand_side_by_side_each_with_what_it_means(month, html):
     assert f"Net saving, fully loaded {Amount(total.savings)} USD" in text and view.NET in text
     assert f"Marginal saving {Amount(month.marginal.saving)} USD" in text and view.MARGINAL in text
     assert "A loss." not in text
+
+
+def test_a_period_in_which_nothing_happened_says_so(filled):
+    books = open_books(filled, report_month.BEGAN - 9 * report_month.DAY, report_month.BEGAN - report_month.DAY)
+    html = page.to_html(books, generated_ns=report_month.ENDED, ledger="ledger.db")
+    assert "Nothing was booked in this period." in html and ">0.00</data> <small>" in html
+    assert [(tick.at, tick.text) for tick in charts.columns(books.spans, 2).cost_ticks] == [("100", "0"), ("0", "1")]
 
 
 def test_a_loss_is_said_plainly_and_in_red(url):
@@ -180,7 +193,7 @@ def test_the_fingerprint_is_of_the_figures(month):
     ("2026-11-01", "2026-12-01", UTC, "November 2026"), ("2026-12-01", "2027-01-01", BERLIN, "December 2026"),
     ("2026-11-01", "2026-11-02", UTC, "1 November 2026"),
     ("2026-11-01", "2027-01-01", UTC, "1 November 2026 to 31 December 2026"),
-    ("2026-11-01", "2026-11-26T12:30", UTC, "1 November 2026 to 26 November 2026"),
+    ("2026-11-01", "2026-11-26T12:30", UTC, "1 to 26 November 2026"),
     ("2026-10-31T23:00Z", "2026-11-30T23:00Z", BERLIN, "November 2026")])
 def test_the_title_is_the_period(began, ended, zone, title):
     assert page.title(parse(began, zone), parse(ended, zone), zone) == title

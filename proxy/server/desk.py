@@ -17,8 +17,7 @@ from typing import Any, Protocol, TypeVar
 from proxy.core.errors import InvalidRequest, NotFound, Unavailable
 from proxy.ledger.errors import LedgerUnavailable
 
-THREADS = 2
-WAITING_MAX = 16  # questions under way or waiting for a thread
+WAITING_MAX = 16  # questions under way or waiting for the thread that reads
 KEPT_MAX = 64  # answers
 KEPT_S = 4.0  # as long, or REST times as long as the answer took
 REST = 4
@@ -84,7 +83,8 @@ class Desk:
     def __init__(self, pages: Pages, operations: Operations, clock: Callable[[], float] = time.monotonic) -> None:
         self.pages, self._operations, self._clock = pages, operations, clock
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
-        self._pool: ThreadPoolExecutor | None = None
+        self._reader: ThreadPoolExecutor | None = None  # one each: two would take more from the requests' loop
+        self._writer: ThreadPoolExecutor | None = None
         self._waiting = 0
 
     # ---- what is asked
@@ -98,14 +98,14 @@ class Desk:
         except TimeoutError:  # it goes on; the page says so, and comes again when its stream has it
             pass
         now = await self.now()
-        page = await self.beside(self.pages.overview, question, account, now, reader)
+        page = await self.written(self.pages.overview, question, account, now, reader)
         return 503 if isinstance(account, Exception) else 200, page
 
     async def fragments(self, question: Question) -> dict[str, Any]:
         """Shared like all else: a hundred viewers of one question cost one."""
         async def made() -> dict[str, Any]:
             account, now = await self.account(question), await self.now()
-            return await self.beside(self.pages.fragments, question, account, now)
+            return await self.written(self.pages.fragments, question, account, now)
 
         return await self._shared(f"fragments {question.key}", NOW_S, made)
 
@@ -115,7 +115,7 @@ class Desk:
         if isinstance(account, Exception):
             raise Unavailable("The ledger cannot be read, so there is nothing to export.", code="ledger_unavailable")
         try:
-            return await self.beside(self.pages.csv, question, account, now, query.get("table", ""))
+            return await self.written(self.pages.csv, question, account, now, query.get("table", ""))
         except ValueError as error:
             raise InvalidRequest(str(error), param="table") from None
 
@@ -126,7 +126,7 @@ class Desk:
             raise Unavailable("The ledger cannot be read just now.", code="ledger_unavailable") from None
         if found is None:
             raise NotFound("No such request is booked. It may still be in flight: it is booked when it ends.")
-        return await self.beside(self.pages.one_request, found, reader)
+        return await self.written(self.pages.one_request, found, reader)
 
     # ---- the parts
 
@@ -173,19 +173,25 @@ class Desk:
     # ---- threads
 
     async def beside(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Run it in a thread. Raises Unavailable where too many wait for one."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="dashboard")
+        """Read the ledger in a thread. Raises Unavailable where too many wait for it."""
+        if self._reader is None:
+            self._reader = ThreadPoolExecutor(1, thread_name_prefix="dashboard reads")
         if self._waiting >= WAITING_MAX:
             raise Unavailable("The dashboard has too much to do. Please try again.", code="overloaded")
         self._waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+            return await asyncio.get_running_loop().run_in_executor(self._reader, work, *arguments)
         finally:
             self._waiting -= 1
 
+    async def written(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Write a page in a thread of its own, so that none waits for another's figures."""
+        if self._writer is None:
+            self._writer = ThreadPoolExecutor(1, thread_name_prefix="dashboard writes")
+        return await asyncio.get_running_loop().run_in_executor(self._writer, work, *arguments)
+
     def close(self) -> None:
         """Begin nothing more; what is being read ends by its own limit."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
+        for pool in filter(None, (self._reader, self._writer)):
             pool.shutdown(wait=False, cancel_futures=True)
+        self._reader = self._writer = None

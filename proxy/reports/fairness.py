@@ -13,7 +13,8 @@ from proxy.core.money import NS_PER_HOUR, NS_PER_MINUTE, half_even
 from proxy.core.pricing import INPUTS, OUTPUTS, Price
 from proxy.core.usage import BUCKETS
 from proxy.ledger.amounts import price_of
-from proxy.ledger.schema import hour_cells, hours, prices, rollup
+from proxy.ledger.cells import stretches
+from proxy.ledger.schema import hour_cells, prices, rollup
 
 _first, _beyond = bindparam("first"), bindparam("beyond")
 _OF = {"input": [(bucket, AT[bucket]) for bucket in INPUTS], "output": [(bucket, AT[bucket]) for bucket in OUTPUTS]}
@@ -74,10 +75,9 @@ def _hours(connection: Connection, from_ns: int, to_ns: int) -> Hours:
     """What prompts were counted in, of hours that were summed up and of the minutes of those that were not. Of an API,
     where it was the baseline itself."""
     found: dict[tuple[int, str, bool], list[int]] = {}
-    within = {"first": -(-from_ns // NS_PER_HOUR), "beyond": to_ns // NS_PER_HOUR}
-    minutes = {"first": -(-from_ns // NS_PER_MINUTE), "beyond": -(-to_ns // NS_PER_MINUTE), **{
-        "first_hour": within["first"], "beyond_hour": within["beyond"]}}
-    for statement, period in ((_COUNTED, within), (_COUNTED_OF_MINUTES, minutes)):
+    for start, end, summed in stretches(connection, from_ns, to_ns):
+        statement, unit = (_COUNTED, NS_PER_HOUR) if summed else (_COUNTED_OF_MINUTES, NS_PER_MINUTE)
+        period = {"first": -(-start // unit), "beyond": -(-end // unit)}
         for hour, route, kind, *counts in connection.execute(statement, period):
             at = (hour, route, kind == "gpu")
             found[at] = list(map(add, found.get(at, [0] * len(COUNTS)), counts))
@@ -101,7 +101,5 @@ _COUNTED = (
 _hour = rollup.c.minute.op("/")(60)
 _COUNTED_OF_MINUTES = (
     select(_hour.label("hour"), rollup.c.route, rollup.c.backend_kind, *(func.sum(rollup.c[name]) for name in COUNTS))
-    .where(rollup.c.minute >= _first, rollup.c.minute < _beyond, _is_counted(rollup),
-           _hour.not_in(select(hours.c.hour).where(hours.c.hour >= bindparam("first_hour"),
-                                                   hours.c.hour < bindparam("beyond_hour"))))
+    .where(rollup.c.minute >= _first, rollup.c.minute < _beyond, _is_counted(rollup))
     .group_by(_hour, rollup.c.route, rollup.c.backend_kind))

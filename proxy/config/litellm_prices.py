@@ -63,7 +63,7 @@ def read_litellm(path: FsPath) -> list[ListPrice]:
         data = json.loads(raw, parse_float=Decimal, parse_constant=lambda _: None)
     except json.JSONDecodeError as error:
         raise ConfigError([source.at(error.lineno, error.colno, f"is not JSON: {error.msg}")]) from None
-    except (UnicodeDecodeError, RecursionError):
+    except (ValueError, ArithmeticError, RecursionError):
         raise ConfigError([source.at(0, None, "is not JSON text")]) from None
     if not isinstance(data, dict) or not any(
             isinstance(entry, dict) and "litellm_provider" in entry for entry in data.values()):
@@ -101,6 +101,8 @@ def _prices(key: str, entry: dict[str, Any]) -> Iterator[ListPrice]:
 
 def _per_mtok(value: object) -> Decimal | None:
     if isinstance(value, bool) or not isinstance(value, (int, Decimal)) or value < 0:
+        return None
+    if value and abs(Decimal(value).adjusted()) > 30:  # no price
         return None
     with localcontext(prec=DIGITS):
         return Decimal(value).scaleb(6)

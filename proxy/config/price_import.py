@@ -52,7 +52,7 @@ def price_changes(wanted: Sequence[tuple[str, str, Sequence[ListPrice]]], own: O
     the list's own name of the model."""
     for provider, model, found in wanted:
         for price in found:
-            yield _price_change(provider, model, price, own, book, kind, from_, source.format(key=price.key))
+            yield _price_change(provider, model, price, own, book, kind, from_, source.replace("{key}", price.key))
 
 
 def _price_change(provider: str, model: str, listed: ListPrice, own: OperatorPrices, book: PriceBook, kind: PriceKind,

@@ -103,12 +103,15 @@ def timeline(lines: Sequence[RateLine], from_ns: int, to_ns: int) -> list[tuple[
     current = enumerate({line.from_ns: line for line in lines}.values())
     ordered = [line for _, line in sorted(current, key=lambda item: (item[1].from_ns or 0, -item[0]))]
     starts = [line.from_ns or 0 for line in ordered]
-    found = []
+    found: list[tuple[int, int, RateLine]] = []
     for start, end in pairwise(cuts):
         begun = reversed(range(bisect_right(starts, start)))
         line = next((ordered[at] for at in begun if (until := ordered[at].until_ns) is None or start < until), None)
-        if start < end and line is not None:
-            found.append((start, end, line))
+        if start >= end or line is None:
+            continue
+        if found and found[-1][1] == start and found[-1][2] is line:  # an edge of a line that is not in force
+            start = found.pop()[0]
+        found.append((start, end, line))
     return found
 
 

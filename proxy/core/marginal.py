@@ -35,6 +35,7 @@ class BackendSums:
     api: int = 0
     retries: int = 0  # of `api`: attempts that did not answer their client
     varying: int = 0
+    estimated_swing: int = 0  # by how much estimated counts may be wrong, each cell at its worst
     estimated_api: int = 0  # of `api`, by estimated token counts
     estimated_baseline: int = 0
     input_worth: int = 0  # what the answered requests' input and output come to at the rates of their baseline's price

@@ -136,11 +136,12 @@ def first_day(connection: Connection, from_ns: int, to_ns: int) -> str | None:
 
 def problems(connection: Connection) -> Iterator[str]:
     """Whether what stands for archived rows is what their archives say."""
-    rows, api, work = 0, 0, 0
+    rows, said = 0, dict.fromkeys(("api_nano", "baseline_nano", "marginal_nano", "posted_nano", "work_ns"), 0)
     for row in connection.execute(select(archives.c.rows, archives.c.sums)):
-        sums = json.loads(row.sums)
-        rows, api, work = rows + row.rows, api + sums["api_nano"], work + sums["work_ns"]
-    counted, booked, served, failed = totals(connection, "requests", "api_nano", "work_ns", "failed_work_ns")
-    for name, one, other in (("rows", rows, counted), ("api_nano", api, booked), ("work_ns", work, served + failed)):
+        sums, rows = json.loads(row.sums), rows + row.rows
+        said = {name: amount + sums[name] for name, amount in said.items()}
+    counted, *booked, served, failed = totals(connection, "requests", *list(said)[:-1], "work_ns", "failed_work_ns")
+    said, found = {"rows": rows, **said}, (counted, *booked, served + failed)
+    for (name, one), other in zip(said.items(), found, strict=True):
         if one != other:
             yield f"archives: {name} is {one}, what stands for them says {other}"

@@ -28,7 +28,7 @@ from proxy.ledger import cells, store
 from proxy.ledger.owed import Spending, owed
 from proxy.ledger.rates import row_of
 from proxy.ledger.rows import Row, rows_of
-from proxy.ledger.schema import adjustments, closed_periods, gpu_time
+from proxy.ledger.schema import adjustments, closed_periods, gpu_time, rates
 from proxy.ledger.statements import GPU_COLUMNS, INSERT_GPU_TIME, text_of
 
 GRACE_NS = NS_PER_HOUR  # a period ends this long before it can be closed: what is younger is in no closed period
@@ -136,8 +136,8 @@ def clip(have: Sequence[RateLine], card: Sequence[RateLine], edge: int) -> list[
         should, does = in_force(dated, edge), in_force(known, edge)
         if should is None and does is not None and does.usd:
             kept.append(RateLine(does.kind, does.name, does.usd * 0, edge))  # given back before: it costs nothing now
-        elif should is not None and (should.from_ns or 0) < edge and (does is None or not _alike(should, does)):
-            kept.append(replace(should, from_ns=edge))
+        elif should is not None and (should.from_ns or 0) < edge:  # said again where it is known: the card must name it
+            kept.append(does if does is not None and _alike(should, does) else replace(should, from_ns=edge))
     return kept
 
 
@@ -145,8 +145,8 @@ def adjust_rates(connection: Connection, have: Sequence[RateLine], card: Sequenc
     """Book what each closed period would cost more by the card, beyond what was booked for it before. Looked at once
     for each card."""
     periods = closed(connection)
-    edges = {period.to_ns for period in periods}
-    said = [line for line in have if line.from_ns not in edges or line in card]  # without what `clip` put there
+    clipped, named = _clipped(connection, periods), {_name(line) for line in card}
+    said = [line for line in have if (*_name(line), line.from_ns) not in clipped or line in card]
     for period in periods:
         dated = [line for line in card if line.from_ns and line.from_ns < period.to_ns]
         digest = hashlib.sha256(json.dumps([row_of(line, 0)["hash"] for line in sorted(dated, key=_name)]).encode())
@@ -159,6 +159,8 @@ def adjust_rates(connection: Connection, have: Sequence[RateLine], card: Sequenc
         booked = _cost(connection, have, period.from_ns, period.to_ns)
         wanted = _cost(connection, [*said, *dated], period.from_ns, period.to_ns)
         for kind, name in sorted({*booked, *wanted}):
+            if kind != "contract" and (kind, name) not in named:  # it left the card: its past stays as it was
+                continue
             before = connection.execute(select(func.coalesce(func.sum(adjustments.c.cost_nano), 0)).where(
                 adjustments.c.closed_id == period.id, adjustments.c.kind == kind, adjustments.c.name == name,
                 adjustments.c.reason.like("the rate card%"))).scalar_one()
@@ -166,6 +168,14 @@ def adjust_rates(connection: Connection, have: Sequence[RateLine], card: Sequenc
             if more:
                 _append(connection, now_ns, period.id, kind, name, more, f"the rate card was changed for then ({mark})")
         _append(connection, now_ns, period.id, CARD, mark, 0, "looked at")
+
+
+def _clipped(connection: Connection, periods: Sequence[ClosedPeriod]) -> set[tuple[str, str, int]]:
+    """What `clip` put into the ledger: lines that begin where a period ends that was closed by then."""
+    found = connection.execute(select(rates.c.kind, rates.c.name, rates.c.from_ns, rates.c.recorded_ns))
+    ends = [(period.to_ns, period.closed_ns) for period in periods]
+    return {(kind, name, from_ns) for kind, name, from_ns, recorded_ns in found
+            if any(from_ns == to_ns and recorded_ns >= closed_ns for to_ns, closed_ns in ends)}
 
 
 def _cost(connection: Connection, lines: Sequence[RateLine], from_ns: int, to_ns: int) -> dict[tuple[str, str], int]:

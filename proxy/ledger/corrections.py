@@ -111,8 +111,9 @@ def _difference(connection: Connection, entry: RequestEntry, api: int | None, ba
     count, more_api, more_baseline = connection.execute(select(
         func.count(), func.coalesce(func.sum(corrections.c.api_nano), 0),
         func.coalesce(func.sum(corrections.c.baseline_nano), 0)).where(mine)).one()
-    unknown = entry.final and entry.succeeded and entry.baseline_nano is None
-    known_baseline = (entry.api_nano if unknown else entry.baseline_nano) or 0
+    unstated = entry.final and entry.succeeded and entry.baseline_nano is None
+    unknown = unstated and more_baseline == more_api  # nobody has said since what it is
+    known_baseline = (entry.api_nano if unstated else entry.baseline_nano) or 0
     api_now, baseline_now = (entry.api_nano or 0) + more_api, known_baseline + more_baseline
     api_delta = 0 if api is None else api - api_now
     # An unknown baseline stands at what the API cost, so that nothing is saved on it: that stays so.

@@ -8,7 +8,6 @@ whether its minutes are still those that were read.
 from __future__ import annotations
 
 import sqlite3
-import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -21,17 +20,19 @@ from proxy.core.money import NS_PER_HOUR, NS_PER_MINUTE
 from proxy.ledger import cells, store
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.schema import gpu_time, hour_cells, hour_gpus, hours, rates, rollup
-from proxy.ledger.statements import FORGET_FROM, FORGET_HOURS, packed
+from proxy.ledger.statements import FORGET_FROM, FORGET_HOURS, LAST_HOUR, packed
 
 SETTLED_MINUTES = 15  # after its end an hour is summed up; what is booked into it later is rare
-RECENT_MINUTES = SETTLED_MINUTES - 5  # a minute as young as this is in no such hour, even if a clock is off
 
 Progress = Callable[[int, int], None]  # hours summed up, hours there are to sum
 
 
 def forget(db: sqlite3.Connection, minutes: Collection[int]) -> None:
     """Minutes were booked into: hours they are in must be summed up again."""
-    if minutes and min(minutes) < time.time_ns() // NS_PER_MINUTE - RECENT_MINUTES:
+    if not minutes:
+        return
+    (last,) = db.execute(LAST_HOUR).fetchone()
+    if last is not None and min(minutes) // 60 <= last:  # by what is there, whatever the clock says
         old = packed(sorted({minute // 60 for minute in minutes}))
         for statement in FORGET_HOURS:
             db.execute(statement, (old,))

@@ -31,6 +31,7 @@ _counts_of = itemgetter(*(index for index, count in enumerate(_is_count) if coun
 _flight_of = itemgetter(REQUEST_COLUMNS.index("sent_ns"), REQUEST_COLUMNS.index("ended_ns"))
 
 INT_MAX = 2**63 - 1
+SQUARED_MAX = 1 << 20  # tokens; of no answer, and a thousand absurd ones still add up in 63 bits
 FLIGHT_NS_MAX = 7 * 24 * 60 * NS_PER_MINUTE  # a longer one is a clock error, and would flood the rollups
 
 RollupKey = tuple[int, str, str, str, str, str, str, str, str]
@@ -149,7 +150,8 @@ def _booked(entry: RequestEntry) -> list[int]:
         api if estimated else 0, headline if estimated else 0,
         (entry.hold_nano or 0) if entry.api_nano is None else 0,
         api if entry.trial == CONTROL else 0, 1 if trial else 0, output if trial else 0,
-        output * output if trial else 0, entry.prompt_bytes if counted else 0, usage.input_total if counted else 0,
+        min(output, SQUARED_MAX) ** 2 if trial else 0,
+        entry.prompt_bytes if counted else 0, usage.input_total if counted else 0,
         recounted, usage.input_total if recounted else 0,
     ]
 

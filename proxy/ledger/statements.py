@@ -133,6 +133,7 @@ DELETE_WANTED = "DELETE FROM holds WHERE request_id = ?"
 # Hours that were summed up, see hours.py.
 _SUMMED = ("hours", "hour_cells", "hour_gpus")
 FORGET_HOURS = [f"DELETE FROM {table} WHERE hour IN (SELECT value FROM json_each(?))" for table in _SUMMED]  # noqa: S608
+LAST_HOUR = "SELECT max(hour) FROM hours"
 FORGET_FROM = [f"DELETE FROM {table} WHERE hour >= ?" for table in _SUMMED]  # noqa: S608
 
 

@@ -96,6 +96,8 @@ def _csv(file: Lines, lines: Iterator[str], before: int) -> Table:
             if len(row) != len(header):
                 width = f"the line has {len(row)} columns where the header has {len(header)}"
                 file.fail(before + reader.line_num, width)
+            if len(rows) >= ROWS_MAX:
+                file.fail(before + reader.line_num, f"more than {ROWS_MAX:,} rows")
             rows.append(row)
             numbers.append(before + reader.line_num)
     except csv.Error as error:

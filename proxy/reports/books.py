@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection
 
-from proxy.core.cells import Place, Slice, whole
+from proxy.core.cells import AT, Place, Slice, whole
 from proxy.core.fairness import Fairness
 from proxy.core.gpucost import RateLine
 from proxy.core.marginal import BackendSums, Marginal, marginal
@@ -27,6 +27,7 @@ from proxy.reports.statement import Day, check, days_between, read, state, zone_
 GROUPINGS = ("route", "key", "backend", "model")
 SPANS_MAX = 31  # stretches on a page; more days than that become weeks, more weeks months, more months years
 TEAM = "team"  # the tag that a page groups by unless told otherwise
+ESTIMATED, ESTIMATED_API = AT["estimated_baseline_nano"], AT["estimated_api_nano"]
 STEPS = ("day", "week", "month", "year")
 
 
@@ -102,9 +103,10 @@ def backend_sums(period: Slice, known: Prices) -> tuple[BackendSums, ...]:
     found = []
     for (backend, on_gpu), cells_ in sorted(groups.items()):
         row = row_of(backend, cells_)
+        swing = sum(abs(sums[ESTIMATED] - (0 if on_gpu else sums[ESTIMATED_API])) for _, sums in cells_)
         found.append(BackendSums(backend, on_gpu, row.requests, row.input_tokens + row.cached_tokens,
                                  row.cached_tokens, row.output_tokens, row.baseline, row.api, row.api_retries,
-                                 row.marginal, row.estimated_api, row.estimated_baseline,
+                                 row.marginal, swing, row.estimated_api, row.estimated_baseline,
                                  *pricebook.worth(cells_, known)))
     return tuple(found)
 

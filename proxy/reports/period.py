@@ -18,7 +18,10 @@ def parse(text: str, zone: ZoneInfo) -> int:
         raise ValueError(f"{text!r} is not a date; write 2026-11-01 or 2026-11-01T12:30") from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=zone)
-    return epoch_ns(moment.astimezone(dt.UTC))
+    try:
+        return epoch_ns(moment.astimezone(dt.UTC))
+    except OverflowError:
+        raise ValueError(f"{text!r} is beyond every calendar; write 2026-11-01 or 2026-11-01T12:30") from None
 
 
 def resolve(from_text: str | None, to_text: str | None, zone: ZoneInfo, now_ns: int) -> tuple[int, int]:

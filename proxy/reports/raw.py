@@ -22,6 +22,7 @@ from proxy.core.money import NS_PER_HOUR, NS_PER_MINUTE
 from proxy.core.savings import IdentityBroken
 from proxy.core.usage import BUCKETS
 from proxy.ledger import archived, cells, store
+from proxy.ledger.rows import SQUARED_MAX
 from proxy.ledger.schema import corrections, requests
 from proxy.ledger.statements import text_of
 
@@ -39,6 +40,7 @@ _r = requests.c
 _first, _beyond, _last = (bindparam(name) for name in ("first", "beyond", "last"))
 _nothing = literal_column("0")
 _output = _r.output_text + _r.reasoning + _r.output_audio
+_squared = func.min(_output, literal_column(str(SQUARED_MAX)))  # as rows.py has it
 _places = [_r[name] for name in Place._fields]
 
 # Rows are grouped by what decides how they are booked, too, and only added up: a CASE for each sum takes twice as long.
@@ -49,7 +51,7 @@ ADDED = (func.count(), *(func.sum(_r[bucket]) for bucket in BUCKETS), func.sum(_
          func.sum(_r.internal_nano), *(func.coalesce(func.sum(amount), _nothing) for amount in (
              _r.api_nano, _r.baseline_nano, func.coalesce(_r.baseline_list_nano, _r.baseline_nano),
              func.coalesce(_r.baseline_contracted_nano, _r.baseline_nano), _r.hold_nano, _r.prompt_bytes,
-             _r.recounted_tokens, _output * _output)))
+             _r.recounted_tokens, _squared * _squared)))
 AMOUNTS = WIDTH + len(KINDS)  # where they begin
 OF_ROWS = text_of(select(*_places, *KINDS, *ADDED).where(
     _r.ended_ns >= _first, _r.ended_ns < _beyond, _r.id <= _last).group_by(*_places, *KINDS))

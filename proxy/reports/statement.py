@@ -122,7 +122,7 @@ def epoch_ns(moment: dt.datetime) -> int:
 def grouping(by: str) -> tuple[str, str]:
     """(column, tag). ValueError for what is none."""
     column, _, tag = by.partition(":")
-    if column not in GROUPS or (tag and column != "tag"):
+    if column not in GROUPS or (by not in GROUPS and column != "tag"):
         raise ValueError(f"cannot group by {by!r}; choose {', '.join(GROUPS)}, or tag:NAME")
     return column, tag
 

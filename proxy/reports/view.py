@@ -331,8 +331,7 @@ def spread(books: Books) -> Spread:
         found.append(("late", "answered later than promised: an API might have been in time, so it may not count",
                       f"{Amount(total.baseline_late, places)} of the baseline", -total.baseline_late, 0))
     if total.estimated:
-        swing = sum(one.estimated_baseline if one.on_gpu else abs(one.estimated_baseline - one.estimated_api)
-                    for one in books.backends)
+        swing = sum(one.estimated_swing for one in books.backends)
         found.append(("estimated", "token counts estimated: wrong by as much as themselves at the worst",
                       f"{total.estimated_tokens:,} tokens in {total.estimated:,} attempts", -swing, swing))
     if total.unpriced:

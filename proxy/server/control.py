@@ -32,6 +32,9 @@ class ControlGroup:
         share = call.route.control_group
         if not share or call.again or plan.attempts[0].kind != "gpu" or (api := self._baseline(call, now)) is None:
             return 0
+        limits = call.output_limits or {}
+        if (api.backend in limits) != (plan.attempts[0].backend in limits):  # a budget would cut one's
+            return 0
         if self._chance() >= share:
             return COMPARED
         plan.attempts = (Attempt(api.backend, None, "api", "control_group", api.usd, 0.0, api.ttft_s), *plan.attempts)

@@ -192,8 +192,9 @@ def test_nothing_else_can_be_deleted(url, tmp_path):
 def test_rows_taken_out_by_hand_are_missed(url, tmp_path):
     """Whoever pretends an archive leaves sums that nothing stands for."""
     with sqlite3.connect(store.path_of(url)) as db:
+        sums = json.dumps(dict.fromkeys(("api_nano", "baseline_nano", "marginal_nano", "posted_nano", "work_ns"), 0))
         db.execute("INSERT INTO archives (file_id, from_ns, to_ns, last_id, rows, sums, at_ns) "
-                   f"VALUES (1, {DECEMBER}, {NOW}, 100000, 20, '{{\"api_nano\":0,\"work_ns\":0}}', 0)")
+                   f"VALUES (1, {DECEMBER}, {NOW}, 100000, 20, '{sums}', 0)")
         assert db.execute(f"DELETE FROM requests WHERE ended_ns >= {DECEMBER}").rowcount == 20
     found = verify(url)
     assert any(line.startswith("archives: rows is 20, what stands for them says 0") for line in found)

@@ -88,6 +88,8 @@ def test_nothing_is_saved_on_an_unknown_baseline_also_once_the_cost_is_known(url
     assert build(url, *DECEMBER).total.corrections == 0
     found = made(url, UNKNOWN, baseline_nano=1_000)
     assert (found.api_nano, found.baseline_nano) == (0, 100)
+    found = made(url, UNKNOWN, api_nano=950)  # what was said of the baseline stands
+    assert (found.api_nano, found.baseline_nano, found.after.baseline_nano) == (50, 0, 1_000)
     sound(url)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import time
 from dataclasses import replace
 from decimal import Decimal
 
@@ -115,6 +116,34 @@ def test_a_correction_counts_when_it_is_made(url):
     hours.close(url, LATER)
     correct(url, "r5", api_nano=1, reason="bill", who="me", now_ns=T0 + 2 * NS_PER_HOUR)
     agree(url)
+
+
+def test_a_clock_that_was_ahead_leaves_no_hour_stale(url, monkeypatch):
+    """An hour summed up too early, by a clock that was set back since: what comes into it is in it all the same."""
+    hours.close(url, LATER)
+    monkeypatch.setattr(time, "time_ns", lambda: T0 + 2 * NS_PER_HOUR + 30 * NS_PER_S)
+
+    async def scenario():
+        async with Journal(url) as journal:
+            await journal.settle(entry(75, request_id="now"))
+
+    asyncio.run(scenario())
+    assert closed(url) == 9
+    agree(url)
+
+
+def test_absurd_counts_leave_the_sums_readable(url):
+    async def scenario():
+        async with Journal(url) as journal:
+            for number in range(4):
+                await journal.settle(entry(6 + 60 * number, request_id=f"absurd{number}", trial=2,
+                                           usage=Usage(output_text=2**31)))
+
+    asyncio.run(scenario())
+    agree(url)
+    assert hours.close(url, LATER) == 10
+    agree(url)
+    assert balanced(url) == []
 
 
 def test_an_hour_that_changes_while_it_is_summed_is_not_written(url, monkeypatch):

@@ -76,11 +76,11 @@ def ask(query: Mapping[str, str], zone: ZoneInfo, now_ns: int) -> Question:
     if any(len(value) > TEXT_MAX or not value.isprintable() for value in query.values()):
         raise ValueError("The address holds more than a period and a grouping.")
     group = query.get("group") or "route"
-    column, _, tag = group.partition(":")
-    if column not in GROUPS or (tag and column != "tag"):
+    column = group.partition(":")[0]
+    if column not in GROUPS or (group not in GROUPS and column != "tag"):
         raise ValueError("There is no such grouping. Choose one from the list.")
     older = query.get("older")
-    if older is not None and not (older.isascii() and older.isdigit()):
+    if older is not None and not (older.isascii() and older.isdigit() and len(older) <= 18):
         raise ValueError("There is no such page of requests.")
     shared = {"group": group, "older": None if older is None else int(older)}
     begin, end = query.get("from"), query.get("before")

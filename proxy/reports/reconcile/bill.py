@@ -183,7 +183,7 @@ def decimal(value: object, where: Where) -> Decimal:
         found = Decimal(value.strip() if isinstance(value, str) else value)
     except InvalidOperation:
         found = Decimal("nan")
-    if not found.is_finite() or found.adjusted() > 30 or len(str(value)) > 64:
+    if not found.is_finite() or abs(found.adjusted()) > 30 or len(str(value)) > 64:
         raise where.bad(f"{_shown(value)} is not a number")
     return found
 

@@ -65,7 +65,7 @@ def _json(path: Path, text: str) -> Any:
     """One document, or one a line. Numbers stay exact."""
     try:
         return json.loads(text, parse_float=Decimal, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, ArithmeticError, RecursionError) as error:
         if not text.lstrip().startswith("{") or "\n" not in text.strip():
             raise _invalid(path, error) from None
         whole = error
@@ -74,7 +74,7 @@ def _json(path: Path, text: str) -> Any:
         if line.strip():
             try:
                 pages.append(json.loads(line, parse_float=Decimal, parse_constant=_no_number))
-            except (ValueError, RecursionError) as error:
+            except (ValueError, ArithmeticError, RecursionError) as error:
                 raise (_invalid(path, whole) if number == 1 else _invalid(path, error, number)) from None
     return pages
 

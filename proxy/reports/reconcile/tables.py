@@ -23,6 +23,7 @@ from __future__ import annotations
 import csv
 import datetime as dt
 import io
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
@@ -46,6 +47,9 @@ from proxy.reports.reconcile.bill import (
     text,
     usd,
 )
+
+YEARS = (1970, 2199)  # beyond them nanoseconds are no 63-bit number, or nobody bills
+LAST_S = 7_258_118_399  # of 2199
 
 ROWS_MAX = 1_000_000
 GENERIC_TOKENS = dict(zip(("input_tokens", "cached_tokens", "cache_write_tokens", "output_tokens"), KINDS, strict=True))
@@ -90,7 +94,8 @@ def read(file: str, content: str, bill: Bill) -> str:
         names = [name.strip().lower().lstrip("\ufeff") for name in next(rows, [])]
         have = set(names)
         if len(have) != len(names):
-            raise BadBill(file, 1, next(name for name in names if names.count(name) > 1), "this column is there twice")
+            twice = next(name for name, times in Counter(names).items() if times > 1)
+            raise BadBill(file, 1, twice, "this column is there twice")
         for columns in GPU_BILLS:
             if all(have.intersection(group) for group in (columns.start, columns.resource, columns.cost)):
                 _gpu(file, _records(file, rows, names), columns, have, bill)
@@ -129,14 +134,17 @@ def _day(value: str, where: Where) -> str:
     """The UTC day of '2026-11-26', '2026-11-26T00:00:00Z' or Unix seconds."""
     if value.strip().isdigit():
         second = count(value, where)
-        if second > 253_402_300_799:
+        if second > LAST_S:
             raise where.bad(f"{value[:40]!r} is no time")
         return day_of(second)
     try:
         moment = dt.datetime.fromisoformat(value.strip())
-    except ValueError:
+        day = (moment if moment.tzinfo is None else moment.astimezone(dt.UTC)).date()
+    except (ValueError, OverflowError):
         raise where.bad(f"{value[:40]!r} is not a day; write 2026-11-26") from None
-    return (moment if moment.tzinfo is None else moment.astimezone(dt.UTC)).date().isoformat()
+    if not YEARS[0] <= day.year <= YEARS[1]:
+        raise where.bad(f"{value[:40]!r} is not within {YEARS[0]} and {YEARS[1]}")
+    return day.isoformat()
 
 
 def _covers(bill: Bill, days: set[str], file: str, beyond: int = 0) -> None:

@@ -19,7 +19,12 @@ def asked(card, from_ns, to_ns):
     edges = {edge or 0 for line in card for edge in (line.from_ns or 0, line.until_ns) if edge is not None}
     cuts = [from_ns, *sorted(edge for edge in edges if from_ns < edge < to_ns), to_ns]
     found = [(start, end, in_force(card, start)) for start, end in pairwise(cuts) if start < end]
-    return [piece for piece in found if piece[2] is not None]
+    joined = []
+    for start, end, line in (piece for piece in found if piece[2] is not None):
+        if joined and joined[-1][1] == start and joined[-1][2] is line:  # an edge of a line that is not in force
+            start = joined.pop()[0]
+        joined.append((start, end, line))
+    return joined
 
 
 @given(st.lists(lines, max_size=8), moments, moments)

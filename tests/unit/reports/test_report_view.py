@@ -169,8 +169,8 @@ def test_the_range_is_as_wide_as_its_doubts_and_open_where_one_has_no_bound(book
 
 
 def test_an_estimate_that_an_api_answered_moves_baseline_and_bill_alike(books):
-    api = BackendSums("openai", False, estimated_api=900, estimated_baseline=1000)
-    own = BackendSums("llama", True, estimated_baseline=70)
+    api = BackendSums("openai", False, estimated_swing=100, estimated_api=900, estimated_baseline=1000)
+    own = BackendSums("llama", True, estimated_swing=70, estimated_baseline=70)
     statement = replace(books.statement, unpriced_backends=("ghost",),
                         total=replace(books.statement.total, baseline_late=0, unpriced=0, unknown_baseline=0))
     found = view.spread(replace(books, by={"route": statement}, backends=(api, own)))

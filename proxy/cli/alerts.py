@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from proxy.config.alerts import Webhook
 
 alerts_app = typer.Typer(no_args_is_help=True, add_completion=False, help=(
     "Alerts for people. Exit codes: 0 taken, 1 a webhook did not take it, 2 wrong use or a configuration that cannot "
@@ -40,7 +43,7 @@ def test(
         raise typer.Exit(1)
 
 
-async def _send(webhooks: tuple[object, ...]) -> bool:
+async def _send(webhooks: tuple[Webhook, ...]) -> bool:
     import aiohttp
 
     from proxy.server.alerts import test_message
@@ -48,7 +51,7 @@ async def _send(webhooks: tuple[object, ...]) -> bool:
 
     message = test_message(time.time_ns())
     async with aiohttp.ClientSession(trust_env=False) as session:
-        found = await asyncio.gather(*(post(session, one, message) for one in webhooks))  # type: ignore[arg-type]
+        found = await asyncio.gather(*(post(session, one, message) for one in webhooks))
     for one, problem in zip(webhooks, found, strict=True):
-        typer.echo(f"{one.name}: {problem or 'taken'}")  # type: ignore[attr-defined]
+        typer.echo(f"{one.name}: {problem or 'taken'}")
     return not any(found)

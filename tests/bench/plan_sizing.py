@@ -112,9 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                       f"{played:.1f} % by the replay ({late:.2f} % late)")
     print(json.dumps({
         "requests": round(float(demand.requests.sum())), "seconds": round(took_s, 2),
-        "sizing_last_hour_percent": round(percent(found, "gpt-5", "last hour"), 1),
-        "sizing_forecast_percent": round(percent(found, "gpt-5", "forecast"), 1),
-        "sizing_clairvoyant_percent": round(percent(found, "gpt-5", "clairvoyant"), 1),
+        "sizing_last_hour_percent": round(percent(found, "gpt-5", "last hour"), 2),
+        "sizing_forecast_percent": round(percent(found, "gpt-5", "forecast"), 2),
+        "sizing_clairvoyant_percent": round(percent(found, "gpt-5", "clairvoyant"), 2),
         "off_by_most": round(max(abs(row.off) for row in found if row.off is not None), 2)}))
     return 0
 

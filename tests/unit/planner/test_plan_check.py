@@ -14,7 +14,8 @@ def test_the_last_line_has_the_figures_and_all_is_well(capsys):
     assert told["claims"] == told["claims_matched"] == 27
     assert told["throughput_mae_percent"] <= 15 and abs(told["sizing_last_hour_percent"] - 84.2) <= 1
     assert list(told) == ["claims", "claims_matched", "throughput_mae_percent", "throughput_worst_percent",
-                          "sizing_last_hour_percent"]
+                          "sizing_last_hour_percent", "sizing_forecast_percent"]
+    assert told["sizing_forecast_percent"] >= 84.2
 
 
 def test_a_claim_that_is_off_is_noticed(monkeypatch, capsys):

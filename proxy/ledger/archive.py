@@ -4,7 +4,8 @@ For each UTC day before the given one, in this order, so that a process killed b
 and counted nothing twice:
 
 1. its rows are written to `DIR/.requests-DAY.parquet.part`, synced, and read back: same count, same sums;
-2. the file's name, hash and sums are recorded in the ledger (`archive_files`);
+2. the file's name, hash and sums are recorded in the ledger (`archive_files`), if its rows are still those that may
+   leave: one that was corrected meanwhile stays, and the day is read again;
 3. the file gets its name, and the manifest beside it is written anew;
 4. a few thousand rows at a time, in one transaction: each is compared with the file's, its amounts are computed once
    more from its tokens and price, the archive is recorded (`archives`), the rows are counted (`archived`) and deleted.
@@ -41,6 +42,7 @@ from proxy.ledger.schema import archive_files, archives, requests
 
 DAY_NS = 24 * NS_PER_HOUR
 PAUSE_S = 0.02  # between two transactions, for those who wait to write
+READS_MAX = 3  # of one day, where corrections come in while it is read
 
 Progress = Callable[[int, int], None]  # rows moved, rows there are to move
 
@@ -140,8 +142,15 @@ class _Mover:
             self._total = connection.execute(select(func.count()).select_from(requests).where(whole)).scalar_one()
         made: list[Archived] = []
         lost = self._take_up(made, progress)
+        reads = 0
         while (day := self._next_day()) is not None:
-            made.append(self._move(self._write_file(day), progress))
+            file, reads = self._write_file(day), reads + 1
+            if file is not None:
+                made.append(self._move(file, progress))
+                reads = 0
+            elif reads == READS_MAX:
+                raise ArchiveUnsound(f"{_day(day)}: rows were corrected each of the {reads} times that the day was "
+                                     "read; none of it was moved: archive again once the corrections are made")
         self._list(self._folder)
         ended = requests.c.ended_ns < self._before_ns
         with store.reading(self._url) as connection:
@@ -174,18 +183,24 @@ class _Mover:
             ended_ns = connection.execute(first).scalar()
         return None if ended_ns is None else ended_ns // DAY_NS * DAY_NS
 
-    def _write_file(self, day_ns: int) -> Row:
-        """Steps 1 to 3: the file, its record, its name."""
+    def _write_file(self, day_ns: int) -> Row | None:
+        """Steps 1 to 3: the file, its record, its name. None, and nothing of it: rows were corrected meanwhile."""
         day, path = _day(day_ns), self._free_name(_day(day_ns))
         part = _part(path)
+        mine = archived.eligible(day_ns, day_ns + DAY_NS, self._month_ns, self._last_id)
         with store.reading(self._url) as connection:
-            mine = archived.eligible(day_ns, day_ns + DAY_NS, self._month_ns, self._last_id)
             made = write(_rows(connection, mine), part, day)
         sync(self._folder)
         values = {"path": str(path), "sha256": made.sha256, "bytes": made.bytes, "rows": made.rows, "from_ns": day_ns,
                   "to_ns": day_ns + DAY_NS, "sums": _compact(made.sums), "at_ns": self._now_ns, "who": self._who}
-        with store.transaction(self._writer):
-            self._writer.execute(archive_files.insert().values(**values))
+        still = select(func.count(), func.coalesce(func.sum(requests.c.id), 0)).where(mine)
+        with store.transaction(self._writer):  # recorded, rows of that day are corrected no more (corrections.py)
+            unchanged = tuple(self._writer.execute(still).one()) == (made.rows, made.sums["id"])
+            if unchanged:
+                self._writer.execute(archive_files.insert().values(**values))
+        if not unchanged:
+            part.unlink()
+            return None
         self._name(part, path)
         return self._writer.execute(select(archive_files).where(archive_files.c.path == str(path))).one()
 

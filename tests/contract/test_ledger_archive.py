@@ -23,8 +23,9 @@ from proxy.cli.replay_ledger import ledger_traffic
 from proxy.core.budgets import Budget, Hold, Line
 from proxy.core.gpucost import GpuMinute, RateLine
 from proxy.core.money import NS_PER_HOUR, NS_PER_MINUTE
+from proxy.ledger import archive as archiving
 from proxy.ledger import archive_files, store
-from proxy.ledger.archive import _groups, archive
+from proxy.ledger.archive import READS_MAX, _groups, archive
 from proxy.ledger.archive_files import COLUMNS, ArchiveUnsound
 from proxy.ledger.backup import backup
 from proxy.ledger.corrections import correct
@@ -250,6 +251,43 @@ def test_a_row_that_is_leaving_is_not_corrected_any_more(url, tmp_path):
         correct(url, one.request_id, one.attempt, api_nano=1, reason="late", who="me")
     move(url, tmp_path / "archive")
     assert verify(url) == []
+
+
+def corrected_while_read(url, monkeypatch, times):
+    """Of the first day, a row that was not yet is corrected each time it was read, so often."""
+    left = [one for one in MOVED if one.ended_ns < T0 + DAY and one.backend_kind == "api" and one is not CORRECTED]
+    written, done = archive_files.write, []
+
+    def write(*arguments):
+        made = written(*arguments)
+        if len(done) < times:
+            one = left.pop()
+            correct(url, one.request_id, one.attempt, api_nano=7, reason="meanwhile", who="me", now_ns=NOW)
+            done.append((one.request_id, one.attempt))
+        return made
+
+    monkeypatch.setattr(archiving, "write", write)
+    return done
+
+
+def test_a_row_that_is_corrected_while_its_day_is_read_stays_and_the_rest_is_moved(url, tmp_path, monkeypatch):
+    before, done = rows(url), corrected_while_read(url, monkeypatch, READS_MAX - 1)
+    moved = move(url, tmp_path / "archive")
+    assert verify(url) == [] and audit(url) == []
+    gone = filed(tmp_path / "archive")
+    assert rows(url) | gone == before and not rows(url) & gone and len(gone) == 299 - len(done)
+    assert set(done) <= {(row[1], row[2]) for row in rows(url)} and len(done) == READS_MAX - 1
+    assert [one.path.name for one in moved.files][0] == "requests-2026-11-01.parquet" and moved.lost == ()
+    assert not list((tmp_path / "archive").glob(".*"))
+
+
+def test_a_day_that_is_corrected_again_and_again_is_given_up_and_moved_the_next_time(url, tmp_path, monkeypatch):
+    before, done = rows(url), corrected_while_read(url, monkeypatch, READS_MAX)
+    with pytest.raises(ArchiveUnsound, match="2026-11-01: rows were corrected each of the 3 times"):
+        move(url, tmp_path / "archive")
+    assert rows(url) == before and verify(url) == [] and not list((tmp_path / "archive").iterdir())
+    move(url, tmp_path / "archive")
+    assert verify(url) == [] and len(filed(tmp_path / "archive")) == 299 - len(done)
 
 
 def test_who_needs_the_rows_is_told_that_they_have_left(url, tmp_path):

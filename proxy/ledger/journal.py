@@ -32,8 +32,9 @@ from proxy.core.gpucost import GpuMinute, RateLine
 from proxy.core.pricing import Price
 from proxy.ledger import alerts, booking, hours, marks, store, treasury
 from proxy.ledger.errors import LedgerUnavailable
+from proxy.ledger.items import STOP, Item
 from proxy.ledger.marks import Marks
-from proxy.ledger.writer import STOP, Item, Sync, Turn, Writer
+from proxy.ledger.writer import Sync, Turn, Writer
 
 QUEUE_MAX = 20_000  # entries waiting for the writer; beyond it new ones are refused
 SPOOL_MAX = 100_000  # entries kept in memory while the ledger cannot be written

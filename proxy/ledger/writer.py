@@ -9,26 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty
 from typing import Any, Literal, Protocol
 
 from sqlalchemy import Connection
 
-from proxy.core.budgets import Hold, Reserved, Window
-from proxy.core.entries import Intent, RequestEntry
+from proxy.core.budgets import Reserved, Window
+from proxy.core.entries import Intent
 from proxy.ledger import booking, lending, store, treasury
 from proxy.ledger.errors import LedgerUnavailable
+from proxy.ledger.handle import Handle
 from proxy.ledger.inbox import Inbox
+from proxy.ledger.items import STOP, Item, deliver, holds_and_voids, settlements
 from proxy.ledger.leases import Leases
 from proxy.ledger.lending import Lending
 from proxy.ledger.marks import Key, Marks, is_alive
-from proxy.ledger.rows import Row, row_of, rows_of
+from proxy.ledger.rows import row_of, rows_of
 from proxy.ledger.treasury import Uses
 
 log = logging.getLogger("breakeven.ledger")
@@ -45,33 +44,6 @@ WRONG = (ValueError, TypeError, AttributeError)  # what rendering a wrong entry 
 RETRY_S: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.5)
 
 
-@dataclass(slots=True, eq=False)
-class Item:
-    """One thing to write: a settlement (`entry`, and its row once it is rendered), a hold, the end of one (`key`
-    alone), or a call within the transaction."""
-
-    key: Key | None = None
-    entry: RequestEntry | None = None
-    row: Row | None = None
-    hold: Hold | None = None
-    call: Callable[[Connection], Any] | None = None
-    future: asyncio.Future[Any] | None = None
-    since_s: float = 0.0  # when a hold was asked for first, if others have been asked to give back
-
-    @property
-    def must(self) -> bool:
-        """Whether it may not be lost: what was sent, of which there is no more than was in flight, or the end of a
-        hold."""
-        if self.entry is not None:
-            return self.entry.backend_kind != "none"
-        return self.key is not None and self.hold is None and self.call is None
-
-    def result(self, value: Any = None, error: BaseException | None = None) -> tuple[asyncio.Future[Any], Any, Any]:
-        future, self.future = self.future, None
-        assert future is not None
-        return future, value, error
-
-
 class Turn(Protocol):
     """Whose commit is next, where workers share a ledger. It spares them asking SQLite again and again, and lets
     batches grow while another's is on its way to the disk; what is right does not depend on it."""
@@ -82,7 +54,6 @@ class Turn(Protocol):
     def give(self) -> None: ...
 
 
-STOP = Item()
 REHEARSAL = booking.interrupted(Intent("", 0, 0, "", "", "", "", "gpu", "", "", 0, 0, ""), 0)
 
 
@@ -100,7 +71,7 @@ class Writer(threading.Thread):
         self.problem: LedgerUnavailable | None = None
         self.batches = self.settled = self.dropped = 0
         self.patience_s = 5.0
-        self._url, self._path, self._marks = url, path, marks
+        self._path, self._marks = path, marks
         self._batch_max, self._spool_max, self._ours = batch_max, spool_max, turn
         self.leases = Leases()
         self._tick_at = 0.0
@@ -108,16 +79,8 @@ class Writer(threading.Thread):
         self._spool: list[Item] = []
         self._later: list[Item] = []  # holds for which others have been asked to give back
         self._stopping_since: float | None = None
-        self._doubtful = self._beside_others = False
-        self._last: Key | None = None
-        self._connection: Connection | None = store.writing(url)
-        self._inode = path.stat().st_ino
-        self._full, self._durable = sync == "full", True
-        try:  # a process before us may have ended on a disk that failed; whoever is in the way has opened it before us
-            store.empty_log(self._connection, path)
-        except (*store.ERRORS, OSError) as error:
-            self._connection.close()
-            raise LedgerUnavailable(store.explain(path, error)) from error
+        self._beside_others = False
+        self._file, self._full = Handle(url, path), sync == "full"
         self._failures = 0
         self._rehearse()
 
@@ -159,15 +122,15 @@ class Writer(threading.Thread):
                 self._commit([])
         except (LedgerUnavailable, OSError, *store.ERRORS) as error:  # then somebody's recovery does
             log.warning("ledger %s: leases stay until the next start: %s", self._path, error)
-        self._disconnect()
+        self._file.close()
 
     def _look_at_leases(self) -> None:
         if (now := time.monotonic()) >= self._tick_at:
             self._tick_at = now + TICK_S
             self._due |= set(self.leases.tick())
-        if not self._spool and self._connection is not None and self._polls():
+        if not self._spool and self._file.connection is not None and self._polls():
             try:
-                wanted = lending.wanted(store.raw(self._connection), time.time_ns())
+                wanted = lending.wanted(store.raw(self._file.connection), time.time_ns())
             except store.ERRORS as error:  # the next batch meets it, too, and says so
                 log.debug("leases: %s", error)
             else:
@@ -191,8 +154,8 @@ class Writer(threading.Thread):
     def _rehearse(self) -> None:
         """Before the thread starts, so that nobody's settlement waits for it."""
         try:
-            with store.transaction(self._connected(durable=True)):
-                booking.rehearse(self._connected(durable=True), REHEARSAL, self._lending)
+            with store.transaction(self._file.opened(durable=True)):
+                booking.rehearse(self._file.opened(durable=True), REHEARSAL, self._lending)
                 raise _Undo
         except _Undo:
             pass
@@ -231,7 +194,7 @@ class Writer(threading.Thread):
             self.dropped += 1
             if item.future is not None:
                 error = LedgerUnavailable(f"{self.problem}; and the spool of {self._spool_max} entries is full")
-                _deliver([item.result(error=error)])
+                deliver([item.result(error=error)])
 
     def _write_some(self) -> None:
         batch = self._rendered()
@@ -258,7 +221,7 @@ class Writer(threading.Thread):
         self.problem, self._failures = None, 0
         self.batches += 1
         del self._spool[:len(batch)]
-        _deliver(outcomes)
+        deliver(outcomes)
 
     def _rendered(self) -> list[Item]:
         """The next batch, with the rows of its entries; without those that could never be booked right."""
@@ -279,7 +242,7 @@ class Writer(threading.Thread):
             log.error("the ledger refused an entry: %r: %s", item.key, error)
             self._spool.remove(item)
             if item.future is not None:
-                _deliver([item.result(error=error)])
+                deliver([item.result(error=error)])
             return False
         return True
 
@@ -290,7 +253,7 @@ class Writer(threading.Thread):
                 outcomes += self._commit([item])
             except Exception as error:  # as above, for one item
                 if store.is_outage(error):
-                    _deliver(outcomes)  # settled ones stay in the spool and count once
+                    deliver(outcomes)  # settled ones stay in the spool and count once
                     self._failed(error)
                     return None
                 log.exception("the ledger refused an entry: %r", item.key)
@@ -303,12 +266,12 @@ class Writer(threading.Thread):
 
         Settlements come before holds, so that what they free is there to be held. Calls come before both: recovery asks
         which holds are ours, of those that are there."""
-        settled, rows = _settlements(batch)
+        settled, rows = settlements(batch)
         others = [item for item in batch if item.entry is None]
-        holds, voided = _holds_and_voids(others)
+        holds, voided = holds_and_voids(others)
         calls = [item for item in others if item.call is not None]
         # Calls are rare, and what follows from one of them is not repeated: what a dead process left is removed.
-        connection = self._connected(durable=bool((settled and self._full) or calls or self._failures))
+        connection = self._file.opened(durable=bool((settled and self._full) or calls or self._failures))
         holding = self.leases.holding
         held_nothing = {item.key for item in holds if item.key is not None} - holding
         holding |= held_nothing  # even if the commit says that it failed
@@ -332,7 +295,7 @@ class Writer(threading.Thread):
         holding.difference_update(settled, voided)
         if settled:
             self._marks.remove(settled)
-            self._last = next(reversed(settled))
+            self._file.last = next(reversed(settled))
         told = [*zip(calls, values, strict=True), *self._answered(holds, answers, held_nothing),
                 *((item, None) for item in batch if item.entry is not None)]
         return [item.result(value) for item, value in told if item.future is not None]
@@ -377,41 +340,6 @@ class Writer(threading.Thread):
         lent.touch((self._due | wanted) & self.leases.of.keys())
         return lent
 
-    def _connected(self, *, durable: bool) -> Connection:
-        """The connection, reopened after a failure, with the commit mode this batch needs."""
-        if self._connection is None:
-            self._connection = self._reopened()
-            self._durable = True
-        if self._doubtful:
-            if not store.empty_log(self._connection, self._path):
-                raise LedgerUnavailable(f"ledger {self._path}: after a disk error, what was written is to be secured, "
-                                        "and a report or another process is in the way; it goes on when they are done")
-            self._doubtful = False
-        try:
-            moved = os.stat(self._path).st_ino != self._inode
-        except FileNotFoundError:
-            moved = True
-        if moved:
-            raise LedgerUnavailable(f"ledger {self._path}: the file was moved or deleted under the running gateway; "
-                                    "put it back, or restart to begin a new one")
-        if durable != self._durable:
-            mode = "PRAGMA synchronous=FULL" if durable else "PRAGMA synchronous=NORMAL"
-            self._connection.exec_driver_sql(mode)
-            self._durable = durable
-        return self._connection
-
-    def _reopened(self) -> Connection:
-        """The file that is there now. Another one in its place will do if it holds what was acknowledged last (a copy
-        brought back, say), and is refused if not."""
-        connection = store.writing(self._url)
-        inode = self._path.stat().st_ino
-        if inode != self._inode and self._last is not None and not booking.has(connection, self._last):
-            connection.close()
-            raise LedgerUnavailable(f"ledger {self._path}: another ledger was put in its place, without rows that this "
-                                    "gateway has booked; put the right one back, or restart to go on with this one")
-        self._inode = inode
-        return connection
-
     def _failed(self, error: Exception) -> None:
         """Remember why, tell those who wait, keep everything."""
         what = error.message if isinstance(error, LedgerUnavailable) else store.explain(self._path, error)
@@ -419,67 +347,10 @@ class Writer(threading.Thread):
             log.error("%s", what)
         self.problem = LedgerUnavailable(what, kept=True)
         self._failures += 1
-        self._doubtful |= store.is_doubtful(error)
-        self._disconnect()
+        self._file.failed(error)
         told = [item.result(error=LedgerUnavailable(what, kept=item.entry is not None))
                 for item in (*self._later, *self._spool) if item.future is not None]
         self._later = []
         # Neither a call nor a hold is repeated behind the back of a caller who was told that it failed.
         self._spool = [item for item in self._spool if item.call is None and item.hold is None]
-        _deliver(told)
-
-    def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            try:
-                connection.close()
-            except store.ERRORS as error:  # the file may be gone; what matters was committed or is in the spool
-                log.warning("closing ledger %s: %s", self._path, error)
-
-
-def _settlements(batch: list[Item]) -> tuple[dict[Key, RequestEntry], list[Row]]:
-    """What is to be booked, in the order in which it came, and the row of each; of an attempt the first."""
-    settled: dict[Key, RequestEntry] = {}
-    rows: list[Row] = []
-    for item in batch:
-        key, entry, row = item.key, item.entry, item.row
-        if key is not None and entry is not None and row is not None and key not in settled:
-            settled[key] = entry
-            rows.append(row)
-    return settled, rows
-
-
-def _holds_and_voids(batch: list[Item]) -> tuple[list[Item], list[Key]]:
-    """What is to be held, and what is to be held no longer. A hold that is given up later in the same batch is neither:
-    whoever asked for it was cancelled, and voids come before holds."""
-    holds: list[Item] = []
-    voided: set[Key] = set()
-    for item in reversed(batch):
-        if item.hold is not None:
-            if item.key not in voided:
-                holds.append(item)
-        elif item.key is not None and item.entry is None:
-            voided.add(item.key)
-    return holds[::-1], list(voided)
-
-
-def _deliver(outcomes: Iterable[tuple[asyncio.Future[Any], Any, Any]]) -> None:
-    """Wake every waiter: one call across the thread boundary per event loop."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any, Any]]] = {}
-    for outcome in outcomes:
-        by_loop.setdefault(outcome[0].get_loop(), []).append(outcome)
-    for loop, group in by_loop.items():
-        try:
-            loop.call_soon_threadsafe(_resolve, group)
-        except RuntimeError:  # that loop has closed: nobody listens, and the rows are written
-            pass
-
-
-def _resolve(group: list[tuple[asyncio.Future[Any], Any, Any]]) -> None:
-    for future, value, error in group:
-        if future.done():  # the waiter was cancelled
-            continue
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(value)
+        deliver(told)

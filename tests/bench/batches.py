@@ -22,8 +22,9 @@ from dataclasses import replace
 
 from proxy.core.budgets import Hold, Line, window_start_ns
 from proxy.ledger import store
+from proxy.ledger.items import Item
 from proxy.ledger.marks import Marks
-from proxy.ledger.writer import Item, Writer
+from proxy.ledger.writer import Writer
 from tests.bench.books import BUDGETS, HOLD_NANO, entry
 
 DECISION = json.dumps({"reason": "cheapest", "seen": "abcdefgh " * 100})

@@ -27,7 +27,7 @@ MODULES = {
     "upstream": "answer connection engine heads origin pool transport",
     "server": "auth bodies dispatch exchange guard handler ids judge offers planning purse rates relay repeats replies "
               "settlement socket_exchange tally",
-    "ledger": "journal leases marks writer",
+    "ledger": "items journal leases marks writer",
 }
 
 _RECORD = re.compile(r"^@record$", re.MULTILINE)

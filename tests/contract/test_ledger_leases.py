@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from test_ledger_rows import T0, intent, on_api, uses
 
 from proxy.core.budgets import GATEWAY, Budget, Hold, Line, window_start_ns
-from proxy.ledger import booking, lending, store, treasury, writer
+from proxy.ledger import booking, items, lending, store, treasury, writer
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.journal import Journal
 from proxy.ledger.leases import PART, Leases
@@ -179,7 +179,7 @@ def die(journal):
     """As a process does that is killed."""
     writer_, journal._writer = journal._writer, None
     writer_._end = lambda: None
-    writer_.queue.put(writer.STOP)
+    writer_.queue.put(items.STOP)
     writer_.join()
     journal._marks.forget()
 

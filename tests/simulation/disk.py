@@ -25,8 +25,9 @@ from sqlalchemy.exc import OperationalError
 
 from proxy.ledger import journal, store
 from proxy.ledger.errors import LedgerUnavailable
+from proxy.ledger.items import STOP, Item
 from proxy.ledger.marks import Marks
-from proxy.ledger.writer import RETRY_S, STOP, Item, Writer
+from proxy.ledger.writer import RETRY_S, Writer
 
 WORDS = {"ledger_locked": ("database is locked", sqlite3.SQLITE_BUSY),
          "ledger_full": ("database or disk is full", sqlite3.SQLITE_FULL),
@@ -173,8 +174,8 @@ class SteppedWriter(Writer):
     @property
     def rows(self) -> sqlite3.Connection:
         """The connection itself, to be looked through after a commit."""
-        assert self._connection is not None
-        return self._connection.connection.driver_connection  # type: ignore[return-value]
+        assert self._file.connection is not None
+        return self._file.connection.connection.driver_connection  # type: ignore[return-value]
 
 
 @contextmanager
@@ -199,9 +200,8 @@ def on_disk(disk: Disk, committed: Callable[[SteppedWriter, list[Item]], None]) 
 def pulled_plug(one: journal.Journal) -> None:
     """What the kernel does when the process is gone: files are closed, with them locks; nothing is written."""
     writer, marks = one._writer, one._marks
-    if writer is not None and writer._connection is not None:
-        writer._connection.close()
-        writer._connection = None
+    if writer is not None:
+        writer._file.close()
     if marks is not None:
         marks.forget()
 

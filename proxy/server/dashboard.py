@@ -78,29 +78,33 @@ class Door:
         return route
 
     def sign_in(self, request: Request, form: Mapping[str, str]) -> Response:
-        """A key in a form against a cookie, and on to where the form was shown."""
-        address, now = request.client.host if request.client else "", time.monotonic()
-        if (wait_s := self._attempts.wait_s(address, now)) > 0:
-            made = self._sign_in(request, 429, "Too many wrong keys. Wait a minute, then try again.", form)
-            made.headers["retry-after"] = str(max(1, round(wait_s)))
-            return made
-        to, keys = _inside(form.get("to", "")), self._keys
-        made = Response(status_code=303, headers={"location": to})
-        if keys is not None:
+        """A key in a form against a cookie, and on to where the form was shown. The key is looked at first: a right one
+        never waits for the wrong ones that came before it."""
+        made = Response(status_code=303, headers={"location": _inside(form.get("to", ""))})
+        if self._keys is not None:
             try:
                 given = {b"authorization": b"Bearer " + form.get("key", "").encode()}
-                principal = auth.authenticate(given, keys, ROLES)
+                principal = auth.authenticate(given, self._keys, ROLES)
             except GatewayError as error:
-                if form.get("key") and not isinstance(error, PermissionDenied):
-                    self._attempts.wrong(address, now)
-                if not _browses(request):
-                    raise
-                words = ("This key is for applications. The dashboard takes a reader's or an admin's key."
-                         if isinstance(error, PermissionDenied) else "This key is not valid.")
-                return self._sign_in(request, error.status, words, form)
-            cookie = sessions.issue(keys, principal, time.time())
+                return self._not_signed_in(request, form, error)
+            cookie = sessions.issue(self._keys, principal, time.time())
             made.headers["set-cookie"] = sessions.set_cookie(cookie or "", _secure(request))
         return made
+
+    def _not_signed_in(self, request: Request, form: Mapping[str, str], error: GatewayError) -> Response:
+        """Why not. Nothing is held meanwhile: however many wrong keys come at once, none of them waits here."""
+        forbidden = isinstance(error, PermissionDenied)  # the key is somebody's
+        if form.get("key") and not forbidden:
+            address = request.client.host if request.client else ""
+            if (wait_s := self._attempts.wrong(address, time.monotonic())) > 0:
+                made = self._sign_in(request, 429, "Too many wrong keys. Wait a minute, then try again.", form)
+                made.headers["retry-after"] = str(max(1, round(wait_s)))
+                return made
+        if not _browses(request):
+            raise error
+        words = ("This key is for applications. The dashboard takes a reader's or an admin's key." if forbidden
+                 else "This key is not valid.")
+        return self._sign_in(request, error.status, words, form)
 
     def sign_out(self, request: Request, _: Mapping[str, str]) -> Response:
         made = Response(status_code=303, headers={"location": "/dashboard"})

@@ -69,20 +69,21 @@ def from_our_page(headers: Mapping[str, str]) -> bool:
 
 
 class Attempts:
-    """How many wrong keys are taken: a bucket for each address, and one for all. Right ones cost nothing."""
+    """How many wrong keys are taken: a bucket for each address, and one for all. A right one is never asked to wait, or
+    whoever sends wrong ones would keep it out; what no number of guesses finds is a key's 256 random bits."""
 
     def __init__(self) -> None:
         self._all: Bucket | None = None
         self._of: OrderedDict[str, Bucket] = OrderedDict()
 
-    def wait_s(self, address: str, now: float) -> float:
-        """Seconds until another key may be tried from there; 0: now."""
-        return max(bucket.wait_s(1, now) for bucket in self._buckets(address, now))
-
-    def wrong(self, address: str, now: float) -> None:
-        """One was."""
-        for bucket in self._buckets(address, now):
-            bucket.take(1, now)
+    def wrong(self, address: str, now: float) -> float:
+        """One came from there. Returns 0, or for one too many the seconds until the next is taken."""
+        buckets = self._buckets(address, now)
+        wait_s = max(bucket.wait_s(1, now) for bucket in buckets)
+        if not wait_s:
+            for bucket in buckets:
+                bucket.take(1, now)
+        return wait_s
 
     def _buckets(self, address: str, now: float) -> tuple[Bucket, Bucket]:
         if self._all is None:

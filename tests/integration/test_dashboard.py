@@ -103,13 +103,42 @@ async def test_a_session_ends_with_its_key_with_its_time_and_with_any_change(the
     assert await status_with(value) == 401
 
 
-async def test_wrong_keys_are_counted_and_right_ones_are_not(there):
+@pytest.fixture
+def within_a_moment(monkeypatch):
+    """For wrong keys the clock stands, however slow the machine is."""
+    wrong = sessions.Attempts.wrong
+    monkeypatch.setattr(sessions.Attempts, "wrong", lambda attempts, address, _: wrong(attempts, address, 0.0))
+
+
+@pytest.mark.usefixtures("within_a_moment")
+async def test_wrong_keys_wait_for_one_another_and_right_ones_for_none(there):
     for _ in range(sessions.WRONG_PER_MINUTE):
         status, cookie, page, _ = await signed_in(there, "bk-wrong")
         assert status == 401 and not cookie and "not valid" in page and "bk-wrong" not in page
-    status, _, page, headers = await signed_in(there, there.keys["reader"])
-    assert status == 429 and int(headers["retry-after"]) >= 1 and "Too many" in page
-    assert sessions.Attempts().wait_s("10.0.0.1", 0.0) == 0, "another address is not kept out"
+    for _ in range(2):
+        status, cookie, page, headers = await signed_in(there, "bk-wrong")
+        assert status == 429 and not cookie and int(headers["retry-after"]) >= 1 and "Too many" in page
+        status, cookie, _, _ = await signed_in(there, there.keys["reader"])
+        assert status == 303 and cookie, "from the same address"
+    assert (await signed_in(there, there.keys["application"]))[0] == 403, "somebody's key is no guess"
+
+
+@pytest.mark.usefixtures("within_a_moment")
+async def test_wrong_keys_that_come_at_once_are_answered_at_once_and_hold_nothing(there):
+    many = 4 * sessions.WRONG_PER_MINUTE
+    answers = await asyncio.gather(*(signed_in(there, f"bk-{number}") for number in range(many)),
+                                   signed_in(there, there.keys["reader"]))
+    statuses = [status for status, *_ in answers]
+    assert statuses.pop() == 303
+    assert statuses.count(401) == sessions.WRONG_PER_MINUTE and statuses.count(429) == many - statuses.count(401)
+
+
+def test_wrong_keys_from_everywhere_are_bounded_and_so_is_what_is_remembered_of_them():
+    attempts, taken = sessions.Attempts(), 0
+    for number in range(2 * sessions.ADDRESSES_MAX):
+        taken += not attempts.wrong(f"10.0.{number >> 8}.{number & 255}", 0.0)
+    assert taken == sessions.WRONG_PER_MINUTE_ALL and len(attempts._of) == sessions.ADDRESSES_MAX
+    assert attempts.wrong("10.9.9.9", 0.0) > 0 and not attempts.wrong("10.9.9.9", 1.0)
 
 
 async def test_an_applications_key_is_told_so_and_another_sites_form_is_refused(there):

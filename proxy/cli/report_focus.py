@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,10 +20,12 @@ if TYPE_CHECKING:
     from proxy.core.pricing import PriceBook
     from proxy.reports.focus.rows import Row
 
+    Rows = Callable[[], AbstractContextManager[Iterable[Row]]]
+
 
 def write(from_: str | None, to: str | None, ledger: str | None, config: Path | None, time_zone: str | None,
           version: str | None, output: Path | None) -> None:
-    """Write it to `output`, which appears only once it is whole and adds up; without one, CSV to standard output.
+    """Write it to `output`, or as CSV to standard output; nothing of it appears before it is whole and adds up.
 
     ValueError for what makes no sense, LedgerUnavailable for the ledger; exit 1 where it does not add up."""
     from proxy.core.savings import IdentityBroken
@@ -37,30 +42,47 @@ def write(from_: str | None, to: str | None, ledger: str | None, config: Path | 
     from_ns, to_ns = resolve(from_, to, zone_of(time_zone or location.time_zone), time.time_ns())
     public = _public(config)
     sum_up(location.url)
-    try:
+
+    @contextmanager
+    def rows() -> Iterator[Export]:
         with store.reading(location.url) as connection, bar("writing", "hours") as progress:
-            _out(Export(connection, from_ns, to_ns, public, progress), version, output)
+            yield Export(connection, from_ns, to_ns, public, progress)
+
+    try:
+        if output is None:
+            _show(rows, version)
+        else:
+            _save(rows, version, output)
     except IdentityBroken as broken:
         typer.echo(f"breakeven report: {broken}; see `breakeven ledger verify`", err=True)
         raise typer.Exit(1) from None
     except OSError as error:
-        raise ValueError(f"{output}: {error.strerror or error}") from None
+        raise ValueError(f"{output or 'standard output'}: {error.strerror or error}") from None
 
 
-def _out(rows: Iterable[Row], version: str, output: Path | None) -> None:
+def _show(rows: Rows, version: str) -> None:
+    """Shown once it is whole, and once the bar is gone, which takes what is printed meanwhile to itself."""
+    from proxy.reports.focus.writers import write_csv
+
+    with tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as text:
+        with rows() as export:
+            write_csv(export, text, version)
+        text.seek(0)
+        shutil.copyfileobj(text, sys.stdout)
+
+
+def _save(rows: Rows, version: str, output: Path) -> None:
     from proxy.reports.focus.writers import write_csv, write_parquet
 
-    if output is None:
-        write_csv(rows, sys.stdout, version)
-        return
     part = output.with_name(f".{output.name}.part")
     try:
-        if output.suffix == ".parquet":
-            with part.open("wb") as binary:
-                write_parquet(rows, binary, version)
-        else:
-            with part.open("w", encoding="utf-8", newline="") as text:
-                write_csv(rows, text, version)
+        with rows() as export:
+            if output.suffix == ".parquet":
+                with part.open("wb") as binary:
+                    write_parquet(export, binary, version)
+            else:
+                with part.open("w", encoding="utf-8", newline="") as text:
+                    write_csv(export, text, version)
         os.replace(part, output)
     finally:
         part.unlink(missing_ok=True)

@@ -1,11 +1,17 @@
 """From a real ledger: what is exported is what the statement says, to the nano-dollar, in every version and form."""
 
 import asyncio
+import contextlib
 import csv
 import io
+import os
+import pty
 import shutil
 import sqlite3
+import subprocess
 import sys
+import threading
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -139,6 +145,43 @@ def test_rows_that_do_not_add_up_are_given_to_nobody(url, tmp_path, monkeypatch)
     monkeypatch.setattr(exported, "slice_of", less)
     with pytest.raises(IdentityBroken, match="the rows add up to"):
         read(url, T0, T0 + DAY)
+
+
+def test_nothing_is_printed_of_rows_that_do_not_add_up(url, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("time.time_ns", lambda: T0 + 30 * DAY)
+    whole, period = exported.read, ("--ledger", url, "--from", "2026-11-01", "--to", "2026-11-04", "--format", "focus")
+
+    def dearer(*arguments, **options):
+        made = whole(*arguments, **options)
+        return replace(made, total=replace(made.total, api=made.total.api + 1))
+
+    monkeypatch.setattr(exported, "read", dearer)
+    done = run(*period)
+    assert done.exit_code == 1 and "the rows add up to" in done.stderr
+    assert done.stdout == ""
+
+
+def drained(terminal):
+    with contextlib.suppress(OSError):  # EIO: nobody writes to it any more
+        while os.read(terminal, 65_536):
+            pass
+    os.close(terminal)
+
+
+def test_the_bar_on_a_terminal_takes_nothing_that_is_printed(url):  # noqa: F811
+    """Standard output in a file, standard error where somebody looks."""
+    shown, terminal = pty.openpty()
+    threading.Thread(target=drained, args=(shown,), daemon=True).start()
+    script = (f"import time; time.time_ns = lambda: {T0 + 30 * DAY}; import sys; from proxy.cli import main; "
+              "sys.exit(main())")
+    period = ("--ledger", url, "--from", "2026-11-01", "--to", "2026-11-02", "--format", "focus")
+    try:
+        done = subprocess.run([sys.executable, "-c", script, "report", *period], stdout=subprocess.PIPE,
+                              stderr=terminal, timeout=100, text=True, env={**os.environ, "TERM": "xterm"})
+    finally:
+        os.close(terminal)
+    assert done.returncode == 0
+    assert len(list(csv.DictReader(io.StringIO(done.stdout)))) > 30
 
 
 def test_the_command_writes_csv_and_parquet(url, tmp_path, monkeypatch):  # noqa: F811

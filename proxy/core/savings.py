@@ -30,8 +30,13 @@ from proxy.core.pricing import INPUTS, OUTPUTS
 from proxy.core.usage import BUCKETS
 
 UNALLOCATED = "(unallocated)"
+NONE = "(none)"  # the group of what has no name
+TOTAL = "total"
 CUT_NANO = 4  # a part of a minute of millionths of a second can round to so much less than nothing, for each backend
 UNCACHED = tuple(bucket for bucket in INPUTS if bucket != "cache_read")
+
+# Names of rows that are the books' own.
+RESERVED = frozenset({UNALLOCATED, NONE, TOTAL})
 
 Cells = Iterable[tuple[Place, list[int]]]
 
@@ -181,7 +186,7 @@ def account(period: Slice, groups: Mapping[str, Cells], overhead: Mapping[str, i
               "corrections": -adjusted}
     rows.append(_row(UNALLOCATED, {**nobodys, **beside, "energy": gpus.energy - sum(row.energy for row in rows)},
                      allocated=False, label=UNALLOCATED))
-    total = row_of("total", period.cells.items(), "total")
+    total = row_of(TOTAL, period.cells.items(), TOTAL)
     whole = {name: getattr(total, name) for name in GroupRow.__slots__}
     whole |= {name: whole[name] + amount for name, amount in beside.items()}
     whole |= {**nobodys, "gpu_serving": gpus.serving, "gpu_failed": gpus.failed, "energy": gpus.energy}
@@ -189,6 +194,12 @@ def account(period: Slice, groups: Mapping[str, Cells], overhead: Mapping[str, i
                           dict(overhead), dict(contracts or {}), tuple(sorted(period.unpriced)))
     check(statement)
     return statement
+
+
+def apart(name: str) -> str:
+    """The group of what has a name: that, in quotes where it would be taken for a row of the books' own. No two names have
+    the same group."""
+    return f'"{name}"' if name.strip('"') in RESERVED else name or NONE
 
 
 def row_of(group: str, cells: Cells, label: str = "") -> GroupRow:

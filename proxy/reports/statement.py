@@ -11,13 +11,12 @@ from sqlalchemy import Connection
 from proxy.core.cells import Place, Slice, whole
 from proxy.core.gpucost import RateLine, overheads
 from proxy.core.money import NS_PER_MINUTE, NS_PER_S
-from proxy.core.savings import Cells, Statement, account
+from proxy.core.savings import NONE, Cells, Statement, account, apart
 from proxy.ledger import cells, closing, store
 from proxy.ledger.owed import Spending, owed
 from proxy.reports import queries
 
 GROUPS = ("route", "backend", "key", "tag", "day", "model")
-NONE = "(none)"
 PERIOD_DAYS_MAX = 3660
 
 Day = tuple[str, int, int]  # name, first minute, minute beyond
@@ -130,9 +129,9 @@ def grouping(by: str) -> tuple[str, str]:
 def _name(value: str, tag: str) -> str:
     """The group a row belongs to: its column's value, or one tag out of its tags."""
     if not tag:
-        return value or NONE
+        return apart(value)
     for pair in value.split(","):
         name, _, what = pair.partition("=")
         if name == tag:
-            return what or NONE
+            return apart(what)
     return NONE

@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl
 from zoneinfo import ZoneInfo
 
 from proxy.core.money import NS_PER_HOUR, NS_PER_MINUTE
+from proxy.core.savings import apart
 from proxy.reports import figures, view
 from proxy.reports.dashboard import words
 from proxy.reports.dashboard.account import Account
@@ -239,10 +240,11 @@ def cards(status: Mapping[str, Any], account: Account | None) -> list[Card]:
 
 
 def _recent(account: Account) -> dict[str, int | None]:
-    """USD per million tokens in the last hour, all that a backend cost in it."""
+    """USD per million tokens in the last hour, all that a backend cost in it, by its group."""
+    shares = {apart(name): share for name, share in account.recent.backends.items()}
     found = {}
     for row in account.recent.rows:
-        share = account.recent.backends.get(row.group)
+        share = shares.get(row.group)
         cost = row.api + (0 if share is None else share.gpu + share.energy)
         found[row.group] = figures.per(cost, row.tokens, view.MILLION)
     return found
@@ -259,9 +261,10 @@ def _gpu_card(name: str, replicas: list[Mapping[str, Any]], line: view.BackendLi
     if unknown and tone == "good":
         word, tone = "No readings", "warn"
     return Card(name, True, word, tone, detail, round(100 * sum(loads) / len(loads), 1) if loads else None,
-                sum(one["in_flight"] for one in replicas), sum(one["waiting"] for one in replicas), recent.get(name),
-                None if line is None else line.baseline_per_million, None if line is None else line.utilization,
-                None if line is None else line.breakeven, None if line is None else line.pays)
+                sum(one["in_flight"] for one in replicas), sum(one["waiting"] for one in replicas),
+                recent.get(apart(name)), None if line is None else line.baseline_per_million,
+                None if line is None else line.utilization, None if line is None else line.breakeven,
+                None if line is None else line.pays)
 
 
 def _rank(health: str) -> int:
@@ -272,7 +275,7 @@ def _api_card(one: Mapping[str, Any], line: view.BackendLine | None, recent: Map
     word, tone = words.HEALTH.get(one["health"], (one["health"], "warn"))
     ttft_s = one["ttft_s"]
     detail = f"first word after {ttft_s:.2f} s" if ttft_s else ""
-    return Card(one["backend"], False, word, tone, detail, None, 0, 0, recent.get(one["backend"]),
+    return Card(one["backend"], False, word, tone, detail, None, 0, 0, recent.get(apart(one["backend"])),
                 None if line is None else line.baseline_per_million, None, None, None)
 
 

@@ -17,10 +17,10 @@ from sqlalchemy import Connection, bindparam, func, select
 
 from proxy.core.gpucost import RateLine, timeline
 from proxy.core.money import NS_PER_HOUR, NS_PER_MINUTE
-from proxy.core.savings import Statement
+from proxy.core.savings import NONE, Statement, apart
 from proxy.ledger import cells, store
 from proxy.ledger.schema import hour_cells, rollup
-from proxy.reports.statement import NONE, days_between
+from proxy.reports.statement import days_between
 
 STEPS_MIN = (1, 5, 15, 60)  # of a point, in minutes, while they are no whole days
 POINTS_MAX = 192
@@ -83,8 +83,9 @@ def of_spans(connection: Connection, spans: Sequence[Span], own: frozenset[str],
              lines: Sequence[RateLine]) -> list[Point]:
     """The same of stretches that are summed up already; `own`: names of backends that are GPUs."""
     cards, found = _committed(lines), []
+    gpus = {apart(backend) for backend in own}
     for span in spans:
-        split = [sum(row.requests for row in span.statement.rows if (row.group in own) is gpu and row.allocated
+        split = [sum(row.requests for row in span.statement.rows if (row.group in gpus) is gpu and row.allocated
                      and row.group != NONE) for gpu in (True, False)]
         work_ns = sum(share.work_ns for share in span.statement.backends.values())
         found.append(Point(span.begin_ns, span.end_ns, *split, _busy(work_ns, cards, span.begin_ns, span.end_ns),

@@ -131,7 +131,7 @@ def _amounts(share: GpuShare) -> dict[str, int]:
 
 
 def problems(connection: Connection) -> Iterator[str]:
-    """Hours that are not what their minutes say."""
+    """Hours that are not what their minutes say, and sums that belong to none."""
     lines = cells.rate_card(connection)
     for hour in connection.execute(select(hours.c.hour).order_by(hours.c.hour)).scalars().all():
         start, end = hour * NS_PER_HOUR, (hour + 1) * NS_PER_HOUR
@@ -141,3 +141,14 @@ def problems(connection: Connection) -> Iterator[str]:
         if {name: share for name, share in summed.gpus.items() if share != GpuShare()} != {
                 name: share for name, share in again.gpus.items() if share != GpuShare()}:
             yield f"hour {hour}: what its GPUs cost is not what its minutes say"
+        if summed.unpriced != again.unpriced:
+            yield (f"hour {hour}: {_names(summed.unpriced)} worked while no rate was in force, by its minutes "
+                   f"{_names(again.unpriced)}")
+    for table in (hour_cells, hour_gpus):
+        for hour in connection.execute(select(table.c.hour).distinct().where(
+                table.c.hour.not_in(select(hours.c.hour))).order_by(table.c.hour)).scalars():
+            yield f"hour {hour}: has sums in {table.name}, and was not summed up"
+
+
+def _names(backends: set[str]) -> str:
+    return ", ".join(sorted(backends)) or "nobody"

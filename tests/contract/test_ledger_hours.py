@@ -175,3 +175,16 @@ def test_verify_sees_an_hour_that_is_wrong(url, tmp_path):
     connection.close()
     found = balanced(url)
     assert any("cells are not the sums" in line for line in found) and any("GPUs cost" in line for line in found)
+
+
+def test_verify_sees_whose_rate_is_missing_and_sums_of_no_hour(url, tmp_path):
+    """An hour whose sums are there without it could never be summed up again."""
+    hours.close(url, LATER)
+    first = T0 // NS_PER_HOUR
+    with sqlite3.connect(tmp_path / "ledger.db") as connection:
+        connection.execute("UPDATE hour_gpus SET unpriced = 1 WHERE backend = 'llama' AND hour = ?", (first,))
+        connection.execute("DELETE FROM hours WHERE hour = ?", (first + 1,))
+    connection.close()
+    assert balanced(url) == [f"hour {first}: llama worked while no rate was in force, by its minutes nobody",
+                             f"hour {first + 1}: has sums in hour_cells, and was not summed up",
+                             f"hour {first + 1}: has sums in hour_gpus, and was not summed up"]

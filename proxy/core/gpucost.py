@@ -283,9 +283,9 @@ class Fleet:
                 self.unpriced.add(backend)
             return
         begin, end = minute * NS_PER_MINUTE, (minute + 1) * NS_PER_MINUTE
-        split = _split(pieces, begin, min(end, self.to_ns), served, failed, seen)
+        split = _split(pieces, min(end, self.to_ns), served, failed, seen)
         if begin < self.from_ns:
-            split = split.less(_split(pieces, begin, self.from_ns, served, failed, seen))
+            split = split.less(_split(pieces, self.from_ns, served, failed, seen))
             work_ns = 0  # of the period in which the minute starts
         share = self.backends[backend]
         share.work_ns += work_ns
@@ -307,12 +307,12 @@ class Fleet:
         user.energy += energy
 
 
-def _split(pieces: Sequence[tuple[_Piece, int, int]], begin_ns: int, until_ns: int, served: Sequence[int],
-           failed: Sequence[int], seen: GpuMinute | None) -> _Split:
+def _split(pieces: Sequence[tuple[_Piece, int, int]], until_ns: int, served: Sequence[int], failed: Sequence[int],
+           seen: GpuMinute | None) -> _Split:
     """What a minute comes to until `until_ns`, its work and what was seen spread evenly over it."""
     served_ns, failed_ns = sum(served), sum(failed)
     work_ns, covered_ns = served_ns + failed_ns, sum([end - start for _, start, end in pieces])
-    used = foreign = startup = committed = idle_draw = load = 0
+    used = foreign = startup = committed = idle_draw = load = metered_ns = 0
     for piece, start, end in pieces:
         stop = min(end, until_ns)
         cost = piece.rate.cost(start, stop)
@@ -328,13 +328,14 @@ def _split(pieces: Sequence[tuple[_Piece, int, int]], begin_ns: int, until_ns: i
         if piece.idle_energy is not None and piece.load_energy is not None:
             idle_draw += piece.idle_energy.cost(start, stop)
             load += piece.load_energy.cost(start, stop)
+            metered_ns += max(0, stop - start)
     serving, failing = shares(used, (served_ns, failed_ns)) if work_ns else (0, 0)
     measured = None if seen is None else seen.energy_nano
     drawn, of_energy = idle_draw, [0] * len(served)
-    if pieces[0][0].idle_energy is not None and (work_ns or measured is not None):
+    if any(piece.idle_energy is not None for piece, _, _ in pieces) and (work_ns or measured is not None):
         drawn += load if work_ns >= covered_ns else half_even(load * work_ns, covered_ns)
-        if measured is not None:
-            drawn = half_even(measured * (until_ns - begin_ns), NS_PER_MINUTE)
+        if measured is not None:  # of the whole minute; what falls where the rent includes it is paid with the rent
+            drawn = half_even(measured * metered_ns, NS_PER_MINUTE)
         weights = [one + other for one, other in zip(served, failed, strict=True)]
         of_energy = shares(drawn, [*weights, max(0, NS_PER_MINUTE - work_ns)])[:-1]  # the rest is nobody's
     return _Split(serving, failing, foreign, startup,

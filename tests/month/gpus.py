@@ -82,17 +82,18 @@ class Backend:
     @staticmethod
     def _energy(stretches: Sequence[Stretch], until_ns: int, covered: int, worked: Sequence[int],
                 seen: Watched | None) -> tuple[int, list[int]]:
-        """What the minute drew, and the cells' part of it; the rest, of the time without work, is nobody's."""
+        """What the minute drew while it was metered, and the cells' part of it; the rest, of the time without work, is
+        nobody's."""
         nothing = [0] * len(worked)
-        if stretches[0].idle_power is None:
+        parts = [(one, one.from_ns, max(one.from_ns, min(one.to_ns, until_ns))) for one in stretches if one.idle_power]
+        if not parts:
             return 0, nothing
-        parts = [(one, one.from_ns, max(one.from_ns, min(one.to_ns, until_ns))) for one in stretches]
         idle = sum(one.idle_power.nano(start, end) for one, start, end in parts if one.idle_power)
         more = sum(one.more_power.nano(start, end) for one, start, end in parts if one.more_power)
         work = sum(worked)
         drawn = idle + nearest(more * min(work, covered), covered)
         if seen is not None and seen.energy_nano is not None:
-            drawn = nearest(seen.energy_nano * (until_ns - seen.minute * MINUTE), MINUTE)
+            drawn = nearest(seen.energy_nano * sum(end - start for _, start, end in parts), MINUTE)
         return drawn, split(drawn, [*worked, max(0, MINUTE - work)])[:len(worked)] if work else nothing
 
     def _stretches(self, from_ns: int, to_ns: int) -> list[Stretch]:

@@ -169,6 +169,8 @@ class Scene:
         return (
             Rate("gpu", "owned", "4.10", early, **metered),
             Rate("gpu", "owned", "3.77", self.part(0.39, 30 * S), **metered),
+            Rate("gpu", "owned", "4.9", self.part(0.57, 19 * S)),  # for a while the rent includes the electricity
+            Rate("gpu", "owned", "3.81", self.part(0.59, 44 * S + 1), **metered),
             Rate("gpu", "spot", "2.41", early, until_ns=gone, **spot),
             Rate("gpu", "spot", "1.9733", self.part(0.11), until_ns=gone, **spot),
             Rate("gpu", "spot", "3.0001", self.part(0.55, 41 * S), until_ns=gone, **spot),

@@ -54,6 +54,7 @@ class Truth:
         self._listed = Prices(line for line in scene.prices() if line.listed)
         self._cells: dict[Cell, int] = {}
         self._corrected: dict[tuple[str, int], tuple[int, int]] = {}
+        self._said: set[tuple[str, int]] = set()  # attempts whose baseline was corrected
         self._counted: list[np.ndarray] = []
         self._work: list[np.ndarray] = []
         self._backends = {name: Backend(card, cards(scene.rates())[("electricity", "electricity")])
@@ -75,14 +76,15 @@ class Truth:
 
     def correct(self, one: Attempt, at_ns: int, api: int | None, baseline: int | None) -> None:
         """What an attempt is found to come to counts, less what it came to, in the minute in which it is found. Where
-        its baseline has no price, that follows the API's bill."""
+        its baseline has no price, that follows the API's bill until somebody says what it is."""
         amounts, before = self.price(one), self._corrected.get((one.id, one.number), (0, 0))
         unknown = one.final and one.succeeded and amounts.baseline is None
         was = (amounts.api or 0) + before[0], (amounts.api if unknown else amounts.baseline) or 0
         api_more = 0 if api is None else api - was[0]
-        baseline_more = api_more if unknown else 0
+        baseline_more = api_more if unknown and (one.id, one.number) not in self._said else 0
         if baseline is not None:
             baseline_more = baseline - was[1] - before[1]
+            self._said.add((one.id, one.number))
         self._corrected[one.id, one.number] = before[0] + api_more, before[1] + baseline_more
         row = dict.fromkeys(COUNTED, 0) | {"corrections_api": api_more, "corrections_baseline": baseline_more}
         made = [at_ns // MINUTE, self._cell(one, amounts), *row.values()]

@@ -31,7 +31,7 @@ from proxy.ledger.keys import KeyRing, Principal
 from proxy.reports.alerts import Condition, look
 from proxy.reports.dashboard.pages import DashboardPages
 from proxy.server import status
-from proxy.server.alerts import Alerter
+from proxy.server.alerts import LAST_S, Alerter
 from proxy.server.app import build
 from proxy.server.chores import Chores
 from proxy.server.connection import Rules, protocol
@@ -164,6 +164,7 @@ class Gateway:
             await self._scraper.stop()
         self.recounter.stop()
         await self.chores.stop()
+        await self.alerter.told(LAST_S)
         self.desk.close()
         for upstream in (*self.upstreams.values(), *self._exporters.values()):
             await upstream.close()

@@ -40,12 +40,16 @@ def firing(connection: Connection) -> dict[str, Event]:
 
 
 def waiting(connection: Connection, webhooks: Collection[str], since_ns: int) -> list[tuple[Event, str]]:
-    """Events since then that a webhook was not told of and was not given up on, oldest first."""
-    rows = connection.execute(select(alert_events).where(alert_events.c.at_ns >= since_ns)
-                              .order_by(alert_events.c.id)).mappings().all()
+    """Events that a webhook was not told of and was not given up on, oldest first. Before `since_ns`, only those that
+    came after one it was told of: a webhook that is new has not missed what was before it."""
+    rows = connection.execute(select(alert_events).order_by(alert_events.c.id)).mappings().all()
     ended = {(int(json.loads(row["detail"])["of"]), row["webhook"]) for row in rows if row["event"] in ENDS}
+    first: dict[str, int] = {}
+    for number, name in ended:
+        first[name] = min(number, first.get(name, number))
     return [(_event(row), name) for row in rows if row["event"] in CHANGES for name in webhooks
-            if (row["id"], name) not in ended]
+            if (row["id"], name) not in ended
+            and (row["at_ns"] >= since_ns or row["id"] > first.get(name, row["id"]))]
 
 
 def change(connection: Connection, at_ns: int, alert: str, event: Change, detail: Mapping[str, Any]) -> int:

@@ -2,9 +2,10 @@
 ledger what it told.
 
 One process does it, off the event loop where it reads. An event is written before anybody is told, so a restart goes on
-where it was: each webhook is asked once a round until it has taken the event, TRIES_MAX times at most; one that answers
-slowly or not at all holds up no other. Killed between an answer and its row, it tells that event once more, under the
-same `id`.
+where it was: each webhook is asked once a round until it has taken the event, TRIES_MAX times at most. Each is told by
+a task of its own, which no round waits for, and which begins nothing more once a round's time is over: one that answers
+slowly or not at all holds up neither the others nor the next look. Killed between an answer and its row, it tells that
+event once more, under the same `id`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from proxy.core.money import NS_PER_HOUR
 from proxy.ledger import alerts as kept
 from proxy.ledger import store
 from proxy.ledger.alerts import Event
+from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.journal import Journal
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ log = logging.getLogger("breakeven.alerts")
 TRIES_MAX = 10  # of one event at one webhook, a round apart
 FORGOTTEN_NS = 24 * NS_PER_HOUR  # what could not be told for so long is not told any more
 CONDITIONS_MAX = 1000  # told at once
+LAST_S = 2.0  # at the end, for a webhook that is just being asked
 
 
 class Condition(Protocol):
@@ -53,18 +56,36 @@ class Alerter:
         self._url, self._settings, self._journal = url, settings, journal
         self._look, self._leads, self._count = look, leads, count
         self._tries: Counter[tuple[int, str]] = Counter()
+        self._taken: set[tuple[int, str]] = set()  # by the webhook, and the ledger could not be written: not sent again
+        self._telling: dict[str, asyncio.Task[None]] = {}
 
     async def alerts(self) -> None:
         """A round, if it is ours to do."""
         if self._leads():
-            import aiohttp  # takes its time, and most gateways have no webhook
+            await self.round(time.time_ns())
 
-            async with aiohttp.ClientSession(trust_env=False) as session:
-                await self.round(session, time.time_ns())
+    async def round(self, now_ns: int) -> None:
+        """Look once, write what changed, and begin to tell who has not been told. A webhook that is still at what an
+        earlier round began has what is new the next time."""
+        await self._note_changes(await asyncio.to_thread(self._look, now_ns), now_ns)
+        busy = self._busy()  # before it is read who was told
+        waiting = await asyncio.to_thread(self._waiting, now_ns)
+        for one in self._settings.webhooks:
+            events = [event for event, name in waiting if name == one.name]
+            if events and one.name not in busy:
+                self._telling[one.name] = asyncio.create_task(self._tell(one, events, now_ns), name=f"alert {one.name}")
 
-    async def round(self, session: aiohttp.ClientSession, now_ns: int) -> None:
-        """Look once, write what changed, tell who has not been told."""
-        conditions = {one.alert: one for one in (await asyncio.to_thread(self._look, now_ns))[:CONDITIONS_MAX]}
+    async def told(self, within_s: float | None = None) -> None:
+        """Until nobody is being told of anything; what takes longer is broken off."""
+        if busy := self._busy().values():
+            for task in (await asyncio.wait(busy, timeout=within_s))[1]:
+                task.cancel()
+            await asyncio.gather(*busy, return_exceptions=True)
+
+    async def _note_changes(self, found: Sequence[Condition], now_ns: int) -> None:
+        if len(found) > CONDITIONS_MAX:
+            log.error("alerts: %d hold at once, of which the first %d are told", len(found), CONDITIONS_MAX)
+        conditions = {one.alert: one for one in found[:CONDITIONS_MAX]}
         firing = await asyncio.to_thread(self._firing)
         for name, one in conditions.items():
             if name not in firing:
@@ -75,9 +96,6 @@ class Alerter:
             if name not in conditions:
                 await self._journal.alert(now_ns, name, "recovered", event.detail)
                 log.warning("alert is over: %s", event.detail["text"])
-        waiting = await asyncio.to_thread(self._waiting, now_ns)
-        await asyncio.gather(*(self._tell(session, one, [event for event, name in waiting if name == one.name])
-                               for one in self._settings.webhooks))
 
     def _firing(self) -> dict[str, Event]:
         with store.reading(self._url) as connection:
@@ -87,24 +105,68 @@ class Alerter:
         with store.reading(self._url) as connection:
             return kept.waiting(connection, [one.name for one in self._settings.webhooks], now_ns - FORGOTTEN_NS)
 
-    async def _tell(self, session: aiohttp.ClientSession, webhook: Webhook, events: list[Event]) -> None:
-        """In order; at the first that is not taken the rest wait for the next round."""
+    def _busy(self) -> dict[str, asyncio.Task[None]]:
+        return {name: task for name, task in self._telling.items() if not task.done()}
+
+    async def _tell(self, webhook: Webhook, events: list[Event], now_ns: int) -> None:
+        """In order; at the first that is not taken, or once the round's time is over, the rest wait for the next."""
+        import aiohttp  # takes its time, and most gateways have no webhook
+
+        clock = asyncio.get_running_loop().time
+        until = clock() + self._settings.check_s
+        try:
+            events = await self._forget(webhook, events, now_ns)
+            async with aiohttp.ClientSession(trust_env=False) as session:
+                for at, event in enumerate(events):
+                    if clock() >= until:
+                        log.warning("alerts: webhook %s is slow: %d alerts wait for the next round", webhook.name,
+                                    len(events) - at)
+                        for _ in events[at:]:
+                            self._count(webhook.name, "delayed")
+                        return
+                    if not await self._ask(session, webhook, event):
+                        return
+        except LedgerUnavailable as error:  # the next round goes on
+            log.error("alerts: webhook %s: %s", webhook.name, error.message)
+
+    async def _forget(self, webhook: Webhook, events: list[Event], now_ns: int) -> list[Event]:
+        """Those that are still told; the older ones are given up, and it is said."""
+        late = [event for event in events if event.at_ns < now_ns - FORGOTTEN_NS]
+        for event in late:
+            await self._end(webhook, event, "given_up")
+        if late:
+            log.error("alerts: webhook %s could not be told of %d alerts within a day: given up", webhook.name,
+                      len(late))
+        return events[len(late):]
+
+    async def _ask(self, session: aiohttp.ClientSession, webhook: Webhook, event: Event) -> bool:
+        """Whether that is over: taken, or given up."""
         from proxy.server.webhooks import post
 
-        for event in events:
-            problem = await post(session, webhook, message_of(event))
-            self._count(webhook.name, "sent" if problem is None else "failed")
-            if problem is None:
-                self._tries.pop((event.id, webhook.name), None)
-                await self._journal.alert_ended(time.time_ns(), event, webhook.name, "delivered")
-                continue
-            self._tries[event.id, webhook.name] += 1
-            log.warning("alerts: webhook %s %s", webhook.name, problem)
-            if self._tries[event.id, webhook.name] >= TRIES_MAX:
-                del self._tries[event.id, webhook.name]
-                await self._journal.alert_ended(time.time_ns(), event, webhook.name, "given_up")
-                continue
-            return
+        this = event.id, webhook.name
+        problem = None if this in self._taken else await post(session, webhook, message_of(event))
+        if problem is None:
+            if this not in self._taken:
+                self._count(webhook.name, "sent")
+                self._taken.add(this)
+            await self._end(webhook, event, "delivered")
+            self._taken.discard(this)
+            return True
+        self._count(webhook.name, "failed")
+        self._tries[this] += 1
+        log.warning("alerts: webhook %s %s", webhook.name, problem)
+        if self._tries[this] < TRIES_MAX:
+            return False
+        log.error("alerts: webhook %s did not take %r in %d rounds: given up", webhook.name, event.alert, TRIES_MAX)
+        await self._end(webhook, event, "given_up")
+        return True
+
+    async def _end(self, webhook: Webhook, event: Event, outcome: str) -> None:
+        """Never tried again, also after a restart."""
+        await self._journal.alert_ended(time.time_ns(), event, webhook.name, outcome)
+        self._tries.pop((event.id, webhook.name), None)
+        if outcome == "given_up":
+            self._count(webhook.name, outcome)
 
 
 def message_of(event: Event) -> Message:

@@ -47,7 +47,7 @@ class Metrics:
         self.alerts = Counter("breakeven_alerts", "Alerts at webhooks", ("webhook", "outcome"), registry=self.registry)
 
     def alerted(self, webhook: str, outcome: str) -> None:
-        """Count that a webhook was asked to take an alert: `sent` or `failed`."""
+        """Count an alert of a webhook: `sent`, `failed`, `delayed` or `given_up`."""
         self.alerts.labels(webhook, outcome).inc()
 
     def refused(self, code: str) -> None:

@@ -277,7 +277,7 @@ def test_a_row_that_is_corrected_while_its_day_is_read_stays_and_the_rest_is_mov
     gone = filed(tmp_path / "archive")
     assert rows(url) | gone == before and not rows(url) & gone and len(gone) == 299 - len(done)
     assert set(done) <= {(row[1], row[2]) for row in rows(url)} and len(done) == READS_MAX - 1
-    assert [one.path.name for one in moved.files][0] == "requests-2026-11-01.parquet" and moved.lost == ()
+    assert moved.files[0].path.name == "requests-2026-11-01.parquet" and moved.lost == ()
     assert not list((tmp_path / "archive").glob(".*"))
 
 

@@ -1,6 +1,7 @@
 """Alerts against a real receiver: once when it begins, once when it is over, never again after a restart."""
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
@@ -14,10 +15,11 @@ from typer.testing import CliRunner
 from proxy.cli import app
 from proxy.config.alerts import Alerts
 from proxy.demo.children import Child
+from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.journal import Journal
 from proxy.ledger.reconciliations import Reconciled, record
 from proxy.server import webhooks
-from proxy.server.alerts import TRIES_MAX, Alerter
+from proxy.server.alerts import FORGOTTEN_NS, TRIES_MAX, Alerter
 from proxy.server.webhooks import Message, post
 
 NOW = 1_795_000_000_000_000_000
@@ -29,12 +31,15 @@ class Receiver:
 
     status: int = 200
     wait_s: float = 0.0
+    opened: asyncio.Event | None = None  # not answered before
     got: list = field(default_factory=list)
     url: str = ""
 
     async def take(self, request):
         self.got.append((await request.read(), dict(request.headers)))
         await asyncio.sleep(self.wait_s)
+        if self.opened is not None:
+            await self.opened.wait()
         return web.Response(status=self.status, headers={"location": "/elsewhere"} if self.status == 302 else None)
 
     @property
@@ -42,8 +47,8 @@ class Receiver:
         return [json.loads(body) for body, _ in self.got]
 
 
-@pytest.fixture
-async def receiver():
+@contextlib.asynccontextmanager
+async def receives():
     one = Receiver()
     site = web.Application()
     site.router.add_post("/{any:.*}", one.take)
@@ -54,6 +59,18 @@ async def receiver():
     one.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     yield one
     await runner.cleanup()
+
+
+@pytest.fixture
+async def receiver():
+    async with receives() as one:
+        yield one
+
+
+@pytest.fixture
+async def other():
+    async with receives() as one:
+        yield one
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -108,13 +125,20 @@ class Place:
         self.settings = Alerts.model_validate({"webhooks": [webhook]})
         self.holds, self.counted, self.leads = [], [], True
 
-    async def rounds(self, count=1, now_ns=NOW):
-        """A process that lives for so many rounds."""
-        async with Journal(self.url) as journal, aiohttp.ClientSession() as session:
+    @contextlib.asynccontextmanager
+    async def process(self):
+        async with Journal(self.url) as journal:
             alerter = Alerter(self.url, self.settings, journal, lambda now: self.holds, lambda: self.leads,
                               lambda name, outcome: self.counted.append((name, outcome)))
+            yield alerter
+            await alerter.told(0.0)
+
+    async def rounds(self, count=1, now_ns=NOW):
+        """A process that lives for so many rounds, each webhook being as quick as it is."""
+        async with self.process() as alerter:
             for _ in range(count):
-                await alerter.round(session, now_ns)
+                await alerter.round(now_ns)
+                await alerter.told()
 
 
 async def test_an_alert_is_sent_once_and_so_is_its_end_also_across_restarts(tmp_path, receiver):
@@ -145,22 +169,89 @@ async def test_what_was_not_taken_is_tried_again_also_after_a_restart_and_given_
     assert len(receiver.got) == 4
     receiver.status, place.holds = 500, []
     await place.rounds(TRIES_MAX + 5)
-    assert len(receiver.got) == 4 + TRIES_MAX
+    assert len(receiver.got) == 4 + TRIES_MAX and place.counted.count(("finance", "given_up")) == 1
     assert place.counted.count(("finance", "failed")) == 3 + TRIES_MAX
 
 
-async def test_a_webhook_that_hangs_holds_up_no_other(tmp_path, receiver, monkeypatch):
-    monkeypatch.setattr(webhooks.post, "__defaults__", (0.2,))
+def two(place, slow, other):
+    place.settings = Alerts.model_validate({"check_s": 1, "webhooks": [
+        {"name": "slow", "url": slow.url}, {"name": "other", "url": other.url}]})
+
+
+async def until(condition):
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_a_webhook_that_hangs_holds_up_neither_the_others_nor_the_next_round(tmp_path, receiver, other,
+                                                                                   monkeypatch):
+    monkeypatch.setattr(webhooks.post, "__defaults__", (300.0,))
     place = Place(tmp_path, receiver)
-    hanging = await asyncio.start_server(lambda reader, writer: asyncio.sleep(5), "127.0.0.1", 0)
-    port = hanging.sockets[0].getsockname()[1]
-    place.settings = Alerts.model_validate({"webhooks": [
-        {"name": "stuck", "url": f"http://127.0.0.1:{port}"}, {"name": "finance", "url": receiver.url}]})
-    place.holds = [Holds("budget a"), Holds("budget b")]
-    await asyncio.wait_for(place.rounds(), 3)
-    assert [one["alert"] for one in receiver.said] == ["budget a", "budget b"]
-    assert sorted(place.counted) == [("finance", "sent"), ("finance", "sent"), ("stuck", "failed")]
-    hanging.close()
+    two(place, receiver, other)
+    receiver.opened = asyncio.Event()
+    async with asyncio.timeout(60), place.process() as alerter:
+        for count, name in enumerate(("budget a", "budget b", "budget c"), 1):
+            place.holds.append(Holds(name))
+            await alerter.round(NOW)
+            await until(lambda count=count: place.counted.count(("other", "sent")) == count)
+        await until(lambda: receiver.got)
+        assert [one["alert"] for one in other.said] == ["budget a", "budget b", "budget c"]
+        assert [one["alert"] for one in receiver.said] == ["budget a"], "it is still at the first"
+        receiver.opened.set()
+        await alerter.told()
+        await alerter.round(NOW)
+        await alerter.told()
+        assert [one["alert"] for one in receiver.said] == ["budget a", "budget b", "budget c"], "each once"
+        assert len(other.got) == 3
+    assert sorted(set(place.counted)) == [("other", "sent"), ("slow", "sent")] and len(place.counted) == 6
+
+
+async def test_a_webhook_that_is_slow_has_a_rounds_time_and_the_rest_waits_and_is_counted(tmp_path, receiver, other):
+    place = Place(tmp_path, receiver)
+    two(place, receiver, other)
+    receiver.wait_s = 0.6
+    place.holds = [Holds(f"budget {number}") for number in range(5)]
+    await place.rounds()
+    delayed = place.counted.count(("slow", "delayed"))
+    assert len(receiver.got) + delayed == 5 and delayed >= 3, "two take longer than the round"
+    receiver.wait_s = 0.0
+    await place.rounds()
+    assert [one["alert"] for one in receiver.said] == [one.alert for one in place.holds] and len(other.got) == 5
+
+
+async def test_what_nobody_took_in_a_day_is_given_up_and_said_and_a_new_webhook_is_not_told_of_it(
+        tmp_path, receiver, other, caplog):
+    place = Place(tmp_path, receiver)
+    two(place, receiver, other)
+    place.settings = place.settings.model_copy(update={"webhooks": place.settings.webhooks[:1]})
+    place.holds = [Holds("budget a")]
+    await place.rounds()
+    receiver.status = 503
+    place.holds.append(Holds("budget b"))
+    await place.rounds()
+    two(place, receiver, other)
+    receiver.status = 200
+    await place.rounds(2, NOW + FORGOTTEN_NS + 1)
+    assert [one["alert"] for one in receiver.said] == ["budget a", "budget b"] and not other.got
+    assert place.counted == [("slow", "sent"), ("slow", "failed"), ("slow", "given_up")]
+    assert "webhook slow could not be told of 1 alerts within a day: given up" in caplog.text
+
+
+async def test_what_was_taken_is_not_sent_again_where_the_ledger_could_not_note_it(tmp_path, receiver, monkeypatch):
+    place = Place(tmp_path, receiver)
+    place.holds, failures = [Holds("budget a")], [LedgerUnavailable("the disk is full")]
+    ended = Journal.alert_ended
+
+    async def failing(*arguments):
+        if failures:
+            raise failures.pop()
+        await ended(*arguments)
+
+    monkeypatch.setattr(Journal, "alert_ended", failing)
+    await place.rounds(2)
+    await place.rounds()
+    assert len(receiver.got) == 1 and place.counted == [("finance", "sent")]
 
 
 MESSAGE = Message(7, NOW, "firing", "budget x", "budget", "5 < 6 & <!channel> \x1b[31mred\n", {"spent": "1.00"})

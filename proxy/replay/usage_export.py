@@ -33,6 +33,7 @@ ALIASES: dict[str, tuple[str, ...]] = {  # the first of each is the name that hi
 REQUIRED = ("start", "requests", "input", "output")
 WIDTHS_S = (60.0, 300.0, 900.0, 1800.0, 3600.0, 86_400.0)
 ROWS_MAX = 5_000_000
+JSON_CHARS_MAX = 64 << 20  # unpacked: JSON is held whole, in some twenty times as much memory; CSV is read by the line
 COUNT_MAX = 1e15
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no", "")
 
@@ -108,26 +109,46 @@ def _csv(file: Lines, lines: Iterator[str], before: int) -> Table:
 
 def _pages(file: Lines, lines: Iterator[str]) -> Table:
     """One page of OpenAI's endpoint, or a list of pages. In errors, the results are counted as lines."""
+    rows: list[tuple[dict[str, Any], dict[str, Any]]] = []  # (bucket, result): a result says what its bucket does not
+    header: dict[str, None] = {}
+    for number, bucket in enumerate(_buckets(file, _json(file, lines)), 1):
+        if not isinstance(bucket, dict) or not isinstance(bucket.get("results"), list):
+            file.fail(1, f"bucket {number} has no list 'results'", None, "results")
+        results = [one for one in bucket["results"] if isinstance(one, dict)]
+        for named in (bucket, *results) if results else ():
+            header |= dict.fromkeys(named)
+        rows += [(bucket, one) for one in results]
+        if len(rows) > ROWS_MAX:
+            file.fail(1, f"more than {ROWS_MAX:,} results", "export a shorter time", "results")
+    if not rows:
+        file.fail(0, "no bucket holds any usage")
+    names = _roles(file, list(header))
+    cells = {role: [(one if name in one else bucket).get(name) for bucket, one in rows] for role, name in names.items()}
+    return Table(names, list(range(1, len(rows) + 1)), cells)
+
+
+def _json(file: Lines, lines: Iterator[str]) -> Any:
+    kept, size = [], 0
+    for line in lines:
+        size += len(line) + 1
+        if size > JSON_CHARS_MAX:
+            file.fail(0, f"more than {JSON_CHARS_MAX >> 20} MiB of JSON, unpacked",
+                      "export it as CSV, or a shorter time")
+        kept.append(line)
     try:
-        found = json.loads("\n".join(lines))
+        return json.loads("\n".join(kept))
+    except RecursionError:
+        file.fail(0, "this is no page of OpenAI's usage endpoint: it is nested too deeply")
     except ValueError as error:
         file.fail(getattr(error, "lineno", 0), f"this is not JSON: {getattr(error, 'msg', error)}")
-    buckets = []
+
+
+def _buckets(file: Lines, found: Any) -> Iterator[Any]:
     for page in found if isinstance(found, list) else [found]:
         data = page.get("data") if isinstance(page, dict) else None
         if not isinstance(data, list):
             file.fail(1, "this is no page of OpenAI's usage endpoint: it has no list 'data'", None, "data")
-        buckets += data
-    rows = []
-    for bucket in buckets:
-        if not isinstance(bucket, dict) or not isinstance(bucket.get("results"), list):
-            file.fail(1, f"bucket {len(rows) + 1} has no list 'results'", None, "results")
-        rows += [{**bucket, **one} for one in bucket["results"] if isinstance(one, dict)]
-    if not rows:
-        file.fail(0, "no bucket holds any usage")
-    names = _roles(file, list(dict.fromkeys(key for row in rows for key in row)))
-    cells = {role: [row.get(name) for row in rows] for role, name in names.items()}
-    return Table(names, list(range(1, len(rows) + 1)), cells)
+        yield from data
 
 
 def _roles(file: Lines, header: Sequence[str], line: int = 0) -> dict[str, str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import tracemalloc
 
 import pytest
 
 from proxy.replay.trace_file import TraceError
-from proxy.replay.usage_export import read_usage
+from proxy.replay.usage_export import JSON_CHARS_MAX, read_usage
 
 HEAD = "start_time,end_time,start_time_iso,end_time_iso,num_model_requests,model,batch,input_tokens,output_tokens," \
        "input_cached_tokens\n"
@@ -84,10 +86,47 @@ def test_what_cannot_be_read_is_one_line(tmp_path, body, line, field, words):
     ("start_time,end_time,amount_value,amount_currency,line_item\n1,2,3,usd,x\n", "this is a costs export"),
     ('{"object": "page"}', "this is no page of OpenAI's usage endpoint"),
     ('{"data": [{"start_time": 1}]}', "bucket 1 has no list 'results'"),
+    ('{"data": [{"results": []}, {"results": 1}]}', "bucket 2 has no list 'results'"),
     ('{"data": [', "this is not JSON"),
+    ('{"data": ' + "[" * 200_000, "nested too deeply"),
     ("", "the file is empty"),
 ])
 def test_other_files_are_told_apart(tmp_path, text, words):
     with pytest.raises(TraceError) as caught:
         read_usage(written(tmp_path, text))
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def packed(tmp_path, lines):
+    path = tmp_path / "usage.json.gz"
+    with gzip.open(path, "wt") as out:
+        out.writelines(lines)
+    return path
+
+
+def test_json_is_read_up_to_a_size_that_is_told_however_well_it_was_packed(tmp_path):
+    """64 MiB of blank lines are 64 KiB of a file, and a terabyte of them a gigabyte."""
+    page = json.dumps({"data": [{"start_time": HOUR, "results": [{
+        "num_model_requests": 5, "input_tokens": 100, "output_tokens": 50}]}]})
+    blank = " " * 1023 + "\n"
+    fits = (JSON_CHARS_MAX - len(page) - 16) // len(blank)
+    assert read_usage(packed(tmp_path, ["{\n", *[blank] * fits, page[1:]])).requests == [5]
+    path = packed(tmp_path, ["{\n", *[blank] * (fits + 2), page[1:]])
+    with pytest.raises(TraceError) as caught:
+        read_usage(path)
+    assert str(caught.value) == (f"{path}: more than 64 MiB of JSON, unpacked (export it as CSV, or a shorter time)")
+    assert path.stat().st_size < 1 << 20
+
+
+def test_what_a_bucket_says_is_kept_once_however_many_results_it_has(tmp_path):
+    """Else a file of a megabyte would be a table of many gigabytes."""
+    keys = {f"key {number}": number for number in range(2_000)}
+    result = {"num_model_requests": 1, "input_tokens": 2, "output_tokens": 3}
+    path = written(tmp_path, json.dumps({"data": [{"start_time": HOUR, **keys, "results": [result] * 2_000}]},
+                                        separators=(",\n", ":")), "usage.json")
+    tracemalloc.start()
+    try:
+        assert sum(read_usage(path).requests) == 2_000
+        assert tracemalloc.get_traced_memory()[1] < 30 << 20
+    finally:
+        tracemalloc.stop()

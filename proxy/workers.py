@@ -234,6 +234,7 @@ class Worker(Gateway):
         return {"totals": totals_json(self.totals), "recent": self.recent.sums(), "in_flight": self.handler.in_flight,
                 "waiting": self.dispatcher.waiting, "threshold_changes": self.planner.thresholds.changes,
                 "ledger": {"healthy": self.journal.healthy, "waiting": self.journal.waiting},
+                "apis": {name: status.first_tokens(api) for name, api in self.board.apis.items()},
                 "ready": self.ready() or "ready"}
 
     async def metrics_page(self) -> bytes:
@@ -248,16 +249,21 @@ class Worker(Gateway):
     async def status_page(self) -> dict[str, Any]:
         self._shares.sync(time.monotonic())
         page, totals, sums = self.status(), status.Totals(), [self.recent.sums()]
+        firsts = {name: [status.first_tokens(api)] for name, api in self.board.apis.items()}
         add_totals(totals, totals_json(self.totals))
         for now, other in await self._siblings.gather("status"):
             add_totals(totals, other["totals"])
             if now:
                 sums.append(other["recent"])
+                for name, seen in other["apis"].items():
+                    firsts[name].append(seen)
                 for name in ("in_flight", "waiting", "threshold_changes"):
                     page[name] += other[name]
                 page["ledger"]["waiting"] += other["ledger"]["waiting"]
                 page["ledger"]["healthy"] = page["ledger"]["healthy"] and other["ledger"]["healthy"]
                 page["ready"] = other["ready"] if page["ready"] == "ready" else page["ready"]
+        for one in page["apis"]:
+            one["ttft_s"] = status.ttft_s(*firsts[one["backend"]])
         workers = range(1, self._crew.workers + 1)
         return {**page, "unit_costs": as_json(self.unit_costs(added(sums))),
                 **status.counted(totals, status.gpu_nano(self)),

@@ -184,8 +184,10 @@ class View:
                 _gauge(one["kv_fraction"], cells if wide else 0, "magenta"),
                 *(self._count(name, wide) if counted else ("", "")))
         for one in self.page["apis"]:
-            first = Text(f"API: first token in {one['ttft_s']:.2f} s" if wide else f"{one['ttft_s']:.2f} s ttft", "dim")
-            table.add_row(plain(one["backend"]), _health(one["health"]), "", first, "", "",
+            seen = None if one["ttft_s"] is None else f"{one['ttft_s']:.2f} s"
+            first = f"API: first token in {seen}" if wide else f"{seen} ttft"
+            table.add_row(plain(one["backend"]), _health(one["health"]), "",
+                          Text("API" if seen is None else first, "dim"), "", "",
                           *self._count(one["backend"], wide))
         return table
 

@@ -20,7 +20,7 @@ from proxy.server.handler import Handler
 from proxy.server.planning import Planner
 from proxy.server.purse import Purse
 from proxy.server.unit_costs import UnitCost, as_json
-from proxy.signals.board import Board
+from proxy.signals.board import Api, Board
 from proxy.signals.replica import Replica
 
 REASONS_MAX = 64
@@ -87,7 +87,7 @@ def page(gateway: Parts) -> dict[str, Any]:
         "threshold_changes": gateway.planner.thresholds.changes,
         "ledger": {"healthy": gateway.journal.healthy, "waiting": gateway.journal.waiting},
         "backends": [_replica(replica, now) for replica in gateway.board.every_replica()],
-        "apis": [{"backend": name, "health": api.state(now, None).health, "ttft_s": round(api.ttft.mean, 3)}
+        "apis": [{"backend": name, "health": api.state(now, None).health, "ttft_s": ttft_s(first_tokens(api))}
                  for name, api in gateway.board.apis.items()],
         "bid_prices": {route: pool.price(now) for route, pool in gateway.board.pools.items()},
         "value_density_spread": {route: pool.market.demand.spread(now) for route, pool in gateway.board.pools.items()},
@@ -97,6 +97,17 @@ def page(gateway: Parts) -> dict[str, Any]:
         "unit_costs": as_json(gateway.unit_costs()),
         **counted(totals, gpu_nano(gateway)),
     }
+
+
+def first_tokens(api: Api) -> tuple[float, float]:
+    """How many of its answers say how fast it is, and how long their first tokens took."""
+    return api.ttft.count, api.ttft.mean
+
+
+def ttft_s(*seen: tuple[float, float]) -> float | None:
+    """Of all workers' answers together; None before the first."""
+    count = sum(one for one, _ in seen)
+    return round(sum(one * mean for one, mean in seen) / count, 3) if count else None
 
 
 def counted(totals: Totals, gpu_nano: int) -> dict[str, Any]:

@@ -169,16 +169,31 @@ def owed_nano(lines: Sequence[RateLine], spent_nano: Callable[[Contract, int, in
     return total
 
 
+def used_fraction(contract: Contract, standing: Standing, at_ns: int) -> Fraction | None:
+    """How much is used of what a contract promises: of a commitment, what the month's requests came to so far, over
+    what it promises of the month; of a reservation, the tokens of the last whole minute over those reserved. None where
+    nothing is promised at the moment."""
+    if contract.kind == "volume" or not contract.covers(at_ns):
+        return None
+    if contract.kind == "provisioned":
+        return Fraction(standing.whole_minute_tokens(contract, at_ns), contract.tokens_per_minute)
+    promised = promised_nano(contract, *month(at_ns))
+    return Fraction(standing.spent_nano(contract, at_ns), promised) if promised else None
+
+
+NO_MINUTE = (0, 0, 0)  # the minute, its tokens, and those of the one before
+
+
 class Standing:
-    """What the requests of contracts have come to: tokens and nano-USD of each month, tokens of the last minute. By the
-    time a request ended, as the ledger counts it."""
+    """What the requests of contracts have come to: tokens and nano-USD of each month, tokens of the last minute and of
+    the one before it. By the time a request ended, as the ledger counts it."""
 
     __slots__ = ("_minutes", "_months")
 
     def __init__(self, before: Standing | None = None) -> None:
         """Empty, or what `before` is, to be added to."""
         self._months: dict[tuple[Contract, int], tuple[int, int]] = dict(before._months) if before else {}
-        self._minutes: dict[Contract, tuple[int, int]] = dict(before._minutes) if before else {}
+        self._minutes: dict[Contract, tuple[int, int, int]] = dict(before._minutes) if before else {}
 
     def tokens(self, contract: Contract, at_ns: int) -> int:
         """Of the month that the moment is in."""
@@ -189,8 +204,14 @@ class Standing:
 
     def minute_tokens(self, contract: Contract, at_ns: int) -> int:
         """Of the minute that the moment is in; of one that has passed nothing is known."""
-        minute, tokens = self._minutes.get(contract, (0, 0))
+        minute, tokens, _ = self._minutes.get(contract, NO_MINUTE)
         return tokens if minute == at_ns // NS_PER_MINUTE else 0
+
+    def whole_minute_tokens(self, contract: Contract, at_ns: int) -> int:
+        """Of the last minute that is over at the moment."""
+        minute, tokens, before = self._minutes.get(contract, NO_MINUTE)
+        now = at_ns // NS_PER_MINUTE
+        return before if minute == now else tokens if minute == now - 1 else 0
 
     def add(self, contract: Contract, ended_ns: int, tokens: int, nano: int) -> None:
         """What ended then, if the contract covers it."""
@@ -199,9 +220,13 @@ class Standing:
         key = contract, window_start_ns("month", ended_ns)
         before = self._months.get(key, (0, 0))
         self._months[key] = before[0] + tokens, before[1] + nano
-        at, minute = self._minutes.get(contract, (0, 0)), ended_ns // NS_PER_MINUTE
-        if minute >= at[0]:
-            self._minutes[contract] = minute, tokens + (at[1] if minute == at[0] else 0)
+        (at, there, earlier), minute = self._minutes.get(contract, NO_MINUTE), ended_ns // NS_PER_MINUTE
+        if minute > at:
+            self._minutes[contract] = minute, tokens, there if minute == at + 1 else 0
+        elif minute == at:
+            self._minutes[contract] = minute, there + tokens, earlier
+        elif minute == at - 1:
+            self._minutes[contract] = at, there, earlier + tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,6 +137,12 @@ class Live(Collector):
         for one, use in self._purse.used.items():
             budget.add_metric((one.scope, one.per), use.total / one.limit_nano)
         yield budget
+        contracts = GaugeMetricFamily("breakeven_contract_used_fraction", "Of a commitment: this month's requests over "
+                                      "what it promises; of a reservation: the last whole minute's tokens over those "
+                                      "reserved", labels=("contract", "kind"))
+        for contract, share in self._planner.standings.used(time.time_ns()):
+            contracts.add_metric((contract.scope, contract.kind), float(share))
+        yield contracts
         yield GaugeMetricFamily("breakeven_waiting_requests", "Requests waiting for room", self._dispatcher.waiting)
         yield GaugeMetricFamily("breakeven_ledger_healthy", "1 when the ledger can be written",
                                 float(self._journal.healthy))

@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
 
-from proxy.core.contracts import Contract, Standing, Terms, month
+from proxy.core.contracts import Contract, Standing, Terms, month, used_fraction
 from proxy.core.money import NS_PER_MINUTE
 from proxy.ledger import store
 from proxy.ledger.standing import Used, used
@@ -30,8 +31,9 @@ class Standings:
     """`actual`: of what APIs served; `alone`: had they served everything."""
 
     def __init__(self, terms: Mapping[Key, Terms]) -> None:
-        self._terms = terms
         self.ever = bool(terms)  # whether there are any contracts
+        self._contracts = tuple(dict.fromkeys(one for each in terms.values() for one in each.contracts))
+        self._reaching: dict[Key, tuple[Contract, ...]] = {}
         self.actual, self.alone = Standing(), Standing()
         self._since: deque[Settled] = deque(maxlen=SINCE_MAX)
         self._whole = Standing(), Standing()  # of the minutes before `_cut`
@@ -39,12 +41,15 @@ class Standings:
 
     def add(self, provider: str, model: str, ended_ns: int, tokens: int, nano: int, *, alone: bool) -> None:
         """One request was settled."""
-        terms = self._terms.get((provider, model))
-        if terms is None:
-            return
-        for contract in terms.contracts:
+        for contract in self._of(provider, model):
             (self.alone if alone else self.actual).add(contract, ended_ns, tokens, nano)
             self._since.append((time.monotonic(), alone, contract, ended_ns, tokens, nano))
+
+    def used(self, at_ns: int) -> Iterator[tuple[Contract, Fraction]]:
+        """How much is used of each contract that promises something, by what APIs served."""
+        for contract in self._contracts:
+            if (share := used_fraction(contract, self.actual, at_ns)) is not None:
+                yield contract, share
 
     async def look(self, url: str, now_ns: int) -> None:
         """Count again what the ledger says. LedgerUnavailable leaves what is known."""
@@ -62,11 +67,18 @@ class Standings:
             (alone if of_alone else actual).add(contract, ended_ns, tokens, nano)
         self.actual, self.alone = actual, alone
 
+    def _of(self, provider: str, model: str) -> tuple[Contract, ...]:
+        """The contracts that reach a priced model, also one that the ledger knows and the configuration no more."""
+        found = self._reaching.get((provider, model))
+        if found is None:
+            found = self._reaching[provider, model] = tuple(
+                one for one in self._contracts if one.reaches(provider, model))
+        return found
+
     def _added(self, before: tuple[Standing, Standing], rows: Iterable[Used]) -> tuple[Standing, Standing]:
         actual, alone = Standing(before[0]), Standing(before[1])
         for row in rows:
-            terms = self._terms.get((row.provider, row.model))
-            for contract in terms.contracts if terms is not None else ():
+            for contract in self._of(row.provider, row.model):
                 (alone if row.baseline else actual).add(contract, row.minute * NS_PER_MINUTE, row.tokens, row.nano)
         return actual, alone
 

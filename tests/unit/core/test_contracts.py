@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from decimal import Decimal
+from fractions import Fraction
 from itertools import pairwise
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from proxy.core.contracts import (
     Contract,
+    Standing,
     behind,
     card,
     month,
@@ -20,6 +22,7 @@ from proxy.core.contracts import (
     reserved_nano,
     shortfall_nano,
     step,
+    used_fraction,
     within,
 )
 from proxy.core.gpucost import RateLine
@@ -167,3 +170,23 @@ def test_any_split_of_what_is_owed_adds_up(cuts, booked, lines, kind):
         return sum(nano for at, nano in booked if from_ns <= at < to_ns)
     parts = [owed_nano(made, spent_nano, one, other) for one, other in pairwise(cuts)]
     assert sum(parts) == owed_nano(made, spent_nano, cuts[0], cuts[-1])
+
+
+def test_a_commitment_in_force_for_a_part_of_a_month_promises_that_part():
+    half = Contract("commitment", "o", "m", ns("2026-06-16"), ns("2026-07-01"), Decimal(3_000))
+    standing = Standing()
+    standing.add(half, ns("2026-06-15"), 1, 500 * USD)  # before it
+    standing.add(half, ns("2026-06-20"), 1, 300 * USD)
+    assert used_fraction(half, standing, ns("2026-06-20")) == Fraction(1, 5)
+    assert used_fraction(half, standing, ns("2026-07-01")) is None, "it has ended"
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), max_size=12))
+def test_a_whole_minute_holds_what_ended_in_it_in_whatever_order_it_is_told(ended):
+    reserve, minute = Contract("provisioned", "o", "m", 0, usd=Decimal(3), tokens_per_minute=10), 60 * 10**9
+    standing, latest = Standing(), max((at for at, _ in ended), default=0)
+    for at, tokens in ended:
+        standing.add(reserve, at * minute, tokens, 0)
+    for now in (latest, latest + 1, latest + 2):
+        found = standing.minute_tokens(reserve, now * minute), standing.whole_minute_tokens(reserve, now * minute)
+        assert found == tuple(sum(tokens for at, tokens in ended if at == of) for of in (now, now - 1))

@@ -8,7 +8,7 @@ import io
 from dataclasses import replace
 
 import pytest
-from test_baselines import PRICES, TEXT, Books, ns
+from test_baselines import CONFIG, PRICES, TEXT, Books, ns
 
 from proxy.core.contracts import card
 from proxy.core.money import nano
@@ -44,7 +44,6 @@ class Gateway:
     """A gateway's books and its ledger, request by request."""
 
     def __init__(self, folder, contracts: str, *, baseline_n: bool = True) -> None:
-        from test_baselines import CONFIG
         config = CONFIG.replace(*OTHER_BASELINE) if baseline_n else CONFIG
         self.folder, self.url = folder, f"sqlite:///{folder}/ledger.db"
         self.books = Books(folder, PRICES + contracts, config)
@@ -113,6 +112,42 @@ async def test_workers_learn_of_each_other_by_the_ledger(tmp_path):
     await other.look("2026-09-03T00:01")
     assert await bills(other, "2026-09-03", 2) == [1_080_000, 600_000], "its own are counted once"
     assert verify(one.url) == [], "whatever the standing was, the row says by which price"
+
+
+async def test_what_went_to_a_model_that_the_configuration_has_no_more_counts_all_the_same(tmp_path):
+    contract = VOLUME.replace("model: n", 'model: "*"')
+    before = Gateway(tmp_path, contract)
+    await before.begin("2026-09-01")
+    assert await bills(before, "2026-09-03", 3, "api") == [3_600_000] * 2 + [3_240_000]
+    after = Gateway(tmp_path, contract)
+    prices = PRICES[:PRICES.index("    m:")] + PRICES[PRICES.index("    n:"):PRICES.index("discounts:")]
+    config = CONFIG.replace(*OTHER_BASELINE).replace("model: m,", "model: new,")
+    after.books = Books(tmp_path, prices + contract, config)
+    await after.begin("2026-09-04")
+    assert await bills(after, "2026-09-04", 3) == [1_080_000] * 2 + [600_000]
+
+
+def shares(gateway: Gateway, now: str) -> dict[str, float]:
+    return {f"{one.kind} {one.scope}": float(share)
+            for one, share in gateway.books.planner.standings.used(ns(now))}
+
+
+async def test_how_much_is_used_of_what_is_promised(tmp_path):
+    config = CONFIG.replace(*OTHER_BASELINE) + "  big: {{backends: [llama, api], baseline: api}}\n"
+    prices = PRICES + COMMIT + RESERVE.partition("\n")[2] + VOLUME.partition("\n")[2].replace("model: n", "model: free")
+    gateway, again = Gateway(tmp_path, ""), Gateway(tmp_path, "")
+    gateway.books, again.books = (Books(tmp_path, prices, config) for _ in range(2))
+    await gateway.begin("2026-09-01")
+    assert shares(gateway, "2026-09-01") == {"commitment o/n": 0.0, "provisioned o/m": 0.0}, "a volume is no promise"
+    await bills(gateway, "2026-09-03T10:00:30", 5, "other")  # 6,000,000 of 30,000,000
+    await bills(gateway, "2026-09-03T10:00:40", 3, "api")  # 3,300 tokens of 2,000
+    assert shares(gateway, "2026-09-03T10:00:59") == {"commitment o/n": 0.2, "provisioned o/m": 0.0}, "not over yet"
+    assert shares(gateway, "2026-09-03T10:01:00") == {"commitment o/n": 0.2, "provisioned o/m": 1.65}
+    await bills(gateway, "2026-09-03T10:01:10", 1, "api")
+    assert shares(gateway, "2026-09-03T10:01:20")["provisioned o/m"] == 1.65
+    await again.begin("2026-09-03T10:02:10")
+    assert shares(again, "2026-09-03T10:02:10") == {"commitment o/n": 0.2, "provisioned o/m": 0.55}
+    assert shares(again, "2026-10-01") == {"commitment o/n": 0.0, "provisioned o/m": 0.0}, "another month"
 
 
 async def test_pure_api_billing_stands_where_all_requests_would_have_brought_it(tmp_path):

@@ -43,6 +43,7 @@ class Item:
 
 
 STOP = Item()
+WOKEN = 4  # who waits for a commit, in one turn of the event loop
 
 
 def settlements(batch: list[Item]) -> tuple[dict[Key, RequestEntry], list[Row]]:
@@ -78,16 +79,19 @@ def deliver(outcomes: Iterable[tuple[asyncio.Future[Any], Any, Any]]) -> None:
         by_loop.setdefault(outcome[0].get_loop(), []).append(outcome)
     for loop, group in by_loop.items():
         try:
-            loop.call_soon_threadsafe(_resolve, group)
+            loop.call_soon_threadsafe(_resolve, group, loop)
         except RuntimeError:  # that loop has closed: nobody listens, and the rows are written
             pass
 
 
-def _resolve(group: list[tuple[asyncio.Future[Any], Any, Any]]) -> None:
-    for future, value, error in group:
+def _resolve(group: list[tuple[asyncio.Future[Any], Any, Any]], loop: asyncio.AbstractEventLoop) -> None:
+    """A few in each turn of the loop, so that streams that run are not kept waiting by many that end."""
+    for future, value, error in group[:WOKEN]:
         if future.done():  # the waiter was cancelled
             continue
         if error is not None:
             future.set_exception(error)
         else:
             future.set_result(value)
+    if len(group) > WOKEN:
+        loop.call_soon(_resolve, group[WOKEN:], loop)

@@ -38,6 +38,7 @@ from proxy.server.recount import Recounter
 from proxy.server.relay import STATUS_CLIENT_GONE, Attempt, Relayed
 from proxy.server.repeats import Repeats, Ticket
 from proxy.server.settlement import Settlement
+from proxy.server.turns import Turns
 from proxy.signals.board import Board
 from proxy.upstream.transport import Upstream
 from proxy.wire.endpoints import ENDPOINTS
@@ -88,6 +89,7 @@ class Handler:
         self._judge = Judge(doors.settings, doors.board, doors.planner, doors.clock)
         self._afterwards: set[asyncio.Task[None]] = set()
         self._bodies = Bodies()
+        self._turns = Turns()
         self._forward = frozenset(name.encode() for backend in doors.settings.backends.values()
                                   for name in backend.forward_headers)
         self.in_flight = 0
@@ -100,12 +102,15 @@ class Handler:
         call: Call | None = None
         ticket: Ticket | None = None
         answered: Answered | None = None
+        arrived, arrived_ns = self._do.clock(), time.time_ns()
         try:
             self._admit()
+            if not self._turns.free():
+                await self._turns.mine()
             principal = auth.authenticate(exchange.headers, self._do.keys, ("application", "admin"))
             self._do.rates.count(principal)
             try:
-                call = await self._parse(exchange, principal, request_id)
+                call = await self._parse(exchange, principal, request_id, arrived, arrived_ns)
                 call, ticket = self._first_or_again(exchange, call)
                 exchange.headers = self._forwarded(exchange.headers)
                 call = await self._do.purse.reserve(call)
@@ -146,9 +151,9 @@ class Handler:
         if not self._do.journal.healthy:
             raise Unavailable(LedgerUnavailable.client_message, code=LedgerUnavailable.code, retry_after_s=1.0)
 
-    async def _parse(self, exchange: Exchange, principal: auth.Principal, request_id: str) -> Call:
+    async def _parse(self, exchange: Exchange, principal: auth.Principal, request_id: str, arrived: float,
+                     arrived_ns: int) -> Call:
         server = self._do.settings.server
-        arrived, arrived_ns = self._do.clock(), time.time_ns()
         tags = auth.tags_of(exchange.headers, principal, self._do.purse.tags)
         longest = max(server.body_bytes_max, server.body_bytes_max_media)
         if self._bodies.more_than(server.bodies_bytes_max, exchange, longest):
@@ -235,6 +240,8 @@ class Handler:
             again: Placement | None = None
             settled = False
             try:
+                if not self._turns.free():
+                    await self._turns.mine()
                 self._judge.hear(call, placement, relayed, attempt, bare)
                 if self._judge.without_usage(relayed, attempt.injection):
                     bare |= {placement.attempt.backend}
@@ -269,7 +276,7 @@ class Handler:
         """Leave the mark that survives us, then send and meter; what was spent is settled even if we are stopped."""
         chosen, attempt, relayed = placement.attempt, None, None
         backend = self._do.settings.backends[chosen.backend]
-
+        self._turns.streams += call.wire.stream
         try:
             self._do.journal.intend(self._do.settlement.intent(call, placement, attempt_no))
             upstream = self._do.upstreams[chosen.backend, chosen.replica or 0]
@@ -279,6 +286,7 @@ class Handler:
             relayed = await attempt.run()
             return attempt, relayed
         finally:
+            self._turns.streams -= call.wire.stream
             self._release(placement)
             if attempt is None and attempt_no > call.first_attempt:  # no mark could be left
                 self._never_sent(call, attempt_no)

@@ -26,7 +26,7 @@ MODULES = {
                "speed",
     "upstream": "answer connection engine heads origin pool transport",
     "server": "auth bodies dispatch exchange guard handler ids judge offers planning purse rates relay repeats replies "
-              "settlement socket_exchange tally",
+              "settlement socket_exchange tally turns",
     "ledger": "items journal leases marks writer",
 }
 

@@ -385,7 +385,6 @@ def kill(url, tmp_path, step, turn, after):
     assert done.returncode == 9, done.stderr
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("step", STEPS)
 def test_killed_at_any_step_nothing_is_lost_and_nothing_is_there_twice(url, tmp_path, step, after):

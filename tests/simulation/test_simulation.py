@@ -5,8 +5,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 
 def simulation(*arguments, **environment):
     """(exit status, lines of output, standard error)."""
@@ -27,7 +25,6 @@ def test_the_same_seed_gives_the_same_events_in_any_process():
     assert sorted(traces[0]) == sorted(traces[1])
 
 
-@pytest.mark.timeout(120)
 def test_a_gateway_that_is_broken_on_purpose_is_noticed_each_way():
     status, lines, errors = simulation("--mutations")
     found = json.loads(lines[-1])

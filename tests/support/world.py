@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +15,16 @@ import yaml
 from sqlalchemy import select
 
 from proxy.config import load
+from proxy.core.money import NS_PER_HOUR
 from proxy.demo.api import ApiModel, ApiProfile, SimulatedApi
+from proxy.demo.asgi import Request
 from proxy.demo.engine import SimulatedEngine
 from proxy.demo.engine_profile import EngineProfile
 from proxy.demo.serving import serve
 from proxy.ledger import store
 from proxy.ledger.schema import requests
 from proxy.main import Gateway, Server, listen
+from tests.support.patience import until
 
 FAST = EngineProfile(model="llama", alpha_ms=2.0, beta_ms=0.1, prefill_tokens_per_s=50_000.0, kv_tokens=65_536,
                      max_num_seqs=16, max_model_len=16_384, tokens_per_answer_mean=16)
@@ -42,6 +46,7 @@ class World:
     session: aiohttp.ClientSession
     keys: dict[str, str] = field(default_factory=dict)
     admin_url: str = ""  # where operators ask; the same as `url` unless server.admin is set
+    until = staticmethod(until)
 
     async def post(self, body: dict[str, Any] | bytes, path: str = "/v1/chat/completions",
                    **headers: str) -> tuple[int, dict[str, str], bytes]:
@@ -62,17 +67,10 @@ class World:
         with store.reading(self.ledger) as connection:
             return [dict(row) for row in connection.execute(select(requests).order_by(requests.c.id)).mappings()]
 
-    async def settled(self, count: int, within_s: float = 5.0) -> list[dict[str, Any]]:
+    async def settled(self, count: int) -> list[dict[str, Any]]:
         """The rows, once there are `count`."""
-        async with asyncio.timeout(within_s):
-            while len(rows := self.rows()) < count:
-                await asyncio.sleep(0.02)
-        return rows
-
-    async def until(self, condition: Any, within_s: float = 5.0) -> None:
-        async with asyncio.timeout(within_s):
-            while not condition():
-                await asyncio.sleep(0.02)
+        await self.until(lambda: len(self.rows()) >= count)
+        return self.rows()
 
 
 def configuration(ledger: str, engine_urls: list[str], api_url: str, *, route: dict[str, Any] | None = None,
@@ -94,6 +92,26 @@ def configuration(ledger: str, engine_urls: list[str], api_url: str, *, route: d
     names = ["llama", "api"] if engine_urls else ["api"]
     return {"version": 1, "ledger": ledger, "backends": backends, "keys": {"required": False},
             "routes": {"gpt-4o": {"backends": names, "baseline": "api", **(route or {})}}, **top}
+
+
+def held(app: SimulatedEngine | SimulatedApi) -> asyncio.Event:
+    """Its chat route answers nobody until the event is set."""
+    opened, answer = asyncio.Event(), app.routes["/v1/chat/completions"]["POST"]
+
+    async def wait(request: Request) -> None:
+        await opened.wait()
+        await answer(request)
+
+    app.routes = {**app.routes, "/v1/chat/completions": {"POST": wait}}
+    return opened
+
+
+def at_dawn(monkeypatch: Any) -> None:
+    """The clock is put on to the beginning of a day, so that no hour ends, and no budget begins anew, during a test."""
+    now_ns = time.time_ns
+    day_ns = 24 * NS_PER_HOUR
+    ahead = day_ns - now_ns() % day_ns
+    monkeypatch.setattr(time, "time_ns", lambda: now_ns() + ahead)
 
 
 @contextlib.asynccontextmanager
@@ -122,20 +140,37 @@ async def world(tmp_path: Path, monkeypatch: Any, *, engines: int = 1, profile: 
 
 @contextlib.asynccontextmanager
 async def served(gateway: Gateway) -> AsyncIterator[tuple[str, str]]:
-    """The gateway behind its real HTTP server, on ephemeral ports of this loop: (URL, operators' URL)."""
+    """The gateway behind its real HTTP server, on ephemeral ports of this loop: (URL, operators' URL). It ends in
+    uvicorn's own steps, but without the tenths of a second that uvicorn sleeps between them."""
     sock = listen("127.0.0.1", 0)
     admin = listen("127.0.0.1", 0) if gateway.admin_app is not None else None
     await gateway.start()
-    ready = asyncio.Event()
-    server = Server(gateway, ready.set, admin)
-    server.config.timeout_graceful_shutdown = 2
-    task = asyncio.create_task(server._serve(sockets=[sock]))
-    await ready.wait()
+    server = Server(gateway, lambda: None, admin)
+    server.config.load()
+    server.lifespan = server.config.lifespan_class(server.config)
+    await server.on_tick(0)  # the first date header
+    await server.startup(sockets=[sock])
+    ticker = asyncio.create_task(server.main_loop())
     try:
         data, operators = (f"http://127.0.0.1:{one.getsockname()[1]}" for one in (sock, admin or sock))
         yield data, operators
     finally:
-        server.should_exit = True
-        await task
+        ticker.cancel()
+        for listener in server.servers:
+            listener.close()
+        await _drained(server)
         sock.close()
         await gateway.stop()
+
+
+async def _drained(server: Server) -> None:
+    """What is in flight ends, or is cut off after two seconds."""
+    state = server.server_state
+    for connection in list(state.connections):
+        connection.shutdown()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(2.0):
+            while state.connections or state.tasks:
+                await asyncio.sleep(0.002)
+    for task in state.tasks:
+        task.cancel()

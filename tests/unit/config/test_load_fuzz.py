@@ -60,14 +60,14 @@ def refused_in_silence(file: Path, text: str) -> None:
     assert not any(CANARY in line or CANARY[3:] in line for line in said)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(edits)
 @example([("insert", 0, 0, "api_key: ")])
 def test_a_mutated_configuration_is_refused_without_a_crash_or_a_leak(file, changes):
     refused_in_silence(file, mutated(changes))
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just(CANARY),
                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
                         st.sampled_from(["backends", "routes", "server", "gpu", "url", "urls", "kind", "from", CANARY,

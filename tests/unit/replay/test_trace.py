@@ -293,7 +293,7 @@ def traces(draw):
     return Trace(at_s=[(moment - at[0]) / 1024 for moment in at], **lists)
 
 
-RELAXED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+RELAXED = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 @RELAXED

@@ -94,16 +94,23 @@ def configuration(ledger: str, engine_urls: list[str], api_url: str, *, route: d
             "routes": {"gpt-4o": {"backends": names, "baseline": "api", **(route or {})}}, **top}
 
 
-def held(app: SimulatedEngine | SimulatedApi) -> asyncio.Event:
-    """Its chat route answers nobody until the event is set."""
-    opened, answer = asyncio.Event(), app.routes["/v1/chat/completions"]["POST"]
+class Gate(asyncio.Event):
+    """Set, it lets through; `asked` have come to it."""
+
+    asked = 0
+
+
+def held(app: SimulatedEngine | SimulatedApi) -> Gate:
+    """Its chat route answers nobody until the gate is set."""
+    gate, answer = Gate(), app.routes["/v1/chat/completions"]["POST"]
 
     async def wait(request: Request) -> None:
-        await opened.wait()
+        gate.asked += 1
+        await gate.wait()
         await answer(request)
 
     app.routes = {**app.routes, "/v1/chat/completions": {"POST": wait}}
-    return opened
+    return gate
 
 
 def at_dawn(monkeypatch: Any) -> None:

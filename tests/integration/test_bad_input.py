@@ -305,7 +305,7 @@ async def test_a_client_that_does_not_read_is_hung_up_on(tmp_path, monkeypatch):
         await asyncio.get_running_loop().sock_sendall(
             sock, b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             b"Content-Length: %d\r\n\r\n" % len(body) + body)
-        (row,) = await there.settled(1, 30)
+        (row,) = await there.settled(1)
         assert row["end_reason"] == "client_abort" and row["output_text"] > 0
         await there.until(lambda: there.engines[0].in_flight == 0 and there.gateway.handler.in_flight == 0)
         sock.close()

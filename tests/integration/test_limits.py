@@ -25,14 +25,14 @@ from proxy.upstream.connection import HEAD_FIELDS_MAX
 from proxy.wire.openai import BATCH_MAX, CHOICES_MAX, JSON_DEPTH_MAX, MODEL_CHARS_MAX
 from proxy.wire.sse import FRAME_BYTES_MAX
 from tests.integration.test_bad_input import with_image
-from tests.support.world import world
+from tests.support.world import held, world
 from tests.unit.core.test_line import job, room
 
 ROOT = Path(__file__).parents[2]
 HELLO = [{"role": "user", "content": "hello there"}]
 CHAT = {"model": "gpt-4o", "messages": HELLO, "max_tokens": 4}
 SERVER = {"body_bytes_max": 20_000, "body_bytes_max_media": 60_000, "headers_max": 20, "header_bytes_max": 2048,
-          "in_flight_max": 3, "header_s": 0.4, "body_s": 0.4}
+          "in_flight_max": 3}
 
 
 @pytest.fixture
@@ -92,10 +92,12 @@ async def test_so_many_tags(there):
 
 async def test_so_many_requests_at_once(there):
     long = {**CHAT, "max_tokens": 300, "min_tokens": 300, "ignore_eos": True}
+    answers = held(there.engines[0])
     running = [asyncio.create_task(there.post(long)) for _ in range(3)]
     await there.until(lambda: there.gateway.handler.in_flight == 3)
     status, headers, body = await there.post(CHAT)
     assert (status, json.loads(body)["error"]["code"]) == (503, "overloaded") and headers["retry-after-ms"]
+    answers.set()
     assert {answer[0] for answer in await asyncio.gather(*running)} == {200}
     assert (await there.post(CHAT))[0] == 200
     assert b'breakeven_refusals_total{code="overloaded"} 1.0' in (await there.get("/metrics"))[1]
@@ -103,8 +105,11 @@ async def test_so_many_requests_at_once(there):
 
 async def test_what_an_engine_takes_at_once(tmp_path, monkeypatch):
     async with world(tmp_path, monkeypatch, engine={"max_in_flight": 2}, route={"wait_ms_max": 0}) as there:
-        long = {**CHAT, "max_tokens": 200, "min_tokens": 200, "ignore_eos": True}
-        answers = await asyncio.gather(*(there.post(long) for _ in range(3)))
+        gate = held(there.engines[0])
+        asked = [asyncio.create_task(there.post(CHAT)) for _ in range(3)]
+        await there.until(lambda: any(one.done() for one in asked))
+        gate.set()
+        answers = await asyncio.gather(*asked)
         where = sorted((headers["x-breakeven-backend"], headers["x-breakeven-reason"]) for _, headers, _ in answers)
         assert where == [("api", "in_flight_max")] + [("llama", "cheaper_at_the_margin")] * 2
 
@@ -112,17 +117,13 @@ async def test_what_an_engine_takes_at_once(tmp_path, monkeypatch):
 # ---- heads and slow clients, byte by byte
 
 
-async def raw(there, *pieces, pause_s=0.0):
+async def raw(there, sent):
     """What comes back for these bytes; b"" where the connection is closed without a word."""
     host, port = there.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    with contextlib.suppress(ConnectionError):
-        for piece in pieces:
-            writer.write(piece)
-            await asyncio.sleep(pause_s)
+    writer.write(sent)
     try:
-        async with asyncio.timeout(5):
-            return await reader.read(65536)
+        return await reader.read(65536)
     except ConnectionError:
         return b""
     finally:
@@ -147,14 +148,15 @@ async def test_a_head_as_long_as_it_may_be(there, within, beyond):
     assert b"connection: close" in refused.lower()
 
 
-async def test_a_client_that_sends_too_slowly_is_cut_off(there):
-    assert await raw(there, b"GET /healthz HTTP/1.1\r\nhost:", pause_s=0.9) == b"", "the head"
-    body = json.dumps(CHAT).encode()
-    start = (b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-             b"content-length: %d\r\n\r\n")
-    late = await raw(there, start % len(body) + body[:5], pause_s=0.9)
-    assert late.startswith(b"HTTP/1.1 400") and b"body_timeout" in late
-    assert there.gateway.handler.in_flight == 0
+async def test_a_client_that_sends_too_slowly_is_cut_off(tmp_path, monkeypatch):
+    async with world(tmp_path, monkeypatch, server={"header_s": 0.4, "body_s": 0.4}) as there:
+        assert await raw(there, b"GET /healthz HTTP/1.1\r\nhost:") == b"", "the head"
+        body = json.dumps(CHAT).encode()
+        start = (b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+                 b"content-length: %d\r\n\r\n")
+        late = await raw(there, start % len(body) + body[:5])
+        assert late.startswith(b"HTTP/1.1 400") and b"body_timeout" in late
+        assert there.gateway.handler.in_flight == 0
 
 
 async def test_a_client_that_does_not_read_holds_the_engine_back_and_is_let_go(tmp_path, monkeypatch):
@@ -180,8 +182,7 @@ async def test_a_client_that_does_not_read_holds_the_engine_back_and_is_let_go(t
         writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
                      b"content-length: %d\r\n\r\n" % len(body) + body)
         await reader.readline()
-        async with asyncio.timeout(10):
-            await gone.wait()
+        await there.until(gone.is_set)
         assert sent < 24 * 2**20, "the sockets' own buffers, and no more than a little beside them"
         writer.transport.abort()
         (row,) = await there.settled(1)

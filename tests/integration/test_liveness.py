@@ -74,7 +74,7 @@ async def test_a_wedged_engine_gets_nothing_new_and_comes_back(tmp_path, monkeyp
             engine.live.behave(Behaviour())
             moved_at = time.monotonic()
             with contextlib.suppress(TimeoutError):
-                await there.until(lambda: watch.sent[-1] > moved_at, 12)
+                await there.until(lambda: watch.sent[-1] > moved_at)
             back = watch.sent[-1] - moved_at
             await asyncio.sleep(0.3)
             stop.set()

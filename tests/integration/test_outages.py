@@ -10,13 +10,14 @@ import time
 
 import pytest
 
-from proxy.core.retry import PAUSE_S
+from proxy.core.health import SHARE_MIN, SLOW_START_S
+from proxy.core.retry import PAUSE_S, RETRIES_MIN
 from proxy.ledger.verify import verify
 from tests.integration.test_disconnects import at_rest
 from tests.support.world import world
 
 CHAT = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello there"}], "max_tokens": 4, "stream": True}
-SECONDS, EVERY_S, MOST = 4.0, 0.025, 1.2
+REQUESTS, EVERY_S, MOST = 120, 0.015, 1.2
 
 
 class Counted:
@@ -58,12 +59,12 @@ FAULTS = {"503": (busy, {503}), "500": (broken, {502, 503}), "hanging": (silent,
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_an_outage_of_everything_is_not_made_worse(tmp_path, monkeypatch, fault):
     misbehave, statuses = FAULTS[fault]
-    options = {"engine": {"first_byte_s": 0.5}, "api": {"first_byte_s": 0.5}}
+    given_up = {"first_byte_s": 0.5 if fault == "hanging" else 60}
+    options = {"engine": given_up, "api": given_up}
     async with world(tmp_path, monkeypatch, engines=2, **options) as there:
         counted = [Counted(app, misbehave) for app in (*there.engines, there.api)]
-        pick, began = random.Random(1), time.monotonic()
-        asked = []
-        while time.monotonic() - began < SECONDS:
+        pick, asked = random.Random(1), []
+        for _ in range(REQUESTS):
             asked.append(asyncio.create_task(there.post(CHAT)))
             await asyncio.sleep(pick.expovariate(1 / EVERY_S))
         answers = await asyncio.gather(*asked)
@@ -73,7 +74,7 @@ async def test_an_outage_of_everything_is_not_made_worse(tmp_path, monkeypatch, 
         assert all("retry-after-ms" in headers for status, headers, _ in answers if status == 503)
         arrived = [one for app in counted for one in app.arrived]
         print(f"{fault}: {len(asked)} asked, {len(arrived)} arrived, x {len(arrived) / len(asked):.2f}")
-        assert len(asked) > 100 and 0 < len(arrived) <= MOST * len(asked)
+        assert 0 < len(arrived) <= MOST * REQUESTS + RETRIES_MIN  # where a machine takes longer than the window
         _apart([app.arrived for app in counted], 4 if fault == "reset" else 2)
         await there.until(lambda: sum(row["final"] for row in there.rows()) == len(asked))
         await at_rest(there)
@@ -134,7 +135,8 @@ async def test_one_of_ten_fails_and_the_others_serve(tmp_path, monkeypatch):
                 break
         assert not replica.breaker.trial, "it has answered"
         assert 1 <= most <= 2, "a tenth of 16 places"
-        assert replica.state(board.clock()).share < 0.2
+        now = board.clock()
+        assert replica.state(now).share <= SHARE_MIN + (now - replica.breaker.returned_at) / SLOW_START_S
 
 
 async def test_when_most_of_a_backend_fail_half_of_it_stays_and_the_gateway_says_so(tmp_path, monkeypatch, caplog):
@@ -155,6 +157,7 @@ async def test_when_most_of_a_backend_fail_half_of_it_stays_and_the_gateway_says
         while time.monotonic() - began < 1.5:
             answers = await asyncio.gather(*(there.post(CHAT) for _ in range(4)))
             assert [status for status, *_ in answers] == [200] * 4, "the API answers"
+        took = time.monotonic() - began
         asked = sum(len(app.arrived) for app in counted) - before
-        print(f"{asked} asked of what is kept within 1.5 s")
-        assert asked <= 16, "about one a second each, but for those on the way"
+        print(f"{asked} asked of what is kept within {took:.1f} s")
+        assert asked <= 10 * took, "about one a second each, but for those on the way"

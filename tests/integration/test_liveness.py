@@ -9,10 +9,9 @@ import time
 
 from proxy.demo.engine import Behaviour
 from proxy.demo.engine_profile import EngineProfile
-from tests.support.world import world
+from tests.support.world import held, world
 
 SHORT = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}], "stream": True, "max_tokens": 8}
-SUSPECTED_WITHIN_S = 5.0
 
 
 class Watch:
@@ -61,50 +60,46 @@ async def traffic(there, stop, took, every_s=0.3, body=SHORT):
 
 async def test_a_wedged_engine_gets_nothing_new_and_comes_back(tmp_path, monkeypatch):
     async def one(name, behaviour, folder):
-        async with world(folder, monkeypatch, server={"idle_s": 6}) as there:
+        async with world(folder, monkeypatch, server={"idle_s": 6}, engine={"first_byte_s": 600}) as there:
             watch, took, stop = Watch(there, monkeypatch), [], asyncio.Event()
-            there_traffic = asyncio.create_task(traffic(there, stop, took))
-            await asyncio.sleep(1.5)
-            engine = there.engines[0]
-            assert watch.sent, "the engine serves before it wedges"
+            clients = asyncio.create_task(traffic(there, stop, took))
+            await there.until(lambda: len(watch.sent) > 3)  # the engine serves before it wedges
+            engine, replica = there.engines[0], there.gateway.board.replicas["llama"][0]
             engine.live.behave(behaviour)
-            wedged_at = time.monotonic()
-            await asyncio.sleep(7.5)
-            last = max(watch.sent) - wedged_at
-            engine.live.behave(Behaviour())
-            moved_at = time.monotonic()
-            with contextlib.suppress(TimeoutError):
-                await there.until(lambda: watch.sent[-1] > moved_at)
-            back = watch.sent[-1] - moved_at
-            await asyncio.sleep(0.3)
+            await there.until(lambda: replica.health(there.gateway.board.clock()) == "wedged")
+            sent = len(watch.sent)
             stop.set()
-            await there_traffic
-            await there.until(lambda: there.gateway.handler.in_flight == 0)
-            assert there.gateway.board.replicas["llama"][0].load.in_flight == 0
-            print(name, there.gateway.board.replicas["llama"][0].health(there.gateway.board.clock()))
-            return last, back, took
+            await clients  # all are answered, and the engine moves no more than before
+            for _ in range(5):
+                assert (await there.post(SHORT))[1]["x-breakeven-backend"] == "api"
+            assert len(watch.sent) == sent, name
+            engine.live.behave(Behaviour())
+
+            async def back():
+                return (await there.post(SHORT))[1]["x-breakeven-backend"] == "llama"
+
+            await there.until(back)
+            assert there.gateway.handler.in_flight == 0 and replica.load.in_flight == 0
+            return took
 
     cases = {"honest": Behaviour(wedge=True), "frozen": Behaviour(wedge=True, freeze_metrics=True),
              "dropped": Behaviour(wedge=True, drop_metrics=True), "lying": Behaviour(wedge=True, lie_metrics=True)}
     results = await side_by_side(cases, one, tmp_path)
-    for name, (last, back, took) in results.items():
-        print(f"{name}: sent there for {last:.2f} s, back after {back:.2f} s, slowest answer {max(took)[0]:.2f} s, "
-              f"{sum(backend == 'api' for _, _, backend, _ in took)} of {len(took)} at the API")
-    for name, (last, back, took) in results.items():
-        assert last < SUSPECTED_WITHIN_S and back > 0, name
+    for name, took in results.items():
+        print(f"{name}: slowest answer {max(took)[0]:.2f} s, {sum(backend == 'api' for _, _, backend, _ in took)} of "
+              f"{len(took)} at the API")
+    for name, took in results.items():
         assert all(status == 200 for _, status, *_ in took), name
         broken = [one for one in took if not one[3]]
         assert len(broken) <= 2, f"{name}: only what was in the middle of its answer may break"
-        unbroken = [seconds for seconds, _, _, whole in took if whole]
-        assert max(unbroken) < 6.5, f"{name}: who waits for a first byte is taken elsewhere"
 
 
 async def test_a_busy_engine_is_never_taken_for_a_dead_one(tmp_path, monkeypatch):
-    """Two prompts of 32k tokens at 4,000 tokens a second: no first token for eight and for sixteen seconds."""
-    slow = EngineProfile(model="llama", alpha_ms=5.0, beta_ms=0.1, prefill_tokens_per_s=4_000.0, kv_tokens=131_072,
+    """Two prompts of 10k tokens at 2,000 tokens a second: no first token for five and for ten seconds."""
+    slow = EngineProfile(model="llama", alpha_ms=5.0, beta_ms=0.1, prefill_tokens_per_s=2_000.0, kv_tokens=131_072,
                          max_num_seqs=16, max_model_len=40_000, tokens_per_answer_mean=16)
-    capacity = {"prefill_tokens_per_s": 4_000, "step_ms": [5, 0.1, 0.01], "kv_tokens": 131_072, "max_running": 16}
-    prompt = "word" * 31_900
+    capacity = {"prefill_tokens_per_s": 2_000, "step_ms": [5, 0.1, 0.01], "kv_tokens": 131_072, "max_running": 16}
+    prompt = "word" * 9_900
 
     async def one(name, behaviour, folder):
         async with world(folder, monkeypatch, profile=slow, engine={"capacity": capacity},
@@ -130,7 +125,7 @@ async def test_a_busy_engine_is_never_taken_for_a_dead_one(tmp_path, monkeypatch
     for name, (seen, statuses, tokens, seconds) in results.items():
         print(f"{name}: {seen}, {statuses}, {tokens} in {seconds:.1f} s")
     for name, (seen, statuses, tokens, seconds) in results.items():
-        assert statuses == [200, 200] and min(tokens) > 30_000 and seconds > 12, name
+        assert statuses == [200, 200] and min(tokens) > 9_000 and seconds > 8, name
         assert {health for _, health in seen} == {"ok"}, f"{name}: {seen}"
 
 
@@ -139,13 +134,8 @@ async def test_an_engine_asleep_or_paused_gets_nothing_although_its_health_is_20
         engine, replica = there.engines[0], there.gateway.board.replicas["llama"][0]
         url = there.gateway.settings.backends["llama"].urls[0]
 
-        async def state():
-            return replica.health(there.gateway.board.clock())
-
-        async def until(health):
-            async with asyncio.timeout(5):
-                while await state() != health:
-                    await asyncio.sleep(0.02)
+        async def until(*health):
+            await there.until(lambda: replica.health(there.gateway.board.clock()) in health)
 
         async with there.session.post(url + "/sleep?level=1") as answer:
             assert answer.status == 200
@@ -161,9 +151,7 @@ async def test_an_engine_asleep_or_paused_gets_nothing_although_its_health_is_20
         assert len(engine.log.since(0)) == count, "not even a probe"
         assert (await there.post(SHORT))[1]["x-breakeven-backend"] == "llama"
         engine.live.behave(Behaviour(paused=True))
-        async with asyncio.timeout(5):
-            while await state() not in ("paused", "asleep"):
-                await asyncio.sleep(0.02)
+        await until("paused", "asleep")
         assert (await there.post(SHORT))[1]["x-breakeven-backend"] == "api"
         engine.live.behave(Behaviour())
         await until("ok")
@@ -181,7 +169,11 @@ async def test_an_engine_that_tells_nothing_is_used_with_care(tmp_path, monkeypa
         assert (await there.post(SHORT))[1]["x-breakeven-backend"] == "llama", "one missed page is no verdict"
         replica.read_at -= 60  # a minute later
         assert replica.state(there.gateway.board.clock()).freshness == "unknown"
-        answers = await asyncio.gather(*(there.post({**SHORT, "max_tokens": 60, "min_tokens": 60}) for _ in range(10)))
+        gate = held(there.engines[0])
+        asked = [asyncio.create_task(there.post(SHORT)) for _ in range(10)]
+        await there.until(lambda: sum(one.done() for one in asked) == 10 - BATCH_UNKNOWN_MAX)
+        gate.set()
+        answers = await asyncio.gather(*asked)
         backends = [headers["x-breakeven-backend"] for _, headers, _ in answers]
         assert backends.count("llama") == BATCH_UNKNOWN_MAX and backends.count("api") == 10 - BATCH_UNKNOWN_MAX
         assert all(status == 200 for status, *_ in answers)

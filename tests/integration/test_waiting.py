@@ -10,7 +10,7 @@ import random
 import aiohttp
 
 from proxy.demo.engine_profile import EngineProfile
-from tests.support.world import world
+from tests.support.world import held, world
 
 SLOW = EngineProfile(model="llama", alpha_ms=20.0, beta_ms=1.0, prefill_tokens_per_s=20_000.0, kv_tokens=32_768,
                      max_num_seqs=2, max_model_len=8192, tokens_per_answer_mean=40)
@@ -47,7 +47,7 @@ async def test_who_waits_goes_to_the_api_when_the_operator_says_all_api(tmp_path
 
 
 async def test_who_waits_keeps_waiting_when_the_operator_says_all_local(tmp_path, monkeypatch):
-    async with crowded(tmp_path, monkeypatch) as there:
+    async with crowded(tmp_path, monkeypatch, wait_ms_max=60_000, slo={"ttft_ms": 120_000}) as there:
         asked = [asyncio.create_task(there.post(ask(number))) for number in range(3)]
         await there.until(lambda: there.gateway.dispatcher.waiting >= 1)
         there.gateway.switch("all-local")
@@ -82,21 +82,19 @@ async def test_without_an_api_who_finds_no_room_in_time_is_told_so(tmp_path, mon
 async def test_who_stands_no_chance_is_told_so_when_it_comes(tmp_path, monkeypatch):
     """Two places of some 0.9 s each and a moment of 1.9 s: two or three may wait, whoever comes after them need not."""
     async with crowded(tmp_path, monkeypatch, policy="self-hosted-only") as there:
-        line, longest = there.gateway.dispatcher, 0
+        line, replica, seen = there.gateway.dispatcher, there.gateway.board.replicas["llama"][0], set()
         for _ in range(2):  # how long an answer keeps its place is learned
             await asyncio.gather(*(there.post(ask(number)) for number in range(2)))
 
         async def one(number):
-            nonlocal longest
             status, headers, body = await there.post(ask(number))
-            longest = max(longest, line.waiting)
-            return status, headers, json.loads(body)["error"] if status == 503 else None
+            error = json.loads(body)["error"] if status == 503 else None
+            if error and error["code"] == "overloaded":
+                seen.add((replica.load.in_flight, line.waiting))
+            return status, headers, error
 
-        asked = [asyncio.create_task(one(number)) for number in range(40)]
-        await there.until(lambda: sum(task.done() for task in asked) >= 30)
-        replica = there.gateway.board.replicas["llama"][0]
-        assert replica.load.in_flight == 2 and 1 <= line.waiting <= 8, "refused while the first are answered"
-        answers = await asyncio.gather(*asked)
+        answers = await asyncio.gather(*(one(number) for number in range(40)))
+        assert max(seen)[0] == 2 and 1 <= max(waiting for _, waiting in seen) <= 8, "refused while others are answered"
         refused = [(headers, error) for status, headers, error in answers if status == 503]
         assert len(refused) >= 30
         early = [(headers, error) for headers, error in refused if error["code"] == "overloaded"]
@@ -109,9 +107,9 @@ async def test_who_stands_no_chance_is_told_so_when_it_comes(tmp_path, monkeypat
 
 async def test_the_line_is_as_long_as_it_may_be_and_no_longer(tmp_path, monkeypatch):
     async with world(tmp_path, monkeypatch, profile=SLOW, engine={"capacity": CAPACITY}, server={"line_max": 3},
-                     route={"wait_ms_max": 5000, "slo": {"ttft_ms": 20_000}}) as there:
-        running = [asyncio.create_task(there.post({**ask(number), "max_tokens": 120, "min_tokens": 120}))
-                   for number in range(2)]
+                     route={"wait_ms_max": 60_000, "slo": {"ttft_ms": 120_000}}) as there:
+        answered = held(there.engines[0])
+        running = [asyncio.create_task(there.post(ask(number))) for number in range(2)]
         await there.until(lambda: there.gateway.board.replicas["llama"][0].load.in_flight == 2)
         waiting = [asyncio.create_task(there.post(ask(10 + number))) for number in range(3)]
         await there.until(lambda: there.gateway.dispatcher.waiting == 3)
@@ -123,5 +121,6 @@ async def test_the_line_is_as_long_as_it_may_be_and_no_longer(tmp_path, monkeypa
         status, headers, body = await there.post(ask(21))
         assert status == 503 and json.loads(body)["error"]["code"] == headers["x-breakeven-reason"] == "overloaded"
         there.gateway.switch("all-api")
+        answered.set()
         await asyncio.gather(*running, *waiting)
         await there.until(lambda: at_rest(there))

@@ -21,6 +21,7 @@ from proxy.ledger.reconciliations import Reconciled, record
 from proxy.server import webhooks
 from proxy.server.alerts import FORGOTTEN_NS, TRIES_MAX, Alerter
 from proxy.server.webhooks import Message, post
+from tests.support.patience import PATIENCE_S, until
 
 NOW = 1_795_000_000_000_000_000
 
@@ -92,17 +93,17 @@ alerts: {{check_s: 1, webhooks: [{{name: ops, url: '{receiver.url}'}}]}}
     gateway = await Child.start("gateway", "proxy.cli", ["serve", "--config", str(path), "--port", "0"], None)
     try:
         home = await gateway.url()
-        async with asyncio.timeout(30):
-            while not receiver.got:
-                await asyncio.sleep(0.05)
-        await asyncio.sleep(2.5)
+        await until(lambda: receiver.got)
+        await asyncio.sleep(2.5)  # it looks again, and again
         assert [(one["state"], one["kind"]) for one in receiver.said] == [("firing", "reconciliation")]
-        async with aiohttp.ClientSession() as session, session.get(f"{home}/metrics") as answer:
-            assert 'breakeven_alerts_total{outcome="sent",webhook="ops"} 1.0' in await answer.text()
+
+        async def counted():
+            async with aiohttp.ClientSession() as session, session.get(f"{home}/metrics") as answer:
+                return 'breakeven_alerts_total{outcome="sent",webhook="ops"} 1.0' in await answer.text()
+
+        await until(counted)
         record(url, replace(bill, within=True))
-        async with asyncio.timeout(30):
-            while len(receiver.got) < 2:
-                await asyncio.sleep(0.05)
+        await until(lambda: len(receiver.got) == 2)
         assert receiver.said[-1]["state"] == "recovered"
     finally:
         await gateway.stop(patience_s=8.0)
@@ -173,15 +174,9 @@ async def test_what_was_not_taken_is_tried_again_also_after_a_restart_and_given_
     assert place.counted.count(("finance", "failed")) == 3 + TRIES_MAX
 
 
-def two(place, slow, other):
-    place.settings = Alerts.model_validate({"check_s": 1, "webhooks": [
+def two(place, slow, other, check_s=60):
+    place.settings = Alerts.model_validate({"check_s": check_s, "webhooks": [
         {"name": "slow", "url": slow.url}, {"name": "other", "url": other.url}]})
-
-
-async def until(condition):
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_a_webhook_that_hangs_holds_up_neither_the_others_nor_the_next_round(tmp_path, receiver, other,
@@ -190,7 +185,7 @@ async def test_a_webhook_that_hangs_holds_up_neither_the_others_nor_the_next_rou
     place = Place(tmp_path, receiver)
     two(place, receiver, other)
     receiver.opened = asyncio.Event()
-    async with asyncio.timeout(60), place.process() as alerter:
+    async with place.process() as alerter:
         for count, name in enumerate(("budget a", "budget b", "budget c"), 1):
             place.holds.append(Holds(name))
             await alerter.round(NOW)
@@ -209,13 +204,14 @@ async def test_a_webhook_that_hangs_holds_up_neither_the_others_nor_the_next_rou
 
 async def test_a_webhook_that_is_slow_has_a_rounds_time_and_the_rest_waits_and_is_counted(tmp_path, receiver, other):
     place = Place(tmp_path, receiver)
-    two(place, receiver, other)
+    two(place, receiver, other, check_s=1)
     receiver.wait_s = 0.6
     place.holds = [Holds(f"budget {number}") for number in range(5)]
     await place.rounds()
     delayed = place.counted.count(("slow", "delayed"))
     assert len(receiver.got) + delayed == 5 and delayed >= 3, "two take longer than the round"
     receiver.wait_s = 0.0
+    two(place, receiver, other)
     await place.rounds()
     assert [one["alert"] for one in receiver.said] == [one.alert for one in place.holds] and len(other.got) == 5
 
@@ -257,11 +253,11 @@ async def test_what_was_taken_is_not_sent_again_where_the_ledger_could_not_note_
 MESSAGE = Message(7, NOW, "firing", "budget x", "budget", "5 < 6 & <!channel> \x1b[31mred\n", {"spent": "1.00"})
 
 
-async def told(receiver, **webhook):
+async def told(receiver, within_s=PATIENCE_S, **webhook):
     hook = Alerts.model_validate({"webhooks": [{"name": "x", "url": receiver.url, **webhook}]},
                                  context={"env": {"KEY": "s3cret"}}).webhooks[0]
     async with aiohttp.ClientSession() as session:
-        return await post(session, hook, MESSAGE, 1.0)
+        return await post(session, hook, MESSAGE, within_s)
 
 
 async def test_the_body_is_signed_and_says_all_in_json(receiver):
@@ -289,7 +285,7 @@ async def test_only_2xx_is_delivered_and_redirects_are_not_followed(receiver, st
 
 async def test_a_failure_never_tells_the_address(receiver):
     receiver.wait_s = 5
-    problems = [await told(receiver), await told(receiver, url="http://127.0.0.1:1/services/SECRET"),
+    problems = [await told(receiver, 0.2), await told(receiver, url="http://127.0.0.1:1/services/SECRET"),
                 await told(receiver, url="https://no-such-host.invalid/services/SECRET")]
     assert all(problem and "SECRET" not in problem and "127.0.0.1" not in problem for problem in problems)
 

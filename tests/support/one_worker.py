@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+from tests.support.patience import PATIENCE_S
+
 CONNECTIONS = 200  # until each worker has taken one
-PATIENCE_S = 60.0
 
 
 class Line:

@@ -151,7 +151,7 @@ async def test_a_sleeping_engine_gets_nothing_though_its_health_says_200(real_vl
         async with there.session.post(real_vllm.url + "/sleep?level=1"):
             pass
         try:
-            await there.until(lambda: replica.health(there.gateway.board.clock()) == "asleep", 10)
+            await there.until(lambda: replica.health(there.gateway.board.clock()) == "asleep")
             async with there.session.get(real_vllm.url + "/health") as health:
                 assert health.status == 200
             status, headers, _ = await there.post({"model": "gpt-4o", "messages": PROMPT, "max_tokens": 4})
@@ -159,7 +159,7 @@ async def test_a_sleeping_engine_gets_nothing_though_its_health_says_200(real_vl
         finally:
             async with there.session.post(real_vllm.url + "/wake_up"):
                 pass
-        await there.until(lambda: replica.health(there.gateway.board.clock()) == "ok", 10)
+        await there.until(lambda: replica.health(there.gateway.board.clock()) == "ok")
 
 
 async def test_every_gauge_the_decision_needs_is_read(there):
@@ -168,5 +168,5 @@ async def test_every_gauge_the_decision_needs_is_read(there):
     assert None not in (gauges.running, gauges.waiting, gauges.waiting_capacity, gauges.kv_fraction,
                         gauges.kv_tokens_capacity, gauges.prompt_tokens, gauges.generation_tokens, gauges.iterations,
                         gauges.preemptions, gauges.sleeping, gauges.process_start_s)
-    await there.until(lambda: "llama" in there.gateway.planner.context_tokens, 10)
+    await there.until(lambda: "llama" in there.gateway.planner.context_tokens)
     assert there.gateway.planner.context_tokens["llama"] == 1024

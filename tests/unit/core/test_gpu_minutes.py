@@ -1,4 +1,4 @@
-"""A minute in which the rent stops or begins to include the electricity: its metered part counts, whichever is first."""
+"""A minute in which the rent stops or begins to include the electricity: its metered part counts, wherever it lies."""
 
 from __future__ import annotations
 

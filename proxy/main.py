@@ -40,7 +40,8 @@ from proxy.server.dispatch import Dispatcher
 from proxy.server.guard import Guard
 from proxy.server.handler import Doors, Handler
 from proxy.server.metrics import Metrics
-from proxy.server.planning import Call, Planner, plan_json
+from proxy.server.planning import Call, Planner
+from proxy.server.plans import plan_json
 from proxy.server.purse import Purse
 from proxy.server.rates import Rates
 from proxy.server.recount import Recounter

@@ -40,7 +40,7 @@ from proxy.reports.statement import build
 from proxy.server import judge, relay
 from proxy.server.guard import CODES
 from proxy.signals import replica
-from proxy.wire import openai, sse
+from proxy.wire import events, openai, sse
 from proxy.wire.endpoints import ENDPOINTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -409,7 +409,8 @@ def test_figures_in_the_text_are_those_of_the_code():
     says = " ".join(page("docs/operating.md").split())
     for bound in (judge.UPSTREAMS_MAX, journal.QUEUE_MAX, journal.SPOOL_MAX, DECISIONS_KEPT,
                   TAGS_MAX, f"{openai.JSON_DEPTH_MAX}; {openai.CHOICES_MAX}; {openai.BATCH_MAX}",
-                  f"{relay.ANSWER_BYTES_MAX >> 20} MiB; {sse.FRAME_BYTES_MAX >> 10} KiB"):
+                  f"{relay.ANSWER_BYTES_MAX >> 20} MiB; {sse.FRAME_BYTES_MAX >> 10} KiB",
+                  f"{events.EVENT_BYTES_MAX >> 20} MiB; {relay.EARLY_EVENTS_BYTES_MAX >> 10} KiB"):
         assert f"| fixed | {bound} |" in says
     for told in (f"{health.EJECT_S:.0f} s later, longer by as much each time, at most {health.EJECT_S_MAX:.0f} s",
                  f"no progress for {liveness.WEDGED_AFTER} stall budgets", f"at most {health.HOLD_OFF_S_MAX:.0f} s",

@@ -29,7 +29,8 @@ from proxy.config.secrets import Secret, SecretError, resolve, unresolved
 from proxy.config.spending import InternalRate
 
 Kind = Literal["vllm", "sglang", "tgi", "llamacpp", "openai", "anthropic", "litellm"]
-Capability = Literal["chat", "completions", "embeddings", "tools", "json_schema", "logprobs", "n", "images", "audio"]
+Capability = Literal["chat", "completions", "embeddings", "tools", "json_schema", "logprobs", "n", "images", "audio",
+                     "responses", "hosted_tools", "store"]
 
 ENGINES = frozenset({"vllm", "sglang", "tgi", "llamacpp"})
 COMMERCIAL = frozenset({"openai", "anthropic", "litellm"})
@@ -38,11 +39,12 @@ URLS = {"openai": "https://api.openai.com", "anthropic": "https://api.anthropic.
 # What an engine offers as it comes. Tools need a flag on most of them, so they are declared by hand: too
 # little sends a request to the API, too much sends it where it fails.
 CAPABILITIES: dict[str, tuple[str, ...]] = {
-    "vllm": ("chat", "completions", "json_schema", "logprobs", "n"),
+    "vllm": ("chat", "completions", "responses", "json_schema", "logprobs", "n"),
     "sglang": ("chat", "completions", "json_schema", "logprobs", "n"),
     "tgi": ("chat", "completions"),
     "llamacpp": ("chat", "completions", "json_schema"),
-    "openai": ("chat", "completions", "embeddings", "tools", "json_schema", "logprobs", "n", "images", "audio"),
+    "openai": ("chat", "completions", "embeddings", "responses", "store", "tools", "json_schema", "logprobs", "n",
+               "images", "audio"),
     "anthropic": ("chat", "tools", "json_schema", "images"),
     "litellm": ("chat", "embeddings", "tools", "json_schema", "images"),
 }

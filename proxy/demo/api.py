@@ -27,7 +27,7 @@ from urllib.parse import parse_qs
 import orjson
 
 from proxy.demo import api_requests as requests
-from proxy.demo import serving, tokens
+from proxy.demo import api_responses, serving, tokens
 from proxy.demo.api_bill import Allowance, ApiModel, ApiProfile, Bill, PromptCache
 from proxy.demo.api_books import Books
 from proxy.demo.api_exchange import Exchange
@@ -35,6 +35,7 @@ from proxy.demo.api_requests import ApiError
 from proxy.demo.asgi import Application, Header, Request
 from proxy.demo.faults import Attempts, Faults, silent
 from proxy.demo.request_log import RequestLog
+from proxy.demo.responses import Kept
 from proxy.demo.tokens import count_tokens
 
 __all__ = ["ApiModel", "ApiProfile", "SimulatedApi", "count_tokens"]
@@ -51,6 +52,7 @@ class SimulatedApi(Application):
         self.log = RequestLog()
         self.bill = Bill()
         self.books = Books()
+        self.kept = Kept()
         self._cache = PromptCache(profile.cache_min_tokens)
         self._requests = Allowance(profile.requests_per_minute)
         self._tokens = Allowance(profile.tokens_per_minute)
@@ -59,7 +61,8 @@ class SimulatedApi(Application):
         self._fault = fault
         self.routes = {
             "/v1/chat/completions": {"POST": self._completions}, "/v1/completions": {"POST": self._completions},
-            "/v1/embeddings": {"POST": self._embeddings}, "/v1/models": {"GET": self._models},
+            "/v1/embeddings": {"POST": self._embeddings}, "/v1/responses": {"POST": self._responses},
+            "/v1/models": {"GET": self._models},
             "/sim/requests": {"GET": self.log.get}, "/sim/bill": {"GET": self._bill},
             "/sim/behave": {"POST": self._behave}, "/v1/organization/costs": {"GET": self._export},
             "/v1/organization/usage/completions": {"GET": self._export},
@@ -144,6 +147,9 @@ class SimulatedApi(Application):
     async def _embeddings(self, request: Request) -> None:
         await self._guarded(request, self._embed)
 
+    async def _responses(self, request: Request) -> None:
+        await self._guarded(request, self._respond)
+
     async def _generate(self, request: Request, body: dict[str, Any], faults: Faults) -> None:
         chat = request.path.endswith("/chat/completions")
         wanted = (requests.chat if chat else requests.completion)(self.profile, body)
@@ -154,6 +160,22 @@ class SimulatedApi(Application):
         ident = f"{'chatcmpl' if chat else 'cmpl'}-sim{os.urandom(13).hex()}"
         async with request.watch(exchange.pace.leave):
             await exchange.run(ident, self._book)
+
+    async def _respond(self, request: Request, body: dict[str, Any], faults: Faults) -> None:
+        wanted, messages = api_responses.wanted(self.profile, body, self.kept)
+        expected = wanted.max_tokens or self.profile.tokens_per_answer_mean
+        self._limit(wanted.model_name, wanted.prompt_tokens + expected)
+        cached = sum(self._cache.use(wanted.model_name, p) for p in wanted.prompts)
+        ident = f"resp_sim{os.urandom(16).hex()}"
+
+        def book(x: Exchange, end: str) -> None:
+            self._book(x, end)
+            if end in ("stop", "length") and body.get("store") is not False:
+                self.kept.add(ident, messages, wanted.answers[0])
+
+        responding = api_responses.Responding(request, body, wanted, cached, faults, self.profile)
+        async with request.watch(responding.pace.leave):
+            await responding.run(ident, book)
 
     def _book(self, x: Exchange, end: str) -> None:
         """Charges what was generated and writes the row; before the client can see the end."""

@@ -56,9 +56,12 @@ class Exchange:
             await self.request.respond(500, SERVER_ERROR.body, [json_header])
         else:
             book(self, self._natural_end)
-            body = wire.whole(ident, int(time.time()), self.wanted, self._usage())
+            body = self._whole(ident)
             body = body if garbage is None else body[:len(body) // 2]
             await self.request.respond(200, body, [json_header, self._spent()])
+
+    def _whole(self, ident: str) -> bytes:
+        return wire.whole(ident, int(time.time()), self.wanted, self._usage())
 
     async def _stream(self, ident: str, book: Book) -> None:
         """Headers when the first token exists, as OpenAI does; then token by token."""

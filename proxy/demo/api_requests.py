@@ -99,7 +99,7 @@ def texts(value: Any, name: str) -> list[bytes]:
                    param=name)
 
 
-def _count(body: dict[str, Any], names: Iterable[str], least: int) -> int | None:
+def count(body: dict[str, Any], names: Iterable[str], least: int) -> int | None:
     for name in names:
         value = body.get(name)
         if value is None:
@@ -117,10 +117,10 @@ def _well_formed(body: dict[str, Any]) -> None:
     try:
         check_shapes(body)
     except Malformed as exc:
-        raise _malformed(exc) from None
+        raise malformed(exc) from None
 
 
-def _malformed(exc: Malformed) -> ApiError:
+def malformed(exc: Malformed) -> ApiError:
     return ApiError(400, f"Invalid value for '{exc.field}'.", code="invalid_value", param=exc.field)
 
 
@@ -134,8 +134,8 @@ def chat(profile: ApiProfile, body: dict[str, Any]) -> Wanted:
         raise ApiError(400, "Invalid 'messages': empty array.", code="empty_array", param="messages")
     tools = body.get("tools") if body.get("tool_choice") != "none" else None
     prompt = tokens.render_chat(messages, tools)
-    logprobs = (_count(body, ["top_logprobs"], 0) or 0) if body.get("logprobs") else None
-    return _wanted(profile, body, (prompt,), _count(body, ["max_completion_tokens", "max_tokens"], 1), logprobs)
+    logprobs = (count(body, ["top_logprobs"], 0) or 0) if body.get("logprobs") else None
+    return _wanted(profile, body, (prompt,), count(body, ["max_completion_tokens", "max_tokens"], 1), logprobs)
 
 
 def completion(profile: ApiProfile, body: dict[str, Any]) -> Wanted:
@@ -145,8 +145,8 @@ def completion(profile: ApiProfile, body: dict[str, Any]) -> Wanted:
     prompts = tuple(texts(body["prompt"], "prompt"))
     plain = {k: v for k, v in body.items() if k not in ("tools", "messages")}
     _well_formed(plain)
-    asked = _count(body, ["max_tokens"], 1) or _COMPLETION_MAX_TOKENS
-    return _wanted(profile, plain, prompts, asked, _count(body, ["logprobs"], 0))
+    asked = count(body, ["max_tokens"], 1) or _COMPLETION_MAX_TOKENS
+    return _wanted(profile, plain, prompts, asked, count(body, ["logprobs"], 0))
 
 
 def _wanted(profile: ApiProfile, body: dict[str, Any], prompts: tuple[bytes, ...], asked: int | None,
@@ -161,7 +161,7 @@ def _wanted(profile: ApiProfile, body: dict[str, Any], prompts: tuple[bytes, ...
         "continuous_usage_stats" in options)
     if profile.strict and extra:
         raise ApiError(400, f"Unrecognized request argument supplied: {extra[0]}")
-    n = _count(body, ["n"], 1) or 1
+    n = count(body, ["n"], 1) or 1
     for field, value, most in (("n", n, _CHOICES_MAX), ("logprobs", logprobs or 0, _LOGPROBS_MAX)):
         if value > most:
             raise ApiError(400, f"Invalid '{field}': integer above maximum value. Expected a value <= {most}, but "
@@ -170,20 +170,20 @@ def _wanted(profile: ApiProfile, body: dict[str, Any], prompts: tuple[bytes, ...
     for prompt in prompts:
         room = min(asked or model.context, model.context - check_length(model, prompt, asked))
         limits = Limits(profile.tokens_per_answer_mean, room, bool(body.get("ignore_eos")),
-                        min(room, _count(body, ["min_tokens"], 0) or 0))
+                        min(room, count(body, ["min_tokens"], 0) or 0))
         try:
             answers += [plan(body, prompt, i, profile.seed, limits) for i in range(n)]
         except Malformed as exc:
-            raise _malformed(exc) from None
+            raise malformed(exc) from None
     return Wanted("messages" in body, name, model, prompts, tuple(answers), n, asked, stream,
                   bool(options.get("include_usage")), logprobs, isinstance(body.get("tool_choice"), dict))
 
 
 def check_length(model: ApiModel, prompt: bytes, asked: int | None) -> int:
-    count = len(prompt) // BYTES_PER_TOKEN
-    if count + (asked or 1) > model.context:
+    used = len(prompt) // BYTES_PER_TOKEN
+    if used + (asked or 1) > model.context:
         raise ApiError(400, f"This model's maximum context length is {model.context} tokens. However, you requested "
-                            f"{count + (asked or 0)} tokens ({count} in the messages, {asked or 0} in the "
+                            f"{used + (asked or 0)} tokens ({used} in the messages, {asked or 0} in the "
                             "completion). Please reduce the length of the messages or completion.",
                        code="context_length_exceeded", param="messages")
-    return count
+    return used

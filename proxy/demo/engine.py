@@ -27,7 +27,7 @@ from zlib import crc32
 import orjson
 
 from proxy.demo import engine_requests as requests
-from proxy.demo import serving, tokens
+from proxy.demo import engine_responses, serving, tokens
 from proxy.demo.answers import Answer
 from proxy.demo.asgi import Application, Header, Request
 from proxy.demo.engine_exchange import EngineExchange
@@ -37,6 +37,7 @@ from proxy.demo.engine_profile import EngineProfile
 from proxy.demo.engine_requests import Refusal, error_body
 from proxy.demo.engine_wire import Meta
 from proxy.demo.request_log import RequestLog
+from proxy.demo.responses import Kept
 from proxy.demo.tokens import BYTES_PER_TOKEN, count_tokens
 
 __all__ = ["Behaviour", "EngineProfile", "SimulatedEngine", "count_tokens"]
@@ -53,12 +54,14 @@ class SimulatedEngine(Application):
         self.profile = profile
         self.live = LiveEngine(profile, behaviour or Behaviour())
         self.log = RequestLog()
+        self.kept = Kept()
         self.fingerprint = f"sim-{VERSION}-{crc32(profile.model.encode()):08x}"
         self.in_flight = 0
         self._frozen_page = self._page()
         self.routes = {
             "/v1/chat/completions": {"POST": self._chat}, "/v1/completions": {"POST": self._completions},
-            "/v1/embeddings": {"POST": self._embeddings}, "/v1/models": {"GET": self._models},
+            "/v1/embeddings": {"POST": self._embeddings}, "/v1/responses": {"POST": self._responses},
+            "/v1/models": {"GET": self._models},
             "/health": {"GET": self._health}, "/ping": {"GET": self._health, "POST": self._health},
             "/metrics": {"GET": self._metrics}, "/load": {"GET": self._load},
             "/version": {"GET": self._version}, "/tokenize": {"POST": self._tokenize},
@@ -91,6 +94,9 @@ class SimulatedEngine(Application):
     async def _embeddings(self, request: Request) -> None:
         await self._guarded(request, self._embed)
 
+    async def _responses(self, request: Request) -> None:
+        await self._guarded(request, self._respond)
+
     async def _guarded(self, request: Request, handle: Any) -> None:
         """Runs a handler under the behaviours that strike before the engine, and answers refusals."""
         if self.live.behaviour.reset_before_first_byte:
@@ -122,6 +128,23 @@ class SimulatedEngine(Application):
                     self.fingerprint, wanted.prompt_tokens)
         async with request.watch(lambda: self.live.abort(job)):
             await EngineExchange(request, self.live, job, wanted, meta).run(self._finish)
+
+    async def _respond(self, request: Request, raw: bytes) -> None:
+        body = requests.parse(raw, request.headers.get("content-type", ""), "input")
+        requests.check_model(self.profile, body.get("model"))
+        wanted, messages = engine_responses.wanted(self.profile, body, self.kept)
+        job = self._submit(wanted.work(), wanted.stream or self.live.behaviour.breaks_midstream)
+        self.live.recorder.admitted(wanted.n, wanted.max_tokens)
+        meta = Meta(f"resp_{os.urandom(8).hex()}", int(time.time()), self.profile.model, self.fingerprint,
+                    wanted.prompt_tokens)
+
+        def finish(x: EngineExchange, sent: int, end: str) -> None:
+            self._finish(x, sent, end)
+            if self.profile.keeps_responses and body.get("store") is not False and end in ("stop", "length"):
+                self.kept.add(meta.ident, messages, wanted.answers[0])
+
+        async with request.watch(lambda: self.live.abort(job)):
+            await engine_responses.EngineResponding(request, self.live, job, wanted, meta, body).run(finish)
 
     def _submit(self, work: list[tuple[bytes, Answer]], streaming: bool) -> Job:
         if not self.live.model.has_room_for(len(work)):

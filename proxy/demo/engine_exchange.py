@@ -12,7 +12,7 @@ from proxy.demo.engine_live import Job, LiveEngine
 from proxy.demo.engine_requests import DIED, Generation, error_body
 from proxy.demo.engine_wire import DIED_EVENT, DONE, Meta, Stream, whole
 
-_JSON = (b"content-type", b"application/json")
+JSON = (b"content-type", b"application/json")
 
 Finish = Callable[["EngineExchange", int, str], None]  # tokens sent, and how it ended
 
@@ -50,8 +50,10 @@ class EngineExchange:
         counts = [c.seq.generated for c in job.choices]
         finish(self, 0 if request.gone else sum(counts), self._natural_end)
         if not request.gone:
-            body = whole(self.meta, self.wanted, counts, job.aborted, *self.cache_use())
-            await request.respond(200, body, [_JSON])
+            await request.respond(200, self._body(counts), [JSON])
+
+    def _body(self, counts: list[int]) -> bytes:
+        return whole(self.meta, self.wanted, counts, self.job.aborted, *self.cache_use())
 
     async def _stream(self, finish: Finish) -> None:
         """Headers at once, as vLLM does, then one frame per token as the engine yields them."""
@@ -95,9 +97,14 @@ class EngineExchange:
         cut = behaviour.cut_midstream_after_tokens
         if cut is not None and sent >= cut:
             await request.reset()
-        elif self.wanted.stream:
-            await request.write(DIED_EVENT + DONE)
-            await request.end()
         else:
-            await request.respond(500, error_body(500, DIED, "InternalServerError"), [_JSON])
+            await self._died()
         return True
+
+    async def _died(self) -> None:
+        """What the client hears of an engine that died."""
+        if self.wanted.stream:
+            await self.request.write(DIED_EVENT + DONE)
+            await self.request.end()
+        else:
+            await self.request.respond(500, error_body(500, DIED, "InternalServerError"), [JSON])

@@ -23,6 +23,7 @@ class EngineProfile:
     tokens_per_answer_mean: int = 64
     seed: int = 0
     multimodal: bool = False
+    keeps_responses: bool = False  # VLLM_ENABLE_RESPONSES_API_STORE
 
     def __post_init__(self) -> None:
         if not self.model:

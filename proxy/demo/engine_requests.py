@@ -132,7 +132,7 @@ def chat(profile: EngineProfile, body: dict[str, Any]) -> Generation:
     wanted = body.get("max_completion_tokens")
     wanted = body.get("max_tokens") if wanted is None else wanted
     tools = body.get("tools") if body.get("tool_choice") != "none" else None
-    logprobs = (_whole(body, "top_logprobs", 0) or 0) if body.get("logprobs") else None
+    logprobs = (whole(body, "top_logprobs", 0) or 0) if body.get("logprobs") else None
     return _generation(profile, body, (tokens.render_chat(messages, tools),), wanted, logprobs, chat=True)
 
 
@@ -142,7 +142,7 @@ def completion(profile: EngineProfile, body: dict[str, Any]) -> Generation:
     plain = {k: v for k, v in body.items() if k not in ("tools", "messages")}
     well_formed(plain)
     return _generation(profile, plain, tuple(prompts(body["prompt"], "prompt")), wanted,
-                       _whole(body, "logprobs", 0), chat=False)
+                       whole(body, "logprobs", 0), chat=False)
 
 
 def prompts(value: Any, name: str) -> list[bytes]:
@@ -175,7 +175,7 @@ def check_length(profile: EngineProfile, prompt: bytes) -> int:
     return count
 
 
-def _whole(body: dict[str, Any], name: str, least: int) -> int | None:
+def whole(body: dict[str, Any], name: str, least: int) -> int | None:
     value = body.get(name)
     if value is None:
         return None
@@ -199,11 +199,11 @@ def _generation(profile: EngineProfile, body: dict[str, Any], rendered: tuple[by
     if logprobs is not None and logprobs > _LOGPROBS_MAX:
         raise _bad(f"Requested sample logprobs of {logprobs}, which is greater than max allowed: {_LOGPROBS_MAX}",
                    "logprobs", logprobs)
-    n = _whole(body, "n", 1) or 1
+    n = whole(body, "n", 1) or 1
     if n * len(rendered) > _CHOICES_MAX:
         raise _bad(f"n must be at most {_CHOICES_MAX}, got {n}.", "n", n)
     limit = profile.max_model_len
-    asked = _whole({"max_tokens": wanted}, "max_tokens", 1)
+    asked = whole({"max_tokens": wanted}, "max_tokens", 1)
     if asked is not None and asked > limit:
         raise _bad(f"max_tokens={asked} cannot be greater than max_model_len={limit}. Please request fewer "
                    "output tokens.", "max_tokens", asked)
@@ -212,7 +212,7 @@ def _generation(profile: EngineProfile, body: dict[str, Any], rendered: tuple[by
         room = _room(profile, check_length(profile, prompt), asked)
         longest = max(longest, room)
         limits = Limits(profile.tokens_per_answer_mean, room, bool(body.get("ignore_eos")),
-                        min(room, _whole(body, "min_tokens", 0) or 0))
+                        min(room, whole(body, "min_tokens", 0) or 0))
         try:
             answers += [plan(body, prompt, choice, profile.seed, limits) for choice in range(n)]
         except Malformed as exc:

@@ -12,7 +12,7 @@ from proxy.demo.asgi import Request
 
 PLAIN = ("429", "429-once", "500", "503", "timeout", "reset", "no-usage", "no-done", "slow", "usage-in-last",
          "bad-stream-options")
-COUNTED = ("cut", "error", "malformed", "bytes")
+COUNTED = ("cut", "error", "malformed", "failed", "bytes")
 HEADER = "x-sim-fault"
 _ONCE_MAX = 10_000
 

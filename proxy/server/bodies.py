@@ -9,6 +9,8 @@ from proxy.server.exchange import Exchange
 from proxy.upstream.transport import Answer
 from proxy.wire.endpoints import Endpoint
 
+ANSWERS = frozenset({"choices", "data", "output"})  # an answer has one of these
+
 
 class Bodies:
     """How many bytes of bodies the requests in flight have, or said they would send."""
@@ -48,12 +50,14 @@ def no_answer(body: bytes) -> str | None:
         return "sent something that is not an answer"
     if answer.get("error") or answer.get("object") == "error":
         return "reported an error in its answer"
-    return None if "choices" in answer or "data" in answer else "sent something that is not an answer"
+    return None if not ANSWERS.isdisjoint(answer) else "sent something that is not an answer"
 
 
 def limit_field(backend: Backend, endpoint: Endpoint) -> str:
     """What an upstream calls the limit of an answer. OpenAI's reasoning models refuse the old name, which all others
     know."""
+    if endpoint is Endpoint.RESPONSES:
+        return "max_output_tokens"
     newer = endpoint is Endpoint.CHAT and backend.provider in ("openai", "azure")
     return "max_completion_tokens" if newer else "max_tokens"
 
@@ -77,10 +81,15 @@ def is_stream(answer: Answer) -> bool:
 
 
 def written_bytes(body: bytes) -> int:
-    """Bytes of text in a whole answer's choices, for one that does not say what it used; 0 where there is none."""
+    """Bytes of text in a whole answer, for one that does not say what it used; 0 where there is none."""
     try:
-        choices = orjson.loads(body)["choices"]
-        texts = [(choice.get("message") or {}).get("content") or choice.get("text") or "" for choice in choices]
+        answer = orjson.loads(body)
+        if "output" in answer:
+            parts = [part for item in answer["output"] for part in (item, *(item.get("content") or ()))]
+            texts = [part.get("text") or part.get("arguments") or part.get("input") or "" for part in parts]
+        else:
+            texts = [(choice.get("message") or {}).get("content") or choice.get("text") or ""
+                     for choice in answer["choices"]]
         return sum(len(text.encode()) for text in texts if isinstance(text, str))
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
         return 0

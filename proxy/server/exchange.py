@@ -27,6 +27,7 @@ class Exchange(Protocol):
     path: str
     headers: dict[bytes, bytes]
     body_bytes: int  # that count towards what all may have, as whoever counts them keeps it here
+    events: int  # of an answer in named events, that the client was given
     gone: bool
     started: bool
 

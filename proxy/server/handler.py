@@ -41,7 +41,7 @@ from proxy.server.settlement import Settlement
 from proxy.server.turns import Turns
 from proxy.signals.board import Board
 from proxy.upstream.transport import Upstream
-from proxy.wire.endpoints import ENDPOINTS
+from proxy.wire.endpoints import ENDPOINTS, Endpoint
 from proxy.wire.openai import parse_request, refuse_fields
 
 log = logging.getLogger("breakeven.server")
@@ -176,7 +176,8 @@ class Handler:
                                 param="model")
         refuse_fields(wire.document, route.engine_fields)
         if wire.remote_media and not route.remote_media:
-            raise InvalidRequest("Media must be sent as data: URLs; the gateway fetches nothing.", param="messages",
+            raise InvalidRequest("Media must be sent as data: URLs; the gateway fetches nothing.",
+                                 param="input" if wire.endpoint is Endpoint.RESPONSES else "messages",
                                  code="remote_media_refused")
         call = self._do.purse.opened(
             self._do.planner.call(wire, route, request_id, arrived, arrived_ns, principal.id, tags), principal)

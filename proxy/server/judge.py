@@ -21,6 +21,7 @@ from proxy.server.faults import UpstreamMisconfigured
 from proxy.server.planning import Call, Planner
 from proxy.server.relay import Attempt, Relayed
 from proxy.signals.board import Board
+from proxy.wire.endpoints import Endpoint
 from proxy.wire.openai import UsageInjection, is_context_overflow, mentions_stream_options
 
 log = logging.getLogger("breakeven.server")
@@ -42,7 +43,8 @@ class Judge:
     def injection(self, backend: Backend, call: Call, bare: frozenset[str] = frozenset()) -> UsageInjection:
         """What this stream's upstream is asked to report; `bare` names the backends asked for nothing this time."""
         refuses = self._no_stream_options.get(backend.name, 0.0) > self._clock()
-        if not call.wire.stream or backend.stream_usage == "none" or refuses or backend.name in bare:
+        unasked = not call.wire.stream or call.wire.endpoint is Endpoint.RESPONSES  # whose last event has it
+        if unasked or backend.stream_usage == "none" or refuses or backend.name in bare:
             return UsageInjection.NONE
         continuous = backend.stream_usage == "continuous" or (backend.stream_usage == "auto" and backend.kind == "vllm")
         return UsageInjection.CONTINUOUS if continuous else UsageInjection.FINAL

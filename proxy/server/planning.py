@@ -30,6 +30,7 @@ from proxy.core.room import Room
 from proxy.core.routing import NOBODY, Limits, Plan, Policy, Switch, Thresholds, decide, effective_policy, unable
 from proxy.core.usage import Usage
 from proxy.server.offers import Offer, offers
+from proxy.server.plans import plan_json
 from proxy.server.standing import Standings
 from proxy.signals.board import Api, Board, Pool
 from proxy.signals.replica import Replica
@@ -421,7 +422,7 @@ def _label(route: Route, key_id: str) -> str:
 
 
 # What of a request's features a backend must offer; the rest is the upstream's business.
-ROUTED_FEATURES = frozenset({"tools", "json_schema", "logprobs", "n", "images", "audio"})
+ROUTED_FEATURES = frozenset({"tools", "hosted_tools", "json_schema", "logprobs", "n", "images", "audio", "store"})
 
 
 def api_usd(offer: Offer, model: str, demand: Demand, at_ns: int, tier: str | None = None,
@@ -445,7 +446,8 @@ def _never(route: Route, refused: list[Refusal], demand: Demand) -> None:
         if "context_length" in codes:
             raise ContextLengthExceeded(
                 f"The prompt has at least {demand.longest_prompt_least:.0f} tokens, more than any backend of model "
-                f"'{route.name}' takes. Please shorten it.", param="messages")
+                f"'{route.name}' takes. Please shorten it.",
+                param="input" if demand.endpoint == Endpoint.RESPONSES.value else "messages")
         details = "; ".join(sorted({refusal.detail for refusal in refused if refusal.code == "capability"}))
         why = details or "data residency"
         raise InvalidRequest(f"No backend of model '{route.name}' can serve this request: {why}.")
@@ -456,6 +458,8 @@ def prompt_bytes(wire: WireRequest) -> bytes:
     document = wire.document
     if wire.endpoint is Endpoint.EMBEDDINGS or wire.prompt_chars < BLOCK_BYTES:
         return b""
+    if wire.endpoint is Endpoint.RESPONSES:
+        return orjson.dumps([document.get("tools"), document.get("instructions"), document.get("input")])
     return orjson.dumps([document.get("tools"), document.get("messages", document.get("prompt"))])
 
 
@@ -472,28 +476,3 @@ def _limits(route: Route) -> Limits:
 
 def _readings(rooms: Sequence[Room]) -> Readings:
     return tuple([(room.reading, room.moved) for room in rooms[:SEEN_MAX] if room.reading is not None])
-
-
-def plan_json(plan: Plan) -> dict[str, object]:
-    """The plan as the decision log and the ledger keep it."""
-    return {
-        "reason": plan.reason,
-        "wait_s": plan.wait_s,
-        "lambda": plan.bid_price,
-        "value_usd": plan.value_usd,
-        "density": plan.density,
-        "attempts": [{"backend": a.backend, "replica": a.replica, "usd": a.usd, "work_s": a.work_s, "ttft_s": a.ttft_s,
-                      "tpot_s": a.tpot_s, "reason": a.reason} for a in plan.attempts],
-        "seen": [_seen_json(reading, reading if moved is None else moved) for reading, moved in plan.readings],
-        "refused": [{"backend": r.backend, "replica": r.replica, "code": r.code, "detail": r.detail}
-                    for r in plan.refusals],
-    }
-
-
-def _seen_json(reading: ReplicaState, state: ReplicaState | Moved) -> dict[str, object]:
-    used = reading.utilization
-    return {"backend": reading.backend, "replica": reading.replica, "health": reading.health,
-            "readings": reading.freshness, "age_s": state.age_s and round(state.age_s, 2), "running": state.running,
-            "waiting": reading.waiting, "backlog_tokens": round(state.backlog_tokens),
-            "kv_reserved": round(state.kv_reserved), "kv_fraction": reading.kv_fraction,
-            "utilization": used and round(used, 3)}

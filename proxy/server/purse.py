@@ -41,7 +41,7 @@ IMAGE_TOKENS = 40_000  # more than any provider counts for one
 MEDIUM_TOKENS = 1_000_000  # of sound, film or a document, which have no bound but the model's context
 WORK_MARGIN = 8  # how far the estimate of an engine's speed may move before the request ends
 NO_LIMITS: Mapping[str, int] = {}
-FIELD_LISTS = ("messages", "tools", "functions")
+FIELD_LISTS = ("messages", "tools", "functions", "input")
 APPLYING_KEPT = 4096  # routes and tags whose budgets are remembered
 UNLIMITED = 1 << 62
 MOST_NANO = 2 * 10**18  # twice the largest budget: no budget holds more, and the ledger's columns do
@@ -305,6 +305,8 @@ def output_tokens_most(wire: WireRequest, limit: int) -> int:
 
 def paid_extras(wire: WireRequest) -> bool:
     """Whether it asks a provider for what is billed beside tokens: searches, and tools of the provider's own."""
+    if wire.endpoint is Endpoint.RESPONSES:
+        return "hosted_tools" in wire.features
     tools = wire.document.get("tools")
     if isinstance(tools, list) and any(
             isinstance(tool, dict) and tool.get("type", "function") != "function" for tool in tools):

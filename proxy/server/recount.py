@@ -16,6 +16,7 @@ from proxy.config.model import Settings
 from proxy.server.dispatch import Placement
 from proxy.server.planning import Call
 from proxy.upstream.tokenizers import Encoding, count, encoding_of
+from proxy.wire.endpoints import Endpoint
 
 log = logging.getLogger("breakeven.server")
 
@@ -52,7 +53,8 @@ class Recounter:
             return
         encoding = self._encodings.get(call.route.name)
         if encoding is None or self._waiting >= WAITING_MAX or not 0 < wire.prompt_chars <= PROMPT_BYTES_MAX or (
-                wire.media_count or wire.prompt_token_ids or "tools" in wire.features):
+                wire.media_count or wire.prompt_token_ids or "tools" in wire.features
+                or wire.endpoint is Endpoint.RESPONSES):
             return
         self._waiting += 1
         call.recount = thread.submit(self._count, encoding, wire.document)

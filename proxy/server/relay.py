@@ -23,11 +23,13 @@ from proxy.server.planning import Call
 from proxy.server.settlement import NO_USAGE, Outcome
 from proxy.upstream.transport import Answer, Opening, Outgoing, Upstream
 from proxy.wire.endpoints import Endpoint
+from proxy.wire.events import EventMeter
 from proxy.wire.metering import StreamMeter, Strip
 from proxy.wire.openai import UsageInjection, read_usage, served_tier, upstream_body
 
 ANSWER_BYTES_MAX = 64 * 2**20
 EARLY_BYTES_MAX = 4096
+EARLY_EVENTS_BYTES_MAX = 2**18
 BYTES_PER_TOKEN = 5  # of text, where tokens must be guessed from it
 API_TTFT_S, TOKEN_S = 0.5, 0.03  # usual, where an answer in one piece was given up and nothing can be counted
 ENDING_S = 0.5  # for the last bytes after [DONE], so that the connection can be used again
@@ -80,6 +82,8 @@ class Attempt:
 
     def _new_meter(self, fingerprint: str | None) -> StreamMeter:
         wire = self._call.wire
+        if wire.endpoint is Endpoint.RESPONSES:
+            return EventMeter()
         strip = Strip.NOTHING
         if self.injection is not UsageInjection.NONE and not wire.wants_usage:
             strip = Strip.ALL
@@ -205,7 +209,7 @@ class Attempt:
         usage = read_usage(self._call.wire.endpoint, body)
         doubtful = usage is None or b'"error"' in body
         if doubtful and (wrong := no_answer(body)) is not None:
-            raise UpstreamFailed(f"{self._backend.name} {wrong}")
+            return self._failed(UpstreamFailed(f"{self._backend.name} {wrong}"), usage)
         gone = self._exchange.gone
         if usage is not None and not gone:
             self._delivered = usage.output_total
@@ -222,7 +226,7 @@ class Attempt:
             self.meter = self._new_meter(None)
         self._exchange.on_gone(self._client_left)
         try:
-            await answer.pipe(self._piece)
+            await answer.pipe(self._piece if self._call.wire.endpoint is not Endpoint.RESPONSES else self._events)
         except UpstreamError as error:
             return self._cut_short(error)
         finally:
@@ -269,13 +273,21 @@ class Attempt:
         if meter.done:
             answer.stop()
 
+    def _events(self, data: bytes) -> None:
+        """The same of named events, which are counted once they are passed on."""
+        self._piece(data)
+        meter = self.meter
+        if isinstance(meter, EventMeter) and meter.error is None and meter.malformed is None:
+            self._exchange.events = meter.events
+
     def _pass_on(self, answer: Answer, out: bytes) -> None:
         """Relay; what comes before the first token (a role) waits for it, so that until then another upstream may
         answer. A heartbeat does not wait: it is there to be seen."""
         exchange = self._exchange
         if self._early or not exchange.started:
             out, self._early = self._early + out, b""
-            if not (exchange.started or self._seen or out.startswith(b":") or len(out) > EARLY_BYTES_MAX):
+            if not (exchange.started or self._seen or out.startswith(b":")
+                    or len(out) > self._early_bytes_max):
                 self._early = out
                 return
             if not exchange.started:
@@ -285,6 +297,11 @@ class Attempt:
             if self._catching_up is None:
                 self._catching_up = asyncio.create_task(self._catch_up(answer))
         self._delivered = self._seen
+
+    @property
+    def _early_bytes_max(self) -> int:
+        """Events that come before the first token repeat the request."""
+        return EARLY_EVENTS_BYTES_MAX if self._call.wire.endpoint is Endpoint.RESPONSES else EARLY_BYTES_MAX
 
     def _begin(self, answer: Answer) -> None:
         """From here on it cannot be replayed, and nothing is kept that could only serve to."""
@@ -329,7 +346,8 @@ class Attempt:
         return self._ended("client_abort", STATUS_CLIENT_GONE if answer is None or self._first_at is None
                            else answer.status)
 
-    def _failed(self, error: UpstreamError) -> Relayed:
+    def _failed(self, error: UpstreamError, usage: Usage | None = None) -> Relayed:
+        """`usage`: what it says it took all the same, of one that came in one piece."""
         if self._exchange.gone:
             return self._left()
         if isinstance(error, UpstreamCut) and not self._exchange.started:
@@ -337,17 +355,17 @@ class Attempt:
         reason: EndReason = ("timeout" if isinstance(error, UpstreamTimeout)
                              else "upstream_refused" if 400 <= error.status < 500 and not error.retryable
                              else "upstream_error")
-        relayed = self._ended(reason, error.status)
+        relayed = self._ended(reason, error.status, usage)
         relayed.error = error
         relayed.replayable, relayed.abandoned = not self._exchange.started, self._abandoned
         return relayed
 
-    def _ended(self, reason: EndReason, status: int) -> Relayed:
+    def _ended(self, reason: EndReason, status: int, usage: Usage | None = None) -> Relayed:
         meter = self.meter
-        source: UsageSource = meter.usage_source or "none"  # type: ignore[assignment]
+        source: UsageSource = meter.usage_source or "none" if usage is None else "upstream_final"  # type: ignore[assignment]
         if source == "none" and (meter.content_frames or (reason == "client_abort" and self._sent_at)):
             source = "estimated"
-        relayed = Relayed(self._outcome(reason, status, meter.usage, source))
+        relayed = Relayed(self._outcome(reason, status, usage or meter.usage, source))
         if self._first_at is not None:
             relayed.ttft_s = self._first_at - self._sent_at
             if meter.content_frames > 1:
@@ -359,6 +377,8 @@ class Attempt:
                  tier: str | None = None, written: int = 0) -> Outcome:
         if source == "estimated":
             usage = self._estimated(written)
+        elif usage is not None and usage.cache_write_5m and self._placement.attempt.kind == "gpu":
+            usage = usage.cached_as(usage.cache_read)  # vLLM says so of a response; nobody bills it
         return Outcome(status, reason, usage or NO_USAGE, source, self._sent_ns, self._first_ns,
                        self._call.at_ns(self._clock()), self._delivered, tier or self.meter.service_tier)
 

@@ -22,6 +22,8 @@ from proxy.server.dispatch import Placement
 from proxy.server.exchange import ClientGone, Exchange
 from proxy.server.planning import Call
 from proxy.server.relay import Relayed
+from proxy.wire.endpoints import ENDPOINTS, Endpoint
+from proxy.wire.events import error_frame
 from proxy.wire.openai import error_body, error_event, relay_error
 
 SSE_HEADERS = ((b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no"))
@@ -79,7 +81,7 @@ def refuse(exchange: Exchange, request_id: str, error: GatewayError, placement: 
         return
     try:
         if exchange.started:
-            exchange.finish(last_words(error))
+            exchange.finish(last_words(error, exchange))
             return
         status, headers, body = refusal(request_id, error, placement)
         exchange.start(status, headers)
@@ -116,12 +118,15 @@ def come_back(after_s: float | None) -> Head:
     return [(b"retry-after", b"%d" % seconds), (b"retry-after-ms", b"%d" % (1e3 * (seconds + apart_s)))]
 
 
-def last_words(error: GatewayError) -> bytes:
+def last_words(error: GatewayError, exchange: Exchange) -> bytes:
     """An error event in a started stream, and no [DONE]: a cut answer must never look like a whole one."""
     message = _public(error)
     if isinstance(error, UpstreamError):  # its own words may hold what an upstream said
         message = ("The upstream timed out." if isinstance(error, UpstreamTimeout)
                    else "The answer was cut short upstream.")
+    if ENDPOINTS.get(exchange.path) is Endpoint.RESPONSES:
+        told = {"message": message, "type": error.type, "param": None, "code": error.code}
+        return error_frame(told, exchange.events)
     return error_event(message, error.type, None, error.code)
 
 

@@ -20,11 +20,13 @@ from proxy.core.routing import Plan
 from proxy.core.usage import Usage
 from proxy.server.dispatch import Placement
 from proxy.server.offers import Offer
-from proxy.server.planning import Call, Planner, plan_json
+from proxy.server.planning import Call, Planner
+from proxy.server.plans import plan_json
 from proxy.server.recount import counted
 from proxy.wire.openai import WireRequest
 
 NO_USAGE = Usage()
+HOSTED = "hosted_tools"
 
 
 @record
@@ -109,10 +111,13 @@ class Settlement:
             end_reason, NO_USAGE, "none", 0, 0, "", 0, 0, None, "", "", 0, None, plan_reason)
 
     def _api_cost(self, offer: Offer, call: Call, outcome: Outcome) -> tuple[int | None, Price | None]:
-        """(nano-dollars, price) of an API; None where no price is known, or what was used is not."""
+        """(nano-dollars, price) of an API; None where no price is known, or what was used is not: tools that a
+        provider runs are billed by the call, and no answer says how many calls."""
         price, _ = offer.both(call.wire.model, call.arrived_ns, outcome.service_tier, outcome.ended_ns)
         if outcome.usage_source == "none":  # refused is free; sent and never heard of again is unknown
             return (None if outcome.end_reason in ("timeout", "interrupted") else 0), price
+        if HOSTED in call.wire.features:
+            return None, price
         return (price.cost_nano(outcome.usage) if price else None), price
 
     def _baseline(self, call: Call, served: Offer, outcome: Outcome, api_nano: int | None) -> Baseline:
@@ -120,6 +125,8 @@ class Settlement:
         prices are."""
         offer, wire, usage = self._planner.offers[call.route.baseline], call.wire, outcome.usage
         model = offer.model_for(wire.model)
+        if HOSTED in wire.features:
+            return Baseline(None, model, "", 0, None, None)
         tier = wire.service_tier if served.on_gpu else outcome.service_tier
         paid, listed = offer.both(wire.model, call.arrived_ns, tier, outcome.ended_ns, alone=True)
         cached = usage.cache_read

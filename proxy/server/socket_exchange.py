@@ -46,7 +46,7 @@ class SocketExchange:
     """One request on one connection, its owner's."""
 
     __slots__ = ("_callback", "_changed", "_chunks", "_flow", "_framing", "_head", "_late", "_owner", "_pieces",
-                 "_size", "_stall_s", "_transport", "_waits_for_continue", "body_bytes", "gone", "headers",
+                 "_size", "_stall_s", "_transport", "_waits_for_continue", "body_bytes", "events", "gone", "headers",
                  "keep_alive", "method", "more_body", "path", "response_complete", "started")
 
     def __init__(self, path: str, headers: dict[bytes, bytes], owner: Owner, *, keep_alive: bool,
@@ -58,7 +58,7 @@ class SocketExchange:
         self._stall_s, self._waits_for_continue = stall_s, expects_continue
         self._chunks = chunks  # the client knows them (RFC 9112 section 6.1)
         self._pieces: list[bytes] = []
-        self._size = self.body_bytes = 0
+        self._size = self.body_bytes = self.events = 0
         self._changed: asyncio.Future[None] | None = None  # somebody waits for more of the body
         self._callback: Callable[[], object] | None = None
         self._late = False  # the body did not come in time; what is left of it cannot be waited for

@@ -36,7 +36,8 @@ FORBIDDEN_FIELDS: frozenset[str] = frozenset({
 READ_FIELDS: frozenset[str] = frozenset({
     "model", "messages", "prompt", "input", "suffix", "tools", "functions", "response_format", "documents",
     "prediction", "modalities", "n", "best_of", "max_tokens", "max_completion_tokens", "stream", "stream_options",
-    "service_tier", "web_search_options",
+    "service_tier", "web_search_options", "max_output_tokens", "instructions", "text", "store", "background",
+    "conversation", "previous_response_id",
 })
 FORBIDDEN_PREFIXES: tuple[str, ...] = (
     "aws_", "azure_", "vertex_", "watsonx_", "sagemaker_", "gcp_", "oci_", "sap_", "litellm_", "router_",
@@ -88,8 +89,9 @@ DANGEROUS_ENGINE_FIELDS: dict[str, str] = {
 # What most requests are made of: none of these is refused, however it is looked at.
 ORDINARY_FIELDS: frozenset[str] = READ_FIELDS | {
     "audio", "dimensions", "echo", "encoding_format", "frequency_penalty", "function_call", "logit_bias", "logprobs",
-    "metadata", "min_p", "parallel_tool_calls", "presence_penalty", "reasoning_effort", "repetition_penalty", "seed",
-    "stop", "store", "temperature", "tool_choice", "top_k", "top_logprobs", "top_p", "user", "verbosity",
+    "include", "max_tool_calls", "metadata", "min_p", "parallel_tool_calls", "presence_penalty", "prompt_cache_key",
+    "reasoning", "reasoning_effort", "repetition_penalty", "safety_identifier", "seed", "stop", "temperature",
+    "tool_choice", "top_k", "top_logprobs", "top_p", "truncation", "user", "verbosity",
 }
 
 

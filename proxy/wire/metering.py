@@ -51,10 +51,11 @@ _TEXT_KEYS = {
     Endpoint.CHAT: (b'"content":"', b'"reasoning_content":"', b'"reasoning":"', b'"arguments":"'),
     Endpoint.COMPLETIONS: (b'"text":"',),
     Endpoint.EMBEDDINGS: (),
+    Endpoint.RESPONSES: (),  # see events.py
 }
 __all__ = ["StreamMeter", "Strip"]
 
-_STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*(?=")')
+STRING = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*(?=")')
 
 
 class StreamMeter:
@@ -161,7 +162,7 @@ class StreamMeter:
         start += len(key)
         end = find(b'"', start)
         if end > start and frame[end - 1] == 0x5C:  # an escaped quote, or an escaped backslash
-            text = _STRING.match(frame, start)
+            text = STRING.match(frame, start)
             end = text.end() if text else start
         if end == start:
             return self._closely(frame)

@@ -15,6 +15,7 @@ import orjson
 
 from proxy.core.errors import InvalidRequest, UnsupportedMediaType
 from proxy.core.records import record
+from proxy.wire import responses
 from proxy.wire.endpoints import ENDPOINTS, Endpoint
 from proxy.wire.envelope import (
     error_body,
@@ -136,8 +137,10 @@ def parse_request(endpoint: Endpoint, body: bytes, content_type: str | None = No
     wants_usage = wants_continuous = False
     if "stream_options" in document:
         wants_usage, wants_continuous = _stream_options(document, stream)
+        if endpoint is Endpoint.RESPONSES:  # its last event has the usage, whoever asks
+            wants_usage = wants_continuous = False
     n = 1
-    if "n" in document or "best_of" in document:
+    if ("n" in document or "best_of" in document) and endpoint is not Endpoint.RESPONSES:  # has one answer
         n = max(_int(document, "n", 1, CHOICES_MAX) or 1, _int(document, "best_of", 1, CHOICES_MAX) or 1)
     floor, limit = 0 if endpoint is Endpoint.COMPLETIONS else 1, None  # 0 with echo scores a prompt
     for name in _limit_fields(endpoint):  # both given: which of them counts differs by upstream
@@ -146,7 +149,9 @@ def parse_request(endpoint: Endpoint, body: bytes, content_type: str | None = No
     tier = document.get("service_tier")
     prompt, prompt_count = _read_prompt(endpoint, document)
     features = _STREAM if stream else _NOTHING
-    if n > 1 or prompt.features or not document.keys().isdisjoint(_FEATURE_FIELDS):
+    if endpoint is Endpoint.RESPONSES:
+        features = frozenset(prompt.features | responses.features(document, stream))
+    elif n > 1 or prompt.features or not document.keys().isdisjoint(_FEATURE_FIELDS):
         features = frozenset(prompt.features | _features(document, stream, n))
     return WireRequest(
         endpoint, model, stream, n, limit, wants_usage, wants_continuous, features, prompt.remote_media, prompt.chars,
@@ -183,6 +188,8 @@ def upstream_body(request: WireRequest, *, model: str | None, usage: UsageInject
 
 def _limit_fields(endpoint: Endpoint) -> tuple[str, ...]:
     """Those that an upstream heeds: completions never knew the newer one, which must limit no hold there."""
+    if endpoint is Endpoint.RESPONSES:
+        return ("max_output_tokens",)
     return ("max_tokens",) if endpoint is Endpoint.COMPLETIONS else ("max_completion_tokens", "max_tokens")
 
 
@@ -238,6 +245,8 @@ def _deeper_than(document: dict[str, Any], depth_max: int) -> bool:
 
 
 def _read_prompt(endpoint: Endpoint, document: dict[str, Any]) -> tuple[Prompt, int]:
+    if endpoint is Endpoint.RESPONSES:
+        return responses.read_input(document), 1
     prompt, count = Prompt(), 1
     if endpoint is Endpoint.CHAT:
         messages = document.get("messages")

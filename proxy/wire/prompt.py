@@ -19,7 +19,7 @@ _MEDIA_KEYS = {
     "image_pil": "images", "images": "images",
     "input_audio": "audio", "audio_url": "audio", "audio": "audio", "audio_embeds": "audio",
     "video_url": "video", "input_video": "video", "video": "video", "video_embeds": "video",
-    "file": "files", "input_file": "files", "file_url": "files", "document": "files",
+    "file": "files", "input_file": "files", "file_url": "files", "file_data": "files", "document": "files",
 }
 _TEXT_KEYS = ("text", "refusal", "thinking", "reasoning", "reasoning_content")
 _LABELS = ("type", "detail", "format", "uuid", "id", "mime_type", "media_type", "cache_control")
@@ -50,6 +50,21 @@ class Prompt:
                     self._part({key: value})
                 elif isinstance(value, (dict, list)):  # calls of tools, thinking given back, what a template may print
                     self.definitions(value)
+
+    def items(self, items: list[dict[str, Any]]) -> None:
+        """Input of the Responses API: messages, calls of tools and what came of them, reasoning given back."""
+        for item in items:
+            for key, value in item.items():
+                if key == "content" or key == "output" or key == "summary":
+                    self._content(value)
+                elif key == "result" and item.get("type") == "image_generation_call":
+                    self._part({"image": value})
+                elif isinstance(value, str) and key not in _MEDIA_KEYS:
+                    self._text(value)
+                elif key in _MEDIA_KEYS:
+                    self._part({key: value})
+                else:
+                    self._unknown(key, value, 0)
 
     def texts(self, prompt: Any) -> None:
         """A text, token ids, or a list of either."""

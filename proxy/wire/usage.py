@@ -4,6 +4,7 @@ On the wire `prompt_tokens` includes cached, cache-written, audio and image toke
 `completion_tokens` includes reasoning, audio and rejected predictions. Here they are taken
 apart, so that nothing is billed twice. What does not add up is repaired in favour of the totals
 and marked `consistent=False`; what is not a usage at all is None, which is not the same as zero.
+The Responses API has the same under other names (`input_tokens`, `output_tokens`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ TOKENS_MAX = 1 << 31  # above any batch an endpoint takes; more is a broken upst
 TAIL_BYTES_MAX = 4096  # what may follow the usage for the quick look to be quick
 USAGE_BYTES_MAX = 4096  # and how long the usage itself may be
 
+_RESPONSES = {"prompt_tokens": "input_tokens", "completion_tokens": "output_tokens", "total_tokens": "total_tokens",
+              "prompt_tokens_details": "input_tokens_details", "completion_tokens_details": "output_tokens_details"}
+
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\]]', re.DOTALL)
 _COLON = re.compile(rb"\s*:\s*")
 _COMMA = re.compile(rb"\s*,\s*")
@@ -36,6 +40,8 @@ def usage_from_dict(usage: Any, endpoint: Endpoint | None = None) -> Usage | Non
     """
     if not isinstance(usage, dict):
         return None
+    if endpoint is Endpoint.RESPONSES:
+        usage = {name: usage.get(theirs) for name, theirs in _RESPONSES.items()}
     return _plain(usage) or _taken_apart(usage, endpoint)
 
 

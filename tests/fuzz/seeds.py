@@ -19,7 +19,8 @@ DONE = b"data: [DONE]\n\n"
 DEEP = b"[" * 300 + b"]" * 300  # deeper than orjson writes; DEEPEST is as deep as it reads
 DEEPEST = b"[" * 1000 + b"]" * 1000
 
-HOW = {"stream": {"options": 2, "cuts": (1, 7, 50)}, "request": {}, "metrics": {"options": 4}, "answer": {"cuts": (3,)},
+HOW = {"stream": {"options": 2, "cuts": (1, 7, 50)}, "events": {"cuts": (1, 30, 90)}, "request": {},
+       "metrics": {"options": 4}, "answer": {"cuts": (3,)},
        "reply": {"cuts": (3, 17, 40)}}
 
 
@@ -103,10 +104,47 @@ STREAMS = {
 }
 
 
+def named(kind: bytes, members: bytes = b"") -> bytes:
+    return b'event: %s\ndata: {"type":"%s","sequence_number":0%s}\n\n' % (kind, kind, members)
+
+
+USED = b',"response":{"id":"resp_1","model":"m","status":"completed","usage":{"input_tokens":3,"output_tokens":4}}'
+DELTA = named(b"response.output_text.delta", b',"delta":"a"')
+BEGUN = named(b"response.created", b',"response":{"id":"resp_1","model":"m","service_tier":"auto"}')
+EVENTS = {
+    "whole": BEGUN + DELTA * 3 + named(b"response.completed", USED),
+    "incomplete": BEGUN + DELTA + named(b"response.incomplete", USED),
+    "failed": BEGUN + DELTA + named(b"response.failed", b',"response":{"error":{"message":"boom"},"usage":null}'),
+    "failed-as-completed": BEGUN + named(b"response.completed", b',"response":{"status":"failed","error":"boom"}'),
+    "error": BEGUN + DELTA + named(b"error", b',"code":"x","message":"boom","param":null') + DELTA,
+    "error-enveloped": BEGUN + b'data: {"error":{"message":"boom"}}\n\n' + DELTA,
+    "error-in-a-delta": BEGUN + named(b"response.output_text.delta", b',"delta":"a","error":{"message":"boom"}'),
+    "name-and-type-differ": BEGUN + DELTA.replace(b'"type":"response.output_text.delta"', b'"type":"error"'),
+    "done-of-a-chat": BEGUN + DELTA + DONE + named(b"response.completed", USED) + DONE,
+    "done-of-a-chat-alone": BEGUN + DELTA + DONE, "no-names": (BEGUN + DELTA).replace(b"event: ", b"x: "),
+    "end-twice": named(b"response.completed", USED) * 2 + DELTA,
+    "end-without-a-blank-line": BEGUN + DELTA + named(b"response.completed", USED)[:-2],
+    "end-cut": BEGUN + DELTA + named(b"response.completed", USED)[:-9],
+    "crlf": (BEGUN + DELTA + named(b"response.completed", USED)).replace(b"\n", b"\r\n"),
+    "cr": (BEGUN + DELTA + named(b"response.completed", USED)).replace(b"\n", b"\r"),
+    "delta-long": given(BEGUN + named(b"response.output_text.delta", b',"delta":"ab"'), repeat=b"ab"),
+    "delta-escaped": BEGUN + named(b"response.output_text.delta", rb',"delta":"\"\\\"delta\":\""') + DELTA,
+    "delta-empty": BEGUN + named(b"response.output_text.delta", b',"delta":""'),
+    "delta-odd": BEGUN + named(b"response.audio.delta", b',"delta":{"a":1}') + named(b"x.delta", b',"delta":3'),
+    "deltas-many": given(BEGUN + DELTA, repeat=DELTA), "comments": given(BEGUN + b": ping\n\n", repeat=b": ping\n\n"),
+    "usage-odd": named(b"response.completed", b',"response":{"usage":{"input_tokens":-1,"output_tokens":"x"}}'),
+    "usage-deep": named(b"response.completed", b',"response":{"error":null,"usage":' + DEEP + b"}"),
+    "types-wrong": named(b"response.completed", b',"response":3') + b'data: {"type":[],"delta":1}\n\n',
+    "not-objects": b"event: response.x.delta\ndata: 1\n\n", "broken": BEGUN + b'event: a\ndata: {"type":\n\n',
+    "chat": chunk(b"a") + DONE, "empty": b"",
+}
+
+
 def body(members: bytes) -> bytes:
     return b'{"model":"m",' + HELLO + b"," + members + b"}"
 
 
+RESPONSES = 3 * 4 * 3 * 2 * 3 * 2  # of the options: the last draw of the request target
 REQUESTS = {
     "stream": body(b'"stream":true,"stream_options":{"include_usage":true,"x":1}'),
     "continuous": body(b'"stream":true,"stream_options":{"include_usage":true,"continuous_usage_stats":true}'),
@@ -145,6 +183,13 @@ REQUESTS = {
     "prompt-odd": given(b'{"model":"m","prompt":[1,true,"x"]}', options=1),
     "embeddings": given(b'{"model":"m","input":"hi","encoding_format":"base64"}', options=2),
     "embeddings-ids": given(b'{"model":"m","input":[1,2,3]}', options=2),
+    "responses": given(b'{"model":"m","input":[{"role":"user","content":[{"type":"input_text","text":"a"},{"type":'
+                       b'"input_image","image_url":"data:,"}]},{"type":"function_call_output","output":[]}],"text":{'
+                       b'"format":{"type":"json_schema"}},"tools":[{"type":"web_search"}]}', options=RESPONSES),
+    "responses-references": given(b'{"model":"m","input":[{"type":"item_reference","id":"msg_1"}]}', options=RESPONSES),
+    "responses-odd": given(b'{"model":"m","input":[{"content":{"file_id":[]},"output":3,"tools":{"a":1},"result":"x",'
+                           b'"type":"image_generation_call"}],"text":3,"include":"x","tools":[{"type":[]}]}',
+                           options=RESPONSES),
     "plain-text": given(body(b'"n":1'), options=9), "charset": given(body(b'"n":1'), options=6),
 }
 
@@ -257,7 +302,9 @@ def recorded() -> dict[tuple[str, str], bytes]:
     found = {}
     for path in sorted(SAMPLES.iterdir()):
         data = path.read_bytes()
-        if path.suffix == ".sse":
+        if path.name.startswith("responses") and path.suffix == ".sse":
+            found["events", f"vllm-{path.stem}"] = written(data, cuts=(100, 777, 2000))
+        elif path.suffix == ".sse":
             for options in range(3):  # NOTHING, RUNNING, ALL
                 found["stream", f"vllm-{path.stem}-{options}"] = written(data, options=options, cuts=(100, 777, 1000))
         elif path.suffix == ".txt":
@@ -271,7 +318,8 @@ def recorded() -> dict[tuple[str, str], bytes]:
 def inputs() -> dict[tuple[str, str], bytes]:
     """(target, name) -> input."""
     found = recorded()
-    for target, seeds in (("stream", STREAMS), ("request", REQUESTS), ("metrics", METRICS), ("answer", ANSWERS),
+    for target, seeds in (("stream", STREAMS), ("events", EVENTS), ("request", REQUESTS), ("metrics", METRICS),
+                          ("answer", ANSWERS),
                           ("reply", REPLIES)):
         for name, seed in seeds.items():
             body, how = seed if isinstance(seed, tuple) else (seed, {})

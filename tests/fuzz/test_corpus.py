@@ -46,7 +46,8 @@ def test_a_call_that_takes_too_long_is_noticed(monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "module", "function"), [
-    ("stream", "stream", "relay"), ("request", "request", "upstream_body"), ("metrics", "metrics", "read_metrics"),
+    ("stream", "stream", "relay"), ("events", "events", "relay"), ("request", "request", "upstream_body"),
+    ("metrics", "metrics", "read_metrics"),
     ("answer", "answer", "read_usage"), ("reply", "reply", "heard")])
 def test_a_target_whose_parser_is_broken_notices_it(name, module, function, monkeypatch):
     """A parser that gives nothing back breaks a promise on some input of the corpus, or the target guards nothing."""

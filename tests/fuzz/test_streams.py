@@ -16,15 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.wire.endpoints import Endpoint
+from proxy.wire.events import EventMeter
 from proxy.wire.metering import StreamMeter, Strip
 from tests.fuzz.draw import CUTS_MAX, written
 from tests.fuzz.seeds import DEEP, DONE, ENDING, SAMPLES, chunk, usage
-from tests.fuzz.targets import stream
+from tests.fuzz.targets import events, stream
 
 KEPT_BYTES_MAX = 1 << 20
 READ_BYTES = 1 << 16
 SENT_BYTES = 6 << 20  # of each hostile stream: twelve times what may be kept, so that growth shows
-RECORDED = sorted(path.read_bytes() for path in SAMPLES.glob("*.sse"))
+RECORDED = sorted(path.read_bytes() for path in SAMPLES.glob("*.sse") if not path.name.startswith("responses"))
+EVENTS = sorted(path.read_bytes() for path in SAMPLES.glob("responses*.sse"))
 PIECES = (b"\n", b"\n\n", b"\r", b"\r\n\r\n", b"\0",
           b"\xef\xbb\xbf", b"data: ", b": x\n\n", b'"usage":', b"}", b"{", b'"',
           b"\\", b",", DONE, chunk(b"a"), usage(b"-1", b"9"), b'data: {"error":"x"}\n\n', b"\xe6\xbc")
@@ -39,6 +41,20 @@ def test_a_recorded_stream_damaged_anywhere_and_cut_anywhere_keeps_every_promise
     for at, length, piece in changes:
         data = data[:at] + piece + data[at + length:]
     stream.run(written(data, options=options, cuts=cuts))
+
+
+events_edits = st.lists(st.tuples(st.integers(0, 12_000), st.integers(0, 60), st.sampled_from(
+    (*PIECES, b"event: error\n", b'"type":"response.failed"', b'"type":"response.incomplete"', b'"delta":"x"'))),
+    max_size=4)
+
+
+@given(st.sampled_from(EVENTS), events_edits, st.integers(0, 3),
+       st.lists(st.integers(0, 12_000), max_size=CUTS_MAX).map(tuple))
+@settings(max_examples=200, deadline=None)
+def test_recorded_events_damaged_anywhere_and_cut_anywhere_keep_every_promise(data, changes, options, cuts):
+    for at, length, piece in changes:
+        data = data[:at] + piece + data[at + length:]
+    events.run(written(data, options=options, cuts=cuts))
 
 
 # ------------------------------------------------------------------ memory
@@ -83,14 +99,14 @@ HOSTILE: dict[str, Callable[[], list[bytes]]] = {
 }
 
 
-def most_kept(reads: list[bytes], strip: Strip, choices: int) -> int:
+def most_kept(reads: list[bytes], made: Callable[[], StreamMeter]) -> int:
     """Bytes that the meter holds on to, at most, after any read."""
     most = 0
     tracemalloc.start()
     try:
         gc.collect()
         before = tracemalloc.get_traced_memory()[0]
-        meter = StreamMeter(Endpoint.CHAT, strip=strip, choices=choices)
+        meter = made()
         for read in reads:
             for at in range(0, len(read), READ_BYTES):
                 meter.feed(read[at:at + READ_BYTES])
@@ -103,4 +119,13 @@ def most_kept(reads: list[bytes], strip: Strip, choices: int) -> int:
 @pytest.mark.parametrize(("strip", "choices"), [(Strip.RUNNING, 1), (Strip.ALL, 128)])
 @pytest.mark.parametrize("name", HOSTILE)
 def test_no_stream_makes_its_meter_keep_more_than_a_mebibyte(name, strip, choices):
-    assert most_kept(HOSTILE[name](), strip, choices) < KEPT_BYTES_MAX
+    assert most_kept(HOSTILE[name](), lambda: StreamMeter(Endpoint.CHAT, strip=strip, choices=choices)) < KEPT_BYTES_MAX
+
+
+HUGE = b'event: response.completed\ndata: {"type":"response.completed","response":{"output":"' + b"o" * BIG + b'"}}\n\n'
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, "a huge last event"])
+def test_no_stream_of_events_makes_its_meter_keep_more_than_two_of_the_longest(name):
+    reads = [HUGE, *HOSTILE["no newline"]()] if name == "a huge last event" else HOSTILE[name]()
+    assert most_kept(reads, lambda: EventMeter(event_bytes_max=KEPT_BYTES_MAX // 2)) < KEPT_BYTES_MAX

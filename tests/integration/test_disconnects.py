@@ -43,12 +43,14 @@ def living():
 class Caller:
     """A client of raw sockets, which can leave between any two bytes."""
 
+    path = "/v1/chat/completions"
+
     def __init__(self, url, body):
         self._where, self._body, self.seen = url.removeprefix("http://").split(":"), orjson.dumps(body), b""
 
     async def __aenter__(self):
         self._reader, self._writer = await asyncio.open_connection(self._where[0], int(self._where[1]))
-        self._writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        self._writer.write(b"POST " + self.path.encode() + b" HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
                            b"Content-Length: %d\r\n\r\n" % len(self._body) + self._body)
         return self
 

@@ -22,6 +22,7 @@ from proxy.main import DECISIONS_KEPT, JsonLines
 from proxy.server.app import OPERATORS_BODY_MAX
 from proxy.server.metrics import CODES_MAX
 from proxy.upstream.connection import HEAD_FIELDS_MAX
+from proxy.wire.events import EVENT_BYTES_MAX
 from proxy.wire.openai import BATCH_MAX, CHOICES_MAX, JSON_DEPTH_MAX, MODEL_CHARS_MAX
 from proxy.wire.sse import FRAME_BYTES_MAX
 from tests.integration.test_bad_input import with_image
@@ -206,10 +207,10 @@ ANSWER = {"object": "chat.completion", "model": "llama", "choices": [{"index": 0
     "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
 
 
-async def served_by(there, handle, body=CHAT):
+async def served_by(there, handle, body=CHAT, path="/v1/chat/completions"):
     engine = there.engines[0]
-    engine.routes = {**engine.routes, "/v1/chat/completions": {"POST": handle}}
-    return (await there.post(body))[1]["x-breakeven-backend"]
+    engine.routes = {**engine.routes, path: {"POST": handle}}
+    return (await there.post(body, path))[1]["x-breakeven-backend"]
 
 
 async def test_a_whole_answer(there, monkeypatch):
@@ -228,6 +229,18 @@ async def test_an_event_of_a_stream(there):
     asked = {**CHAT, "stream": True}
     assert await served_by(there, respond(stream(FRAME_BYTES_MAX), b"text/event-stream"), asked) == "llama"
     assert await served_by(there, respond(stream(FRAME_BYTES_MAX + 16), b"text/event-stream"), asked) == "api"
+
+
+async def test_an_event_of_a_response(there):
+    def stream(size):
+        begun = b'event: response.created\ndata: {"type":"response.created","response":{"id":"resp_1"}}\n\n'
+        end = b'event: response.completed\ndata: {"type":"response.completed","response":{"output":""}}\n\n'
+        return begun + end.replace(b'"output":""', b'"output":"' + b"x" * (size - len(end)) + b'"')
+
+    asked = {"model": "gpt-4o", "input": "hi", "stream": True}
+    for size, backend in ((EVENT_BYTES_MAX, "llama"), (EVENT_BYTES_MAX + 1, "api")):
+        answer = respond(stream(size), b"text/event-stream")
+        assert await served_by(there, answer, asked, "/v1/responses") == backend
 
 
 async def test_the_fields_of_an_answers_head(there):

@@ -28,6 +28,7 @@ GOLDEN = {
     ("POST", "/v1/chat/completions"): (DATA, "/v1/chat/completions", CHAT),
     ("POST", "/v1/completions"): (DATA, "/v1/completions", TEXT),
     ("POST", "/v1/embeddings"): (DATA, "/v1/embeddings", {"model": "gpt-4o", "input": "hi"}),
+    ("POST", "/v1/responses"): (DATA, "/v1/responses", {"model": "gpt-4o", "input": "hi", "max_output_tokens": 2}),
     ("GET", "/v1/models"): (MODELS, "/v1/models", None),
     ("GET", "/v1/models/{name:path}"): (MODELS, "/v1/models/gpt-4o", None),
     ("GET", "/metrics"): (OPERATIONS, "/metrics", None),

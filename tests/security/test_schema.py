@@ -30,8 +30,9 @@ EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES", "8"))
 MODES = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
 OPERATIONS = [
     ("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/v1/models"), ("GET", "/v1/models/{name}"),
-    ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("POST", "/v1/embeddings"), ("GET", "/metrics"),
-    ("GET", "/admin/status"), ("GET", "/admin/decisions"), ("GET", "/admin/explain"), ("POST", "/admin/switch"),
+    ("POST", "/v1/chat/completions"), ("POST", "/v1/completions"), ("POST", "/v1/embeddings"),
+    ("POST", "/v1/responses"), ("GET", "/metrics"), ("GET", "/admin/status"),
+    ("GET", "/admin/decisions"), ("GET", "/admin/explain"), ("POST", "/admin/switch"),
     ("POST", "/admin/backends/{name}/drain")]
 OPEN = OPERATIONS[:2]
 CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]

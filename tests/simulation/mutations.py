@@ -78,7 +78,7 @@ def asks_again_after_bytes() -> None:
 
 
 def cuts_look_whole() -> None:
-    replies.last_words = lambda error: b"data: [DONE]\n\n"
+    replies.last_words = lambda *_: b"data: [DONE]\n\n"
 
 
 def an_exception_at_the_root() -> None:

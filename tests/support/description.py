@@ -39,6 +39,11 @@ SAMPLING = {
     "stop": {"oneOf": [TEXT, {"type": "array", "items": TEXT, "maxItems": 4}]}, "user": TEXT,
     "seed": {"type": "integer"}, "stream_options": {"type": ["object", "null"], "properties": {
         "include_usage": {"type": "boolean"}}}, "metadata": {"type": "object", "additionalProperties": TEXT}}
+ITEM = {"oneOf": [
+    {"type": "object", "required": ["role", "content"], "properties": {
+        "role": {"enum": ["system", "user", "assistant", "developer"]}, "content": TEXT}},
+    {"type": "object", "required": ["type", "call_id", "output"], "properties": {
+        "type": {"const": "function_call_output"}, "call_id": TEXT, "output": TEXT}}]}
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"type": "object", "required": ["model", "messages"], "properties": {
         **SAMPLING, "messages": {"type": "array", "items": MESSAGE, "minItems": 1, "maxItems": 4},
@@ -52,6 +57,17 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"type": "object", "required": ["model", "input"], "properties": {
         "model": SAMPLING["model"], "input": {"oneOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1}]},
         "encoding_format": {"enum": ["float", "base64"]}, "dimensions": {"type": "integer", "minimum": 1}}},
+    "/v1/responses": {"type": "object", "required": ["model", "input"], "properties": {
+        "model": SAMPLING["model"], "stream": SAMPLING["stream"], "temperature": SAMPLING["temperature"],
+        "input": {"oneOf": [TEXT, {"type": "array", "items": ITEM, "minItems": 1, "maxItems": 4}]},
+        "instructions": TEXT,
+        "max_output_tokens": {"type": "integer", "minimum": 1, "maximum": 12}, "metadata": SAMPLING["metadata"],
+        "tools": {"type": "array", "maxItems": 3, "items": {
+            "type": "object", "required": ["type", "name"], "properties": {
+                "type": {"enum": ["function", "custom", "web_search"]}, "name": TEXT,
+                "parameters": {"type": "object"}}}},
+        "store": {"type": ["boolean", "null"]}, "background": {"type": ["boolean", "null"]},
+        "previous_response_id": {"type": ["string", "null"], "maxLength": 40}}},
 }
 
 

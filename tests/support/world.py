@@ -80,14 +80,16 @@ def configuration(ledger: str, engine_urls: list[str], api_url: str, *, route: d
     backends: dict[str, Any] = {"api": {
         "kind": "openai", "url": api_url, "model": "gpt-4o", "api_key": "env:SIM_API_KEY", "provider": "openai",
         "forward_headers": ["x-sim-fault"],
-        "capabilities": ["chat", "completions", "embeddings", "tools", "json_schema", "logprobs", "n", "images"],
+        "capabilities": ["chat", "completions", "embeddings", "responses", "tools", "json_schema", "logprobs", "n",
+                         "images"],
         **(api or {})}}
     if engine_urls:
         backends["llama"] = {
             "kind": "vllm", "urls": engine_urls, "model": "llama", "scrape_s": 0.2,
             "gpu": {**GPU, "count": len(engine_urls)},
             "capacity": CAPACITY, "forward_headers": ["x-sim-fault"],
-            "capabilities": ["chat", "completions", "embeddings", "tools", "json_schema", "logprobs", "n"],
+            "capabilities": ["chat", "completions", "embeddings", "responses", "tools", "json_schema", "logprobs",
+                             "n"],
             **(engine or {})}
     names = ["llama", "api"] if engine_urls else ["api"]
     return {"version": 1, "ledger": ledger, "backends": backends, "keys": {"required": False},

@@ -4,7 +4,7 @@ worth putting into its inputs."""
 from collections.abc import Callable
 from importlib import import_module
 
-TARGETS = ("stream", "request", "metrics", "answer", "reply")
+TARGETS = ("stream", "events", "request", "metrics", "answer", "reply")
 
 
 def target(name: str) -> Callable[[bytes], None]:

@@ -43,7 +43,8 @@ FIELDS = (
     "model", "messages", "role", "content", "prompt", "input", "stream", "stream_options", "include_usage",
     "continuous_usage_stats", "n", "best_of", "max_tokens", "max_completion_tokens", "tools", "response_format", "type",
     "image_url", "input_audio", "file_url", "url", "source", "service_tier", "logprobs", "modalities", "tool_calls",
-    "suffix", "api-base", "priority", "text")
+    "suffix", "api-base", "priority", "text", "instructions", "max_output_tokens", "item_reference", "file_id",
+    "output", "previous_response_id", "background", "conversation")
 WORDS = (*(b'"%s":' % name.encode() for name in FIELDS), b"true", b"null", b'{"type":"text","text":"', b'"data:',
          b"[[1]]", b"1e5")
 
@@ -54,6 +55,8 @@ def run(data: bytes) -> None:
     injected = list(UsageInjection)[draw.option(3)]
     model, max_tokens = (None, "other/model")[draw.option(2)], (None, 1, 4096)[draw.option(3)]
     allowed = frozenset() if draw.option(2) else frozenset(DANGEROUS_ENGINE_FIELDS)
+    if draw.option(2):  # drawn last, so that what was found before means what it meant
+        endpoint, injected = Endpoint.RESPONSES, UsageInjection.NONE
     try:
         request = timed(parse_request, endpoint, draw.body, content_type)
     except (InvalidRequest, UnsupportedMediaType) as error:

@@ -31,8 +31,8 @@ def refused(endpoint, document, kind=InvalidRequest):
     return caught.value
 
 
-def test_the_three_endpoints_are_known():
-    assert set(ENDPOINTS.values()) == {CHAT, COMPLETIONS, EMBEDDINGS}
+def test_the_four_endpoints_are_known():
+    assert set(ENDPOINTS.values()) == set(Endpoint) == {CHAT, COMPLETIONS, EMBEDDINGS, Endpoint.RESPONSES}
 
 
 def test_the_plainest_request():

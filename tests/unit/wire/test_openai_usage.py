@@ -38,6 +38,7 @@ def usage(prompt, completion, total=None, ins=None, outs=None, **more):
     ("chat-n2.json", CHAT, Usage(input_text=19, output_text=16)),
     ("chat-cache-hit.json", CHAT, Usage(input_text=24, cache_read=160, output_text=4)),
     ("chat-tool-required.json", CHAT, Usage(input_text=119, output_text=40)),
+    ("responses.json", Endpoint.RESPONSES, Usage(input_text=19, output_text=8)),
     ("completion-batch.json", Endpoint.COMPLETIONS, Usage(input_text=16, output_text=8)),
 ])
 def test_recorded_answers_are_read(name, endpoint, expected):
@@ -50,6 +51,19 @@ def test_embeddings_have_a_prompt_and_no_completion():
     assert read is not None and read.consistent and read.output_total == 0
     assert read.input_total == orjson.loads(body)["usage"]["prompt_tokens"]
     assert read_usage(EMBEDDINGS, b'{"usage":{"prompt_tokens":5}}') == Usage(input_text=5)
+
+
+def test_responses_have_the_same_under_other_names():
+    read = usage_from_dict({
+        "input_tokens": 100, "input_tokens_details": {"cached_tokens": 30, "cache_write_tokens": 10},
+        "output_tokens": 50, "output_tokens_details": {"reasoning_tokens": 20}, "total_tokens": 150},
+        Endpoint.RESPONSES)
+    assert read == Usage(input_text=60, cache_read=30, cache_write_5m=10, output_text=30, reasoning=20)
+    for none in (None, {}, {"prompt_tokens": 1, "completion_tokens": 2}):  # zero is not the same as nothing
+        assert usage_from_dict(none, Endpoint.RESPONSES) is None
+    assert usage_from_dict({"input_tokens": 0, "output_tokens": 0}, Endpoint.RESPONSES) == Usage()
+    wrong = usage_from_dict({"input_tokens": 5, "output_tokens": 5, "total_tokens": 99}, Endpoint.RESPONSES)
+    assert wrong == Usage(input_text=5, output_text=5, consistent=False)
 
 
 def test_every_token_is_in_one_bucket():

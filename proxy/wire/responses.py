@@ -1,0 +1,107 @@
+"""What of a Responses API request differs from a chat: its input, and what it may name but not carry.
+
+Ids name what lies at one provider, under the one account that all callers of the gateway share there. So what another
+caller may have put there cannot be named: stored conversations, prompts, files and single items are refused, with the
+word what to send instead. Answers in the background are refused because nobody would book them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from proxy.core.errors import InvalidRequest
+from proxy.wire.prompt import Prompt
+
+# Tools that the caller runs itself. Whatever else stands in `tools` is run by the provider, at prices of its own.
+OWN_TOOLS = frozenset({"function", "custom"})
+LOGPROBS = "message.output_text.logprobs"  # of `include`
+DEFINITIONS = ("tools", "text", "structured_outputs", "previous_input_messages")  # reach the model as JSON
+FEATURE_FIELDS = frozenset({"tools", "text", "reasoning", "include", "top_logprobs", "store", "structured_outputs"})
+
+_REFUSED = {
+    "background": "Answers in the background are not served. Leave 'background' out; 'stream' shows an answer while it "
+                  "is made.",
+    "conversation": "Stored conversations are not served: they belong to the provider's account, which all callers "
+                    "share. Send the earlier messages in 'input'.",
+    "prompt": "Stored prompts are not served: they belong to the provider's account, and nobody here knows how long "
+              "they are. Send the text in 'instructions' and 'input'.",
+    "previous_response_id": "Stored answers cannot be continued yet. Send the earlier messages in 'input'.",
+}
+
+
+def read_input(document: dict[str, Any]) -> Prompt:
+    """What reaches the model. Raises InvalidRequest for what is no input, and for what may not be named."""
+    for name, why in _REFUSED.items():
+        if document.get(name):
+            raise InvalidRequest(why, param=name, code="unsupported_parameter")
+    prompt, given, instructions = Prompt(), document.get("input"), document.get("instructions")
+    if isinstance(given, str):
+        prompt.texts(given)
+    elif isinstance(given, list) and given and all(isinstance(item, dict) for item in given):
+        for at, item in enumerate(given):
+            _refuse_references(item, f"input[{at}]")
+        prompt.items(given)
+    else:
+        what = "Missing required parameter" if given is None else "Expected a string or a non-empty array of objects"
+        raise InvalidRequest(f"{what}: 'input'.", param="input")
+    if isinstance(instructions, str):
+        prompt.texts(instructions)
+    else:
+        prompt.definitions(instructions)
+    for name in DEFINITIONS:
+        prompt.definitions(document.get(name))
+    return prompt
+
+
+def features(document: dict[str, Any], stream: bool) -> set[str]:
+    """What a backend must be able to do; `hosted_tools`: run tools itself, `store`: keep the answer, as was asked for
+    in so many words."""
+    text, include = document.get("text"), document.get("include")
+    kind = text.get("format") if isinstance(text, dict) else None
+    kind = kind.get("type") if isinstance(kind, dict) else None
+    found = {
+        "stream": stream,
+        "tools": bool(document.get("tools")) or any(True for _ in _more_tools(document)),
+        "hosted_tools": _hosted(document.get("tools")) or any(map(_hosted, _more_tools(document))),
+        "json_schema": kind == "json_schema" or bool(document.get("structured_outputs")),
+        "json_object": kind == "json_object",
+        "logprobs": bool(document.get("top_logprobs")) or (isinstance(include, list) and LOGPROBS in include),
+        "reasoning": document.get("reasoning") is not None,
+        "store": document.get("store") is True,
+    }
+    return {name for name, is_given in found.items() if is_given}
+
+
+def _more_tools(document: dict[str, Any]) -> Iterator[Any]:
+    """Tools may also be handed over in the middle of the input."""
+    given = document.get("input")
+    if isinstance(given, list):
+        yield from (item["tools"] for item in given if item.get("tools"))
+
+
+def _hosted(tools: Any) -> bool:
+    """Whether the provider would run any of these; a namespace is as its members."""
+    if not isinstance(tools, list):
+        return bool(tools)
+    for tool in tools:
+        kind = tool.get("type") if isinstance(tool, dict) else None
+        if isinstance(tool, dict) and kind == "namespace":
+            if _hosted(tool.get("tools")):
+                return True
+        elif not isinstance(kind, str) or kind not in OWN_TOOLS:
+            return True
+    return False
+
+
+def _refuse_references(item: dict[str, Any], where: str) -> None:
+    if item.get("type") == "item_reference" or (item and item.keys() <= {"id", "type"}):
+        raise InvalidRequest("Items cannot be named by id: they lie in the provider's account, which all callers share."
+                             " Send the item itself.", param=where, code="unsupported_value")
+    for field in ("content", "output"):
+        parts = item.get(field)
+        for part in parts if isinstance(parts, list) else (parts,):
+            if isinstance(part, dict) and part.get("file_id") is not None:
+                raise InvalidRequest("Files cannot be named by id: they lie in the provider's account, which all "
+                                     "callers share. Send the content, as 'file_data' or a data: URL.",
+                                     param=f"{where}.{field}", code="unsupported_value")

@@ -20,6 +20,7 @@ import uvloop
 from proxy.config.model import Settings
 from proxy.config.prices import load_price_book
 from proxy.config.replicas import with_replicas
+from proxy.config.report import currency_of
 from proxy.core.contracts import card
 from proxy.core.entries import RequestEntry
 from proxy.core.errors import InvalidRequest, ModelNotFound, NotFound
@@ -90,7 +91,8 @@ class Gateway:
             Settlement(self.planner), self.journal, self.purse, self._rates(), self.recounter,
             self._repeats(), self.upstreams, time.monotonic, self._observe,
             self.refused))
-        self.desk = Desk(DashboardPages(settings.ledger, settings.report.time_zone), self)
+        self.desk = Desk(DashboardPages(settings.ledger, settings.report.time_zone,
+                                        currency_of(settings.report, settings.source)), self)
         self.app = self._built(data=True, operators=settings.server.admin is None)
         self.admin_app = None if settings.server.admin is None else self._built(data=False, operators=True)
         self.chores = Chores(self.journal, MinuteBook(settings, self.board), self.purse, self.planner.standings)

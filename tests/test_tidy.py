@@ -45,7 +45,7 @@ IMPURE = {
     "socket", "sqlite3", "subprocess", "tempfile", "threading", "time", "urllib.request", "uuid",
 }  # fmt: skip
 ONLY_IN = {"litellm": "proxy/upstream/commercial.py", "genai_prices": "proxy/config/prices.py"}
-MONEY = re.compile(r"proxy/(core/(money|pricing|contracts|charges|savings|entries)\.py|ledger/.*)")
+MONEY = re.compile(r"proxy/(core/(money|currency|pricing|contracts|charges|savings|entries)\.py|ledger/.*)")
 AUTH = re.compile(r"proxy/.*(auth|key|secret|token)\w*\.py")
 SECRET_WORDS = {"key", "secret", "token", "digest", "password"}
 ENVIRONMENT = re.compile(r"proxy/(config/.*|cli/.*|cli\.py|upstream/(commercial|tokenizers)\.py)")

@@ -31,9 +31,12 @@ def report(
     ledger: Annotated[str | None, typer.Option("--ledger", metavar="URL", help=(
         "The ledger. Default: the configuration's, or sqlite:///data/ledger.db."))] = None,
     config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help=(
-        "Take the ledger and the time zone from this configuration."))] = None,
+        "Take the ledger, the time zone and the currency from this configuration."))] = None,
     time_zone: Annotated[str | None, typer.Option("--time-zone", metavar="NAME", help=(
         "Such as Europe/Berlin. Default: the configuration's, or UTC."))] = None,
+    currency: Annotated[str | None, typer.Option("--currency", metavar="CODE", help=(
+        "USD, or the configuration's report.currency, which is the default: the books are in USD and are converted "
+        "at its exchange rates."))] = None,
     output: Annotated[Path | None, typer.Option("--output", metavar="FILE", help=(
         "Write it there. With --format focus a name that ends in .parquet means Parquet."))] = None,
     from_rows: Annotated[bool, typer.Option("--from-rows", help=(
@@ -67,9 +70,9 @@ def report(
             count(from_, to, ledger, config, time_zone)
         if format_ == "focus":
             from proxy.cli.report_focus import write
-            write(from_, to, ledger, config, time_zone, focus_version, output)
+            write(from_, to, ledger, config, time_zone, currency, focus_version, output)
             return
-        content = _report(from_, to, by, format_, ledger, config, time_zone, plain=output is not None)
+        content = _report(from_, to, by, format_, ledger, config, time_zone, currency, plain=output is not None)
     except LedgerUnavailable as error:
         _refuse(error.message)
     except ValueError as error:
@@ -84,7 +87,8 @@ def report(
 
 
 def _report(from_: str | None, to: str | None, by: str | None, format_: str, ledger: str | None, config: Path | None,
-            time_zone: str | None, *, plain: bool) -> str | bytes:
+            time_zone: str | None, asked: str | None, *, plain: bool) -> str | bytes:
+    from proxy.cli.currency import currency_in
     from proxy.ledger import store
     from proxy.ledger.location import locate
     from proxy.reports import render
@@ -98,15 +102,17 @@ def _report(from_: str | None, to: str | None, by: str | None, format_: str, led
     location, now_ns = locate(ledger, config), time.time_ns()
     zone = time_zone or location.time_zone
     from_ns, to_ns = resolve(from_, to, zone_of(zone), now_ns)
+    currency = currency_in(config, location.currency, asked)
     sum_up(location.url)
     check(from_ns, to_ns, by if by not in (None, ALL) else "route", zone)
     tag = by if by and by.partition(":")[0] == "tag" else None
     with store.reading(location.url) as connection:
         final = standing(connection, from_ns, to_ns)
         if format_ == "table" or (format_ == "csv" and by != ALL):
-            statement = read(connection, from_ns, to_ns, by=by or "route", time_zone=zone)
+            statement = read(connection, from_ns, to_ns, by=by or "route", time_zone=zone, currency=currency)
             return _table(statement, final, zone, plain=plain) if format_ == "table" else render.to_csv(statement, zone)
-        books = read_books(connection, from_ns, to_ns, time_zone=zone, tag=tag, by_day=by in ("day", ALL))
+        books = read_books(connection, from_ns, to_ns, time_zone=zone, tag=tag, by_day=by in ("day", ALL),
+                           currency=currency)
     if format_ == "csv":
         return render.to_csv_of(books.by.values(), zone)
     if format_ == "json":

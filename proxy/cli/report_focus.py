@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from proxy.cli.currency import currency_in
 from proxy.cli.progress import bar, sum_up
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def write(from_: str | None, to: str | None, ledger: str | None, config: Path | None, time_zone: str | None,
-          version: str | None, output: Path | None) -> None:
+          asked: str | None, version: str | None, output: Path | None) -> None:
     """Write it to `output`, or as CSV to standard output; nothing of it appears before it is whole and adds up.
 
     ValueError for what makes no sense, LedgerUnavailable for the ledger; exit 1 where it does not add up."""
@@ -40,19 +41,19 @@ def write(from_: str | None, to: str | None, ledger: str | None, config: Path | 
     columns(version)  # says so if there is no such version
     location = locate(ledger, config)
     from_ns, to_ns = resolve(from_, to, zone_of(time_zone or location.time_zone), time.time_ns())
-    public = _public(config)
+    currency, public = currency_in(config, location.currency, asked), _public(config)
     sum_up(location.url)
 
     @contextmanager
     def rows() -> Iterator[Export]:
         with store.reading(location.url) as connection, bar("writing", "hours") as progress:
-            yield Export(connection, from_ns, to_ns, public, progress)
+            yield Export(connection, from_ns, to_ns, public, progress, currency)
 
     try:
         if output is None:
-            _show(rows, version)
+            _show(rows, version, currency.code)
         else:
-            _save(rows, version, output)
+            _save(rows, version, currency.code, output)
     except IdentityBroken as broken:
         typer.echo(f"breakeven report: {broken}; see `breakeven ledger verify`", err=True)
         raise typer.Exit(1) from None
@@ -60,18 +61,18 @@ def write(from_: str | None, to: str | None, ledger: str | None, config: Path | 
         raise ValueError(f"{output or 'standard output'}: {error.strerror or error}") from None
 
 
-def _show(rows: Rows, version: str) -> None:
+def _show(rows: Rows, version: str, code: str) -> None:
     """Shown once it is whole, and once the bar is gone, which takes what is printed meanwhile to itself."""
     from proxy.reports.focus.writers import write_csv
 
     with tempfile.TemporaryFile("w+", encoding="utf-8", newline="") as text:
         with rows() as export:
-            write_csv(export, text, version)
+            write_csv(export, text, version, code)
         text.seek(0)
         shutil.copyfileobj(text, sys.stdout)
 
 
-def _save(rows: Rows, version: str, output: Path) -> None:
+def _save(rows: Rows, version: str, code: str, output: Path) -> None:
     from proxy.reports.focus.writers import write_csv, write_parquet
 
     part = output.with_name(f".{output.name}.part")
@@ -79,10 +80,10 @@ def _save(rows: Rows, version: str, output: Path) -> None:
         with rows() as export:
             if output.suffix == ".parquet":
                 with part.open("wb") as binary:
-                    write_parquet(export, binary, version)
+                    write_parquet(export, binary, version, code)
             else:
                 with part.open("w", encoding="utf-8", newline="") as text:
-                    write_csv(export, text, version)
+                    write_csv(export, text, version, code)
         os.replace(part, output)
     finally:
         part.unlink(missing_ok=True)

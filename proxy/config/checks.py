@@ -18,6 +18,7 @@ from proxy.config.alerts import webhook_fault
 from proxy.config.backend import COMMERCIAL, ENGINES, Backend, CardRef
 from proxy.config.model import Route, Settings
 from proxy.config.problem import Path, Problem, Source, shown
+from proxy.config.report import faults
 from proxy.config.routes import is_glob
 from proxy.config.translate import did_you_mean
 
@@ -73,11 +74,12 @@ def stores(look: Look) -> Iterator[Problem]:
 
 
 def report(look: Look) -> Iterator[Problem]:
-    zone, currency = look.settings.report.time_zone, look.settings.report.currency
+    zone = look.settings.report.time_zone
     if not known_zone(zone):
         yield look.problem(("report", "time_zone"), f"no such time zone: {shown(zone)}", "such as UTC or Europe/Berlin")
-    if currency != "USD":
-        yield look.problem(("report", "currency"), f"currency {shown(currency)} is not built yet", "use USD")
+    for at, message, hint in faults(look.settings.report):
+        if look.sound("report", *at):
+            yield look.problem(("report", *at), message, hint)
 
 
 def known_zone(name: str) -> bool:

@@ -17,6 +17,7 @@ from proxy.config.alerts import Alerts
 from proxy.config.backend import Backend
 from proxy.config.fields import FROZEN, Bool, Day, FilePath, Float, Int, Share, Text, Usd, auto, setting
 from proxy.config.problem import Source
+from proxy.config.report import Report
 from proxy.config.routes import RouteTable
 from proxy.config.spending import ApiSpendMax, BudgetLine, api_spend
 
@@ -77,20 +78,6 @@ class Server(BaseModel):
         unit="seconds", gt=0, le=600)
     body_s: Float = setting(30.0, "Client sending its body", "Raise for slow uploads of images.", unit="seconds",
         gt=0, le=3600)
-
-
-class Report(BaseModel):
-    """How the savings report counts days and money."""
-
-    model_config = FROZEN
-
-    time_zone: Text = setting("UTC", "Time zone of days and months", "Your finance department's, such as "
-        "Europe/Berlin.", unit="IANA name")
-    currency: Text = setting("USD", "Currency", "Others than USD are not built yet.", unit="ISO 4217 code")
-    recount: Share = setting(
-        Decimal(0), "Prompts counted again", "Of the prompts that your GPUs answer, so many are counted with the "
-        "tokenizer of the baseline's model too, if it is here (OpenAI's are): the report then says how the two differ. "
-        "1% is plenty; takes 80 MiB.", unit="percentage of prompts", ge=0, le=1, shown_default="0%")
 
 
 class Electricity(BaseModel):

@@ -70,7 +70,7 @@ def marginal(statement: Statement, backends: Iterable[BackendSums]) -> Marginal:
     """Of a statement and the same period's sums. IdentityBroken unless both figures come to the statement's saving."""
     rows, total = list(backends), statement.total
     displaced, varying = sum(row.baseline for row in rows if row.on_gpu), sum(row.varying for row in rows)
-    at_api = [row for row in rows if not row.on_gpu]
+    at_api, smallest = [row for row in rows if not row.on_gpu], statement.currency.smallest
     retries = sum(row.retries for row in rows)
     made = Marginal(displaced, varying, retries,
                     sum(row.baseline - row.api + row.retries for row in at_api),
@@ -78,11 +78,11 @@ def marginal(statement: Statement, backends: Iterable[BackendSums]) -> Marginal:
                     total.corrections)
     if retries != statement.api_retries:
         raise IdentityBroken(f"retries: the backends add up to {retries}, the period to {statement.api_retries} "
-                             "nano-USD")
+                             f"{smallest}")
     if made.saving != total.marginal_saving:
         raise IdentityBroken(f"marginal saving: the backends add up to {made.saving}, the period to "
-                             f"{total.marginal_saving} nano-USD")
+                             f"{total.marginal_saving} {smallest}")
     if made.fully_loaded != total.savings:
-        raise IdentityBroken(f"savings: {made.fully_loaded} by way of the marginal saving, {total.savings} nano-USD "
+        raise IdentityBroken(f"savings: {made.fully_loaded} by way of the marginal saving, {total.savings} {smallest} "
                              "by the statement")
     return made

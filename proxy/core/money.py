@@ -16,7 +16,8 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import TypeVar
 
-NANO_PER_USD = 1_000_000_000
+NANO_DIGITS = 9
+NANO_PER_USD = 10**NANO_DIGITS
 NS_PER_S = 1_000_000_000
 NS_PER_MINUTE = 60 * NS_PER_S
 NS_PER_HOUR = 3600 * NS_PER_S

@@ -24,6 +24,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 from proxy.core.cells import FIELDS, Place, Slice
+from proxy.core.currency import DOLLARS, Currency
 from proxy.core.gpucost import GpuShare
 from proxy.core.money import NS_PER_MINUTE
 from proxy.core.pricing import INPUTS, OUTPUTS
@@ -47,9 +48,9 @@ class IdentityBroken(AssertionError):
 
 @dataclass(frozen=True, slots=True)
 class GroupRow:
-    """One line of the statement; all amounts nano-USD. `requests` are those of clients, however many attempts;
-    `baseline` is the headline, the lower of list and contracted, and holds, where a price is unknown, what the API
-    really cost instead."""
+    """One line of the statement; amounts in nano-USD, or as its currency counts them. `requests` are those of clients,
+    however many attempts; `baseline` is the headline, the lower of list and contracted, and holds, where a price is
+    unknown, what the API really cost instead."""
 
     group: str
     requests: int
@@ -130,6 +131,7 @@ class Statement:
     overheads: Mapping[str, int] = field(default_factory=dict)
     contracts: Mapping[str, int] = field(default_factory=dict)  # what each owes beside requests
     unpriced_backends: tuple[str, ...] = ()  # did work while no rate was in force: their cost is not in it
+    currency: Currency = DOLLARS  # what every amount is in
 
     @property
     def api_retries(self) -> int:
@@ -169,10 +171,10 @@ class Statement:
 
 def account(period: Slice, groups: Mapping[str, Cells], overhead: Mapping[str, int], *, by: str,
             labels: Mapping[str, str] | None = None, contracts: Mapping[str, int] | None = None,
-            baseline_contracts: int = 0, adjusted: int = 0) -> Statement:
+            baseline_contracts: int = 0, adjusted: int = 0, currency: Currency = DOLLARS) -> Statement:
     """The statement of a period. `groups`: the period's cells, each in one group. `contracts`: what each owes beside
     requests, `baseline_contracts` what all would owe in pure-API billing; `adjusted`: what closed periods cost more,
-    found in this one. IdentityBroken if it is wrong."""
+    found in this one. All amounts are in the currency. IdentityBroken if it is wrong."""
     labels = labels or {}
     rows = [row_of(name, cells, labels.get(name, name)) for name, cells in sorted(groups.items())]
     gpus = GpuShare()
@@ -191,14 +193,14 @@ def account(period: Slice, groups: Mapping[str, Cells], overhead: Mapping[str, i
     whole |= {name: whole[name] + amount for name, amount in beside.items()}
     whole |= {**nobodys, "gpu_serving": gpus.serving, "gpu_failed": gpus.failed, "energy": gpus.energy}
     statement = Statement(period.from_ns, period.to_ns, by, GroupRow(**whole), tuple(rows), dict(period.gpus),
-                          dict(overhead), dict(contracts or {}), tuple(sorted(period.unpriced)))
+                          dict(overhead), dict(contracts or {}), tuple(sorted(period.unpriced)), currency)
     check(statement)
     return statement
 
 
 def apart(name: str) -> str:
-    """The group of what has a name: that, in quotes where it would be taken for a row of the books' own. No two names have
-    the same group."""
+    """The group of what has a name: that, in quotes where it would be taken for a row of the books' own. No two names
+    have the same group."""
     return f'"{name}"' if name.strip('"') in RESERVED else name or NONE
 
 
@@ -244,15 +246,15 @@ def _row(group: str, amounts: Mapping[str, int], *, allocated: bool = True, labe
 
 def check(statement: Statement) -> None:
     """Raise IdentityBroken unless the statement adds up."""
-    total = statement.total
+    total, smallest = statement.total, statement.currency.smallest
     for name in ADDED_UP:
         parts, whole = sum(getattr(row, name) for row in statement.rows), getattr(total, name)
         if parts != whole:
-            raise IdentityBroken(f"{name}: the rows add up to {parts}, the total is {whole} nano-USD")
+            raise IdentityBroken(f"{name}: the rows add up to {parts}, the total is {whole} {smallest}")
     gpu = sum(share.gpu for share in statement.backends.values())
     if gpu != total.gpu:
-        raise IdentityBroken(f"gpu: the backends add up to {gpu}, the total is {total.gpu} nano-USD")
-    least = -CUT_NANO * len(statement.backends) if statement.from_ns % NS_PER_MINUTE else 0
+        raise IdentityBroken(f"gpu: the backends add up to {gpu}, the total is {total.gpu} {smallest}")
+    least = -CUT_NANO * len(statement.backends) * statement.currency.most if statement.from_ns % NS_PER_MINUTE else 0
     for name in ("gpu_serving", "gpu_failed", "gpu_foreign", "gpu_startup", "gpu_idle", "overhead"):
         if getattr(total, name) < least:
-            raise IdentityBroken(f"{name} is negative: {getattr(total, name)} nano-USD")
+            raise IdentityBroken(f"{name} is negative: {getattr(total, name)} {smallest}")

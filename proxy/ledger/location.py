@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from proxy.core.currency import USD
 from proxy.ledger.store import DEFAULT_URL
 
 
@@ -14,10 +15,11 @@ from proxy.ledger.store import DEFAULT_URL
 class Location:
     url: str
     time_zone: str = "UTC"
+    currency: str = USD
 
 
 def locate(ledger: str | None = None, config: Path | None = None) -> Location:
-    """`--ledger` wins. Only two settings are read from the file, so that a report can be made while the rest of it
+    """`--ledger` wins. Only three settings are read from the file, so that a report can be made while the rest of it
     is being edited; `breakeven check` judges the whole. ValueError says what is wrong with it."""
     if config is None:
         return Location(ledger or DEFAULT_URL)
@@ -31,7 +33,9 @@ def locate(ledger: str | None = None, config: Path | None = None) -> Location:
         raise ValueError(f"{config}: not a configuration; try `breakeven check {config}`")
     report = tree.get("report")
     zone = report.get("time_zone", "UTC") if isinstance(report, dict) else "UTC"
+    currency = report.get("currency", USD) if isinstance(report, dict) else USD
     url = ledger or tree.get("ledger") or DEFAULT_URL
-    if not isinstance(url, str) or not isinstance(zone, str):
-        raise ValueError(f"{config}: ledger and report.time_zone are text; try `breakeven check {config}`")
-    return Location(url, zone)
+    if not all(isinstance(one, str) for one in (url, zone, currency)):
+        raise ValueError(f"{config}: ledger, report.time_zone and report.currency are text; try `breakeven check "
+                         f"{config}`")
+    return Location(url, zone, currency)

@@ -11,17 +11,18 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Connection
 
 from proxy.core.cells import AT, Place, Slice, whole
+from proxy.core.currency import DOLLARS, Currency
 from proxy.core.fairness import Fairness
 from proxy.core.gpucost import RateLine
 from proxy.core.marginal import BackendSums, Marginal, marginal
 from proxy.core.money import NS_PER_MINUTE
 from proxy.core.savings import Statement, row_of
-from proxy.ledger import cells, store
+from proxy.ledger import store
 from proxy.ledger.amounts import Prices
-from proxy.ledger.owed import Spending
 from proxy.reports import pricebook
 from proxy.reports.fairness import fairness
 from proxy.reports.pricebook import PriceUse
+from proxy.reports.reading import Reader
 from proxy.reports.statement import Day, check, days_between, read, state, zone_of
 
 GROUPINGS = ("route", "key", "backend", "model")
@@ -63,32 +64,34 @@ class Books:
 
 
 def open_books(url: str, from_ns: int, to_ns: int, *, time_zone: str = "UTC", tag: str | None = None,
-               by_day: bool = False) -> Books:
+               by_day: bool = False, currency: Currency = DOLLARS) -> Books:
     """`tag`: "tag", or "tag:NAME"; by default the team, where any request says one. `by_day`: with that grouping too.
-    LedgerUnavailable when the ledger cannot be read; ValueError for a period, zone or tag that makes no sense."""
+    LedgerUnavailable when the ledger cannot be read; ValueError for a period, zone or tag that makes no sense, and
+    where the currency has no rate."""
     with store.reading(url) as connection:
-        return read_books(connection, from_ns, to_ns, time_zone=time_zone, tag=tag, by_day=by_day)
+        return read_books(connection, from_ns, to_ns, time_zone=time_zone, tag=tag, by_day=by_day,
+                          currency=currency)
 
 
-def read_books(connection: Connection, from_ns: int, to_ns: int, *, time_zone: str = "UTC",
-               tag: str | None = None, by_day: bool = False) -> Books:
+def read_books(connection: Connection, from_ns: int, to_ns: int, *, time_zone: str = "UTC", tag: str | None = None,
+               by_day: bool = False, currency: Currency = DOLLARS) -> Books:
     """`open_books` on a connection, so that all of it is of one moment."""
     check(from_ns, to_ns, tag or "tag", time_zone)
-    lines = cells.rate_card(connection)
+    reader = Reader(connection, currency)
     step, cuts = spans_of(from_ns, to_ns, zone_of(time_zone))
-    parts = [(name, cells.read(connection, lines, max(from_ns, first * NS_PER_MINUTE),
-                               min(to_ns, beyond * NS_PER_MINUTE))) for name, first, beyond in cuts]
+    parts = [(name, reader.slice(max(from_ns, first * NS_PER_MINUTE), min(to_ns, beyond * NS_PER_MINUTE)))
+             for name, first, beyond in cuts]
     period = whole([part for _, part in parts])
     tag = tag or _tag_of(period)
-    spending = Spending(connection)
-    by = {name: state(connection, lines, period, name, spending) for name in (*GROUPINGS, tag)}
+    by = {name: state(reader, period, name) for name in (*GROUPINGS, tag)}
     if by_day:
-        by["day"] = read(connection, from_ns, to_ns, by="day", time_zone=time_zone)
-    spans = tuple(Span(name, state(connection, lines, part, "backend", spending)) for name, part in parts)
+        by["day"] = read(connection, from_ns, to_ns, by="day", time_zone=time_zone, currency=currency)
+    spans = tuple(Span(name, state(reader, part, "backend")) for name, part in parts)
     known = Prices(connection)
     backends = backend_sums(period, known)
     return Books(time_zone, tag, by, step, spans, backends, marginal(by["route"], backends),
-                 fairness(connection, period), pricebook.used(period, known), pricebook.card(lines, from_ns, to_ns))
+                 fairness(connection, period), pricebook.used(period, known),
+                 pricebook.card(reader.lines, from_ns, to_ns))
 
 
 def _tag_of(period: Slice) -> str:

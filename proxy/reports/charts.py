@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
-from proxy.core.money import NANO_PER_USD
+from proxy.core.currency import DOLLARS, Currency
 from proxy.core.savings import GroupRow
 from proxy.reports.books import Span
-from proxy.reports.figures import money
+from proxy.reports.figures import IN_CENTS, Places, money
 from proxy.reports.view import Step
 
 TICKS_MAX = 5
@@ -83,11 +83,12 @@ def bars(steps: Sequence[Step]) -> tuple[list[Bar], str]:
                 _share(end - start, width)) for start, end, step in edges], _share(-low, width)
 
 
-def columns(spans: Sequence[Span], places: int) -> Columns:
+def columns(spans: Sequence[Span], places: Places = IN_CENTS, currency: Currency = DOLLARS) -> Columns:
     """Two drawings over one axis of time: costs with the baseline above them, and the net saving."""
     totals = [span.statement.total for span in spans]
-    cost_low, cost_high, cost_ticks = _axis([0, *(total.baseline for total in totals), *map(_stacked, totals)])
-    net_low, net_high, net_ticks = _axis([0, *(total.savings for total in totals)])
+    heights = [0, *(total.baseline for total in totals), *map(_stacked, totals)]
+    cost_low, cost_high, cost_ticks = _axis(heights, currency)
+    net_low, net_high, net_ticks = _axis([0, *(total.savings for total in totals)], currency)
     step, every = Fraction(100, len(spans) or 1), -(-len(spans) // LABELS_MAX)
     labels = _labels([span.name for span in spans[::every]])
     found = []
@@ -101,7 +102,7 @@ def columns(spans: Sequence[Span], places: int) -> Columns:
             Bar("loss" if total.savings < 0 else "gain", _share(net_high - top, net_high - net_low),
                 _share(top - bottom, net_high - net_low)),
             f"{span.name}: baseline {money(total.baseline, places)}, paid {money(total.actual, places)}, "
-            f"net saving {money(total.savings, places)} USD"))
+            f"net saving {money(total.savings, places)} {currency.code}"))
     present = tuple((css, name) for css, name, fields in PARTS
                     if any(getattr(total, field) for total in totals for field in fields))
     return Columns(tuple(found), cost_ticks, net_ticks, present)
@@ -121,14 +122,15 @@ def _stack(total: GroupRow, low: int, high: int) -> list[Bar]:
     return found
 
 
-def _axis(amounts: Sequence[int]) -> tuple[int, int, tuple[Tick, ...]]:
+def _axis(amounts: Sequence[int], currency: Currency) -> tuple[int, int, tuple[Tick, ...]]:
     """(lowest, highest, ticks): whole steps of 1, 2 or 5 times a power of ten around all amounts."""
     low, high = min(amounts), max(amounts)
-    step = 1 if high > low else NANO_PER_USD
+    step = 1 if high > low else currency.unit
     while (high - low) > step * TICKS_MAX:
         step = next(size for size in (step * 2, step * 5 // 2) if str(size).rstrip("0") in ("1", "2", "5"))
     first, last = low // step, max(-(-high // step), low // step + 1)
-    places = max(0, next((places for places in range(10) if step * 10**places % NANO_PER_USD == 0), 9))
+    exact = (places for places in range(currency.digits) if step * 10**places % currency.unit == 0)
+    places = Places(next(exact, currency.digits), currency.digits)
     return first * step, last * step, tuple(
         Tick(_share(last - one, last - first), money(one * step, places), one == 0) for one in range(first, last + 1))
 

@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, func, select
 
+from proxy.core.currency import DOLLARS, USD, Currency, rate_of
 from proxy.core.money import NS_PER_MINUTE, NS_PER_S
 from proxy.core.savings import GroupRow, IdentityBroken, Statement
 from proxy.ledger import closing, reconciliations, store
@@ -24,6 +25,7 @@ from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.reconciliations import Reconciled
 from proxy.ledger.schema import gpu_time, prices, rollup
 from proxy.reports.period import show
+from proxy.reports.reading import CONVERTED
 from proxy.reports.reconcile.bill import DAY_S, day_of
 from proxy.reports.statement import GROUPS, read_all, zone_of
 
@@ -39,7 +41,7 @@ class Refused(Exception):
 
 
 def close(url: str, to_ns: int, *, who: str, time_zone: str = "UTC", from_ns: int | None = None,
-          without_bill: str | None = None, now_ns: int | None = None) -> ClosedPeriod:
+          without_bill: str | None = None, now_ns: int | None = None, currency: Currency = DOLLARS) -> ClosedPeriod:
     """Close all up to `to_ns`, from where the last closed period ended. With `without_bill`, why it may be closed
     although it is not reconciled.
 
@@ -61,7 +63,7 @@ def close(url: str, to_ns: int, *, who: str, time_zone: str = "UTC", from_ns: in
             if to_ns > now - closing.GRACE_NS:
                 raise Refused(f"the period ends {show(to_ns, zone)}: it can be closed an hour after its end")
             bill = _bill(connection, begin, to_ns, without_bill)
-            statement = canonical(connection, begin, to_ns, time_zone)
+            statement = canonical(connection, begin, to_ns, time_zone, currency)
             period = ClosedPeriod(0, begin, to_ns, now, time_zone, None if bill is None else bill.id,
                                   (without_bill or "").strip(), who.strip(), statement, closing.hash_of(statement))
             number = closing.append(connection, period)
@@ -130,15 +132,32 @@ def _reconciled(found: list[Reconciled], start_ns: int, provider: str) -> bool:
 
 
 # ---------------------------------------------------------------- what is stored, and whether it still comes out
-def canonical(connection: Connection, from_ns: int, to_ns: int, time_zone: str) -> str:
-    """The statement as it is stored: JSON with sorted keys, whole nano-dollars."""
+def canonical(connection: Connection, from_ns: int, to_ns: int, time_zone: str, currency: Currency = DOLLARS) -> str:
+    """The statement as it is stored: JSON with sorted keys, whole nano-dollars; in another currency these, and beside
+    them its rates and every figure in it."""
     statements = read_all(connection, from_ns, to_ns, GROUPS, time_zone=time_zone)
     content = {"version": 1, "from_ns": from_ns, "to_ns": to_ns, "time_zone": time_zone, "currency": "USD",
                "total": _figures(statements["route"].total), "overheads": dict(statements["route"].overheads),
                "backends": {name: {"gpu": share.gpu, "energy": share.energy}
                             for name, share in statements["route"].backends.items() if share.gpu or share.energy},
                "by": {by: _groups(statement) for by, statement in statements.items()}}
+    if currency.code != USD:
+        content[CONVERTED] = _converted(read_all(connection, from_ns, to_ns, GROUPS, time_zone=time_zone,
+                                                 currency=currency))
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _converted(statements: dict[str, Statement]) -> dict[str, Any]:
+    one = statements["route"]
+    return {"currency": one.currency.code, "digits": one.currency.digits, "total": _figures(one.total),
+            "exchange_rates": [rate.to_dict() for rate in one.currency.used(one.from_ns, one.to_ns)],
+            "by": {by: _groups(statement) for by, statement in statements.items()}}
+
+
+def closed_in(statement: str) -> Currency:
+    """The currency a period was closed in, with the rates of then."""
+    said = json.loads(statement).get(CONVERTED)
+    return DOLLARS if said is None else Currency.since(said["currency"], map(rate_of, said["exchange_rates"]))
 
 
 def _groups(statement: Statement) -> dict[str, dict[str, int]]:
@@ -162,7 +181,8 @@ def _problems(connection: Connection, period: ClosedPeriod) -> Iterator[str]:
         yield f"{name}: its statement is not what its hash was made of"
         return
     try:
-        now = json.loads(canonical(connection, period.from_ns, period.to_ns, period.time_zone))
+        now = json.loads(canonical(connection, period.from_ns, period.to_ns, period.time_zone,
+                                   closed_in(period.statement)))
     except (IdentityBroken, ValueError) as broken:
         yield f"{name}: {broken}"
         return

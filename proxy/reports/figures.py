@@ -5,22 +5,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
 from fractions import Fraction
+from typing import NamedTuple
 
-from proxy.core.money import NANO_PER_USD, round_nano, usd, usd_string
+from proxy.core.currency import EXACT, Currency, plain
+from proxy.core.money import NANO_DIGITS, round_nano
 from proxy.core.savings import Statement
 
 NOTHING = "–"
 MINUS = "−"
+CENTS = 10_000  # from so many on, an amount is shown in them
 NAME_CHARACTERS_MAX = 120  # of a name on a page
+RATES_SHOWN_MAX = 4  # in a line: the first and the last of them
+
+
+class Places(NamedTuple):
+    """How amounts are written: `shown` places behind the point, of whole numbers that count the last of `digits`."""
+
+    shown: int = 2
+    digits: int = NANO_DIGITS
+
+
+IN_CENTS = Places()
 
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """Nano-USD, and how it is written where it stands. `str()` is what is shown, `exact` what is true; a page has both,
-    so that whoever reads it by machine gets every nano-dollar."""
+    """Nano-USD, or as another currency is counted, and how it is written where it stands. `str()` is what is shown,
+    `exact` what is true; a page has both, so that whoever reads it by machine gets every nano-dollar."""
 
     nano: int
-    places: int = 2
+    places: Places = IN_CENTS
 
     def __str__(self) -> str:
         return money(self.nano, self.places)
@@ -30,7 +44,7 @@ class Amount:
 
     @property
     def exact(self) -> str:
-        return usd_string(self.nano)
+        return f"{_decimal(self.nano, self.places.digits):.{self.places.digits}f}"
 
     @property
     def loss(self) -> bool:
@@ -42,20 +56,25 @@ class Amount:
         return ("+" if rounded(self.nano, self.places) > 0 else "") + str(self)
 
 
-def places_for(statement: Statement) -> int:
+def places_for(statement: Statement) -> Places:
     """Cents, or six places where cents would say nothing."""
-    largest = max(abs(statement.total.baseline), statement.total.actual)
-    return 2 if largest >= 100 * NANO_PER_USD or not largest else 6
+    largest, currency = max(abs(statement.total.baseline), statement.total.actual), statement.currency
+    cents = largest * 10**currency.minor >= CENTS * currency.unit or not largest
+    return Places(currency.minor if cents else 6, currency.digits)
 
 
-def rounded(nano: int, places: int) -> Decimal:
-    return usd(nano).quantize(Decimal(1).scaleb(-places), ROUND_HALF_EVEN)
+def _decimal(nano: int, digits: int) -> Decimal:
+    return EXACT.scaleb(Decimal(nano), -digits)
 
 
-def money(nano: int, places: int = 2) -> str:
+def rounded(nano: int, places: Places) -> Decimal:
+    return _decimal(nano, places.digits).quantize(Decimal(1).scaleb(-places.shown), ROUND_HALF_EVEN, EXACT)
+
+
+def money(nano: int, places: Places = IN_CENTS) -> str:
     """'−1,234.57'; never '−0.00'."""
     amount = rounded(nano, places)
-    return f"{MINUS if amount < 0 else ''}{abs(amount):,.{places}f}"
+    return f"{MINUS if amount < 0 else ''}{abs(amount):,.{places.shown}f}"
 
 
 def percent_of(part: int, whole: int, places: int = 1) -> Decimal | None:
@@ -72,18 +91,37 @@ def percent(share: Decimal | None, *, sign: bool = False) -> str:
 
 
 def per(nano: int, count: int, each: int = 1) -> int | None:
-    """Nano-USD for `each` of `count`, rounded once: USD per million tokens is per(cost, tokens, 1_000_000)."""
+    """What `each` of `count` come to, rounded once: USD per million tokens is per(cost, tokens, 1_000_000)."""
     return round_nano(Fraction(nano * each, count)) if count > 0 else None
 
 
-def unit(nano: int | None, digits: int = 3) -> str:
-    """A unit price with at least so many digits that count: '0.412', '12.30', '0.000205'."""
+def exact(nano: int | None, currency: Currency) -> str | None:
+    return None if nano is None else currency.text(nano)
+
+
+def unit(nano: int | None, digits: int = NANO_DIGITS) -> str:
+    """A unit price with at least three digits that count: '0.412', '12.30', '0.000205'."""
     if nano is None:
         return NOTHING
     places = 2
-    while places < 9 and nano and abs(nano) * 10**places < NANO_PER_USD * 10 ** (digits - 1):
+    while places < NANO_DIGITS and nano and abs(nano) * 10**places < 10 ** (digits + 2):
         places += 1
-    return money(nano, places)
+    return money(nano, Places(places, digits))
+
+
+def rates(statement: Statement) -> list[str]:
+    """The exchange rates that are in a statement, in words; none in USD."""
+    currency = statement.currency
+    return [f"{plain(one.per_usd)} {currency.code} per USD from {one.day} ({printable(one.source)})"
+            for one in currency.used(statement.from_ns, statement.to_ns)]
+
+
+def exchanged(statement: Statement) -> str:
+    """The same in one line; empty in USD."""
+    found = rates(statement)
+    if len(found) > RATES_SHOWN_MAX:
+        found[RATES_SHOWN_MAX // 2:-RATES_SHOWN_MAX // 2] = [f"{len(found) - RATES_SHOWN_MAX:,} more"]
+    return f"Booked in USD; at {'; '.join(found)}" if found else ""
 
 
 def count(number: int) -> str:

@@ -1,35 +1,36 @@
 """What the books say beyond one statement, as `--format json` gives it: the second saving, the range, unit costs, the
-prices and what is estimated. Amounts are decimal strings in USD."""
+prices and what is estimated. Amounts are decimal strings in the report's currency; the rate card is in USD."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from proxy.core.money import usd_string
+from proxy.core.currency import Currency
 from proxy.reports import pricebook, view
 from proxy.reports.books import Books
-from proxy.reports.figures import Amount
+from proxy.reports.figures import Amount, exact
 
 
 def of_books(books: Books) -> dict[str, Any]:
-    of = books.marginal
+    of, currency = books.marginal, books.statement.currency
+    money, code = currency.text, currency.code.lower()
     return {
-        "marginal": {"displaced": usd_string(of.displaced), "varying": usd_string(of.varying),
-                     "retries": usd_string(of.retries), "saving": usd_string(of.saving),
-                     "api_difference": usd_string(of.api_difference), "paid_anyway": usd_string(of.paid_anyway),
-                     "corrections": usd_string(of.corrections), "fully_loaded": usd_string(of.fully_loaded)},
-        "waterfall": [{"step": step.name, "label": step.label, "kind": step.kind, "usd": step.amount.exact}
+        "marginal": {"displaced": money(of.displaced), "varying": money(of.varying),
+                     "retries": money(of.retries), "saving": money(of.saving),
+                     "api_difference": money(of.api_difference), "paid_anyway": money(of.paid_anyway),
+                     "corrections": money(of.corrections), "fully_loaded": money(of.fully_loaded)},
+        "waterfall": [{"step": step.name, "label": step.label, "kind": step.kind, code: step.amount.exact}
                       for step in view.waterfall(books.statement)],
-        "range": _range(view.spread(books)), "units": [_unit(one) for one in view.units(books)],
-        "utilisation": [_backend(one) for one in view.backend_lines(books)],
+        "range": _range(view.spread(books)), "units": [_unit(one, currency) for one in view.units(books)],
+        "utilisation": [_backend(one, currency) for one in view.backend_lines(books)],
         "spans": [{books.step: one.name, "requests": one.requests, "tokens": one.tokens, "baseline": one.baseline.exact,
                    "actual": one.actual.exact, "savings": one.savings.exact,
                    "marginal_saving": one.marginal_saving.exact} for one in view.span_lines(books)],
         "substitutions": {"requests": books.statement.total.substituted,
-                          "baseline": usd_string(books.statement.total.substituted_baseline)},
+                          "baseline": money(books.statement.total.substituted_baseline)},
         "prices": [{"version": one.version, "provider": one.provider, "model": one.model, "source": one.source,
-                    "from_ns": one.from_ns, "service_tier": one.service_tier, "api": usd_string(one.api),
-                    "baseline": usd_string(one.baseline)} for one in books.prices],
+                    "from_ns": one.from_ns, "service_tier": one.service_tier, "api": money(one.api),
+                    "baseline": money(one.baseline)} for one in books.prices],
         "rate_card": [{"kind": line.kind, "name": line.name, "usd": str(line.usd), "from_ns": line.from_ns or None,
                        "until_ns": line.until_ns, "billing": line.billing} for line in books.card],
         "prices_sha256": pricebook.fingerprint(books.prices, books.card),
@@ -43,25 +44,25 @@ def _range(spread: view.Spread) -> dict[str, Any]:
                  "high": _exact(one.high)} for one in spread.doubts]}
 
 
-def _unit(one: view.Unit) -> dict[str, Any]:
+def _unit(one: view.Unit, currency: Currency) -> dict[str, Any]:
+    code = currency.code.lower()
     return {"of": one.name, "label": one.label, "requests": one.requests, "input_tokens": one.input_tokens,
             "output_tokens": one.output_tokens, "cost": one.cost.exact,
-            "usd_per_million_tokens": _usd(one.per_million),
-            "usd_per_million_input_tokens": _usd(one.per_million_input),
-            "usd_per_million_output_tokens": _usd(one.per_million_output), "usd_per_request": _usd(one.per_request)}
+            f"{code}_per_million_tokens": exact(one.per_million, currency),
+            f"{code}_per_million_input_tokens": exact(one.per_million_input, currency),
+            f"{code}_per_million_output_tokens": exact(one.per_million_output, currency),
+            f"{code}_per_request": exact(one.per_request, currency)}
 
 
-def _backend(one: view.BackendLine) -> dict[str, Any]:
+def _backend(one: view.BackendLine, currency: Currency) -> dict[str, Any]:
+    code = currency.code.lower()
     percents = {name: None if share is None else str(share)
                 for name, share in (("utilisation_percent", one.utilization), ("breakeven_percent", one.breakeven))}
     return {"backend": one.name, "kind": "gpu" if one.on_gpu else "api", "requests": one.requests, "tokens": one.tokens,
             "displaced": one.baseline.exact, "cost": one.cost.exact, "idle": one.idle.exact, **percents,
-            "usd_per_million_tokens": _usd(one.per_million), "usd_per_request": _usd(one.per_request),
-            "baseline_usd_per_million_tokens": _usd(one.baseline_per_million)}
-
-
-def _usd(nano: int | None) -> str | None:
-    return None if nano is None else usd_string(nano)
+            f"{code}_per_million_tokens": exact(one.per_million, currency),
+            f"{code}_per_request": exact(one.per_request, currency),
+            f"baseline_{code}_per_million_tokens": exact(one.baseline_per_million, currency)}
 
 
 def _exact(amount: Amount | None) -> str | None:

@@ -11,7 +11,7 @@ import datetime as dt
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -51,7 +51,7 @@ def to_html(books: Books, *, generated_ns: int, ledger: str, standing: Standing 
     """`ledger` is the name it is known by, `standing` how final the period is. The same books, name and moment give the
     same bytes."""
     statement, zone = books.statement, zone_of(books.time_zone)
-    places = figures.places_for(statement)
+    places, currency = figures.places_for(statement), statement.currency
     steps, way = view.waterfall(statement), view.bridge(books)
     bars, zero = charts.bars(steps)
     way_bars, way_zero = charts.bars(way)
@@ -63,14 +63,15 @@ def to_html(books: Books, *, generated_ns: int, ledger: str, standing: Standing 
         standing=standing and standing.line(zone), closed=_closed(standing, zone),
         amount=lambda nano: figures.Amount(nano, places), net=view.NET, meaning=view.MARGINAL,
         steps=list(zip(steps, bars, strict=True)), zero=zero, way=list(zip(way, way_bars, strict=True)),
-        way_zero=way_zero, chart=charts.columns(books.spans, places), spans=view.span_lines(books),
+        way_zero=way_zero, chart=charts.columns(books.spans, places, currency), spans=view.span_lines(books),
         units=view.units(books), backends=_dearest(view.backend_lines(books)), spread=view.spread(books),
         tables={name: _table(books, name, by, heading) for name, by, heading in _groupings(books)},
         marginal_percent=figures.percent_of(books.marginal.saving, statement.total.baseline),
         net_percent=statement.savings_percent,
         substituted_percent=figures.percent_of(statement.total.substituted_baseline, statement.total.baseline),
         figures_hash=fingerprint(books), print_rows=PRINT_ROWS, printable=figures.printable, percent=figures.percent,
-        unit=figures.unit, unit_tokens=figures.count,
+        unit=partial(figures.unit, digits=currency.digits), unit_tokens=figures.count, currency=currency.code,
+        exchanged=figures.exchanged(statement),
         day=lambda at_ns: _date(dt.datetime.fromtimestamp(at_ns // NS_PER_S, zone)), **_prices(books))
 
 

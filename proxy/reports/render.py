@@ -7,7 +7,6 @@ import io
 import json
 import re
 from collections.abc import Iterable
-from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Any, TextIO
 
 from rich.box import SIMPLE_HEAD
@@ -15,12 +14,12 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from proxy.core.money import usd, usd_string
+from proxy.core.currency import USD, Currency, plain
 from proxy.core.savings import GroupRow, Statement
 from proxy.reports import view
 from proxy.reports.books import Books
 from proxy.reports.closing import Standing
-from proxy.reports.figures import per, printable, unit
+from proxy.reports.figures import Places, exact, exchanged, per, places_for, printable, rounded, unit
 from proxy.reports.machine import of_books
 from proxy.reports.period import show
 from proxy.reports.statement import zone_of
@@ -31,18 +30,17 @@ MORE_AMOUNTS = ("baseline_list", "baseline_contracted", "baseline_late", "api_re
                 "substituted_baseline", "marginal_saving")
 COUNTS = ("attempts", "succeeded", "input_tokens", "cached_tokens", "output_tokens", "substituted", "unpriced",
           "unknown_baseline", "estimated_tokens")
-UNITS = ("loaded", "savings_percent", "usd_per_million_tokens", "usd_per_request", "baseline_usd_per_million_tokens",
-         "baseline_usd_per_request")
+UNITS = ("per_million_tokens", "per_request")  # of a currency, and of it at the baseline
 CSV_COLUMNS = ("from", "to", "currency", "group", "requests", "tokens", *AMOUNTS, "by", "label", *COUNTS, *MORE_AMOUNTS,
-               *UNITS)
+               "loaded", "savings_percent")
 FORMULA = "=+\\-@\t\r\n＝＋－＠"  # full width counts in East Asian settings
 _STARTS = re.compile(rf"(^|[;,|\t\r\n][ ]*)(?=[{FORMULA}])")  # of a cell, whatever a spreadsheet takes for a separator
 
 
 def to_json(statement: Statement, time_zone: str = "UTC", standing: Standing | None = None,
             books: Books | None = None, *, every: bool = False) -> str:
-    """The report's contract: amounts are decimal strings in USD, to the nano-dollar. With how final it is; with the
-    books all that they say beside it, and with `every` the rows of every grouping."""
+    """The report's contract: amounts are exact decimal strings in its currency. With how final it is; with the books
+    all that they say beside it, and with `every` the rows of every grouping."""
     said = to_dict(statement, time_zone)
     if standing is not None:
         said |= standing.to_dict(zone_of(time_zone))
@@ -54,32 +52,43 @@ def to_json(statement: Statement, time_zone: str = "UTC", standing: Standing | N
 
 
 def to_dict(statement: Statement, time_zone: str = "UTC") -> dict[str, Any]:
-    zone, total = zone_of(time_zone), statement.total
+    zone, total, money = zone_of(time_zone), statement.total, statement.currency.text
     percent = statement.savings_percent
     return {
         "from": show(statement.from_ns, zone), "to": show(statement.to_ns, zone), "time_zone": time_zone,
-        "currency": "USD", "by": statement.by, "requests": total.requests, "tokens": total.tokens,
-        **_amounts(total), "savings_percent": None if percent is None else str(percent),
-        "api_retries": usd_string(statement.api_retries),
-        "baseline_outside_target": usd_string(statement.baseline_outside_target),
-        "savings_within_target": usd_string(total.savings - statement.baseline_outside_target),
-        "corrections_api": usd_string(statement.corrections_api),
-        "corrections_baseline": usd_string(statement.corrections_baseline),
-        "corrections_closed_periods": usd_string(-total.adjusted),
-        "marginal_saving": usd_string(total.marginal_saving),
+        "currency": statement.currency.code, **_exchange(statement), "by": statement.by, "requests": total.requests,
+        "tokens": total.tokens, **_amounts(total, statement.currency),
+        "savings_percent": None if percent is None else str(percent),
+        "api_retries": money(statement.api_retries),
+        "baseline_outside_target": money(statement.baseline_outside_target),
+        "savings_within_target": money(total.savings - statement.baseline_outside_target),
+        "corrections_api": money(statement.corrections_api),
+        "corrections_baseline": money(statement.corrections_baseline),
+        "corrections_closed_periods": money(-total.adjusted),
+        "marginal_saving": money(total.marginal_saving),
         "coverage": dict(statement.coverage), "unpriced_backends": list(statement.unpriced_backends),
         "rows": [{"group": row.group, "label": row.label, "allocated": row.allocated, "requests": row.requests,
-                  "tokens": row.tokens, **_amounts(row), **_more(row, line)}
+                  "tokens": row.tokens, **_amounts(row, statement.currency), **_more(row, line, statement.currency)}
                  for row, line in zip(statement.rows, _lines(statement), strict=True)],
-        "backends": {name: {"gpu": usd_string(share.gpu), "gpu_serving": usd_string(share.serving),
-                            "gpu_failed": usd_string(share.failed), "gpu_foreign": usd_string(share.foreign),
-                            "gpu_startup": usd_string(share.startup), "gpu_idle": usd_string(share.idle),
-                            "energy": usd_string(share.energy), "unobserved_minutes": share.unobserved_minutes}
+        "backends": {name: {"gpu": money(share.gpu), "gpu_serving": money(share.serving),
+                            "gpu_failed": money(share.failed), "gpu_foreign": money(share.foreign),
+                            "gpu_startup": money(share.startup), "gpu_idle": money(share.idle),
+                            "energy": money(share.energy), "unobserved_minutes": share.unobserved_minutes}
                      for name, share in sorted(statement.backends.items())},
-        "contracts": {name: usd_string(amount) for name, amount in sorted(statement.contracts.items())},
-        "baseline_contracts": usd_string(total.baseline_contracts),
-        "overheads": {name: usd_string(amount) for name, amount in sorted(statement.overheads.items())},
+        "contracts": {name: money(amount) for name, amount in sorted(statement.contracts.items())},
+        "baseline_contracts": money(total.baseline_contracts),
+        "overheads": {name: money(amount) for name, amount in sorted(statement.overheads.items())},
     }
+
+
+def _exchange(statement: Statement) -> dict[str, Any]:
+    """What the books are in, and the rates at which they were converted; nothing in USD."""
+    currency = statement.currency
+    if currency.code == USD:
+        return {}
+    used = currency.used(statement.from_ns, statement.to_ns)
+    return {"books_currency": USD, "exchange_rates": [
+        {"from": one.day, "per_usd": plain(one.per_usd), "source": one.source} for one in used]}
 
 
 def _lines(statement: Statement) -> list[view.Line]:
@@ -88,23 +97,24 @@ def _lines(statement: Statement) -> list[view.Line]:
     return [found[row.group] for row in statement.rows]
 
 
-def _amounts(row: GroupRow) -> dict[str, str]:
-    return {name: usd_string(getattr(row, name)) for name in AMOUNTS}
+def _amounts(row: GroupRow, currency: Currency) -> dict[str, str]:
+    return {name: currency.text(getattr(row, name)) for name in AMOUNTS}
 
 
-def _more(row: GroupRow, line: view.Line) -> dict[str, Any]:
+def _more(row: GroupRow, line: view.Line, currency: Currency) -> dict[str, Any]:
     """What came after the first contract; unit costs are null where there is nothing to divide by."""
     percent = line.percent
+    units = (line.per_million, line.per_request, per(row.baseline, row.tokens, view.MILLION),
+             per(row.baseline, row.requests))
     return {**{name: getattr(row, name) for name in COUNTS},
-            **{name: usd_string(getattr(row, name)) for name in MORE_AMOUNTS},
+            **{name: currency.text(getattr(row, name)) for name in MORE_AMOUNTS},
             "loaded": line.loaded.exact, "savings_percent": None if percent is None else str(percent),
-            "usd_per_million_tokens": exact(line.per_million), "usd_per_request": exact(line.per_request),
-            "baseline_usd_per_million_tokens": exact(per(row.baseline, row.tokens, view.MILLION)),
-            "baseline_usd_per_request": exact(per(row.baseline, row.requests))}
+            **{name: exact(nano, currency) for name, nano in zip(unit_names(currency), units, strict=True)}}
 
 
-def exact(nano: int | None) -> str | None:
-    return None if nano is None else usd_string(nano)
+def unit_names(currency: Currency) -> list[str]:
+    """'usd_per_request', and what it would have been at the API."""
+    return [f"{at}{currency.code.lower()}_{name}" for at in ("", "baseline_") for name in UNITS]
 
 
 def to_csv(statement: Statement, time_zone: str = "UTC") -> str:
@@ -114,18 +124,20 @@ def to_csv(statement: Statement, time_zone: str = "UTC") -> str:
 
 def to_csv_of(statements: Iterable[Statement], time_zone: str = "UTC") -> str:
     """Several groupings, one under the other, each with its total; the column `by` tells them apart."""
-    zone = zone_of(time_zone)
+    zone, statements = zone_of(time_zone), list(statements)
     out = io.StringIO()
     writer = csv.writer(out)
-    writer.writerow(CSV_COLUMNS)
+    currency, rates = statements[0].currency, exchanged(statements[0])
+    writer.writerow([*CSV_COLUMNS, *unit_names(currency), *(["exchange_rates"] if rates else [])])
     for statement in statements:
         total = statement.total
-        period = show(statement.from_ns, zone), show(statement.to_ns, zone), "USD"
-        rows = zip((*statement.rows, total), (*_lines(statement), view.line(total, 2)), strict=True)
+        period = show(statement.from_ns, zone), show(statement.to_ns, zone), currency.code
+        rows = zip((*statement.rows, total), (*_lines(statement), view.line(total, places_for(statement))), strict=True)
         for row, line in rows:
-            more = ("" if value is None else value for value in _more(row, line).values())
-            writer.writerow([*period, safe_cell(row.group), row.requests, row.tokens, *_amounts(row).values(),
-                             statement.by, safe_cell(printable(row.label or row.group)), *more])
+            more = ("" if value is None else value for value in _more(row, line, currency).values())
+            writer.writerow([*period, safe_cell(row.group), row.requests, row.tokens, *_amounts(row, currency).values(),
+                             statement.by, safe_cell(printable(row.label or row.group)), *more,
+                             *([safe_cell(rates)] if rates else [])])
     return out.getvalue()
 
 
@@ -145,14 +157,18 @@ def print_table(statement: Statement, out: TextIO, time_zone: str = "UTC", *, wi
 def _page(statement: Statement, time_zone: str, standing: Standing | None) -> list[RenderableType]:
     zone = zone_of(time_zone)
     title = Text.assemble(("Savings ", "bold"), f"{show(statement.from_ns, zone)} to {show(statement.to_ns, zone)}",
-                          (f"   {time_zone}, USD", "dim"))
-    places = 2 if max(abs(statement.total.baseline), statement.total.actual) >= 100 * 10**9 else 6
+                          (f"   {time_zone}, {statement.currency.code}", "dim"))
+    places = places_for(statement)
+    if not statement.total.baseline and not statement.total.actual:
+        places = places._replace(shown=6)
     final = [] if standing is None else [Text(standing.line(zone), "dim")]
+    if rates := exchanged(statement):
+        final.append(Text(f"{rates}.", "dim"))
     return [Text(), title, *final, Text(), _waterfall(statement, places), _groups(statement, places),
             *_warnings(statement)]
 
 
-def _waterfall(statement: Statement, places: int) -> Table:
+def _waterfall(statement: Statement, places: Places) -> Table:
     total, percent = statement.total, statement.savings_percent
     table = Table.grid(padding=(0, 2))
     table.add_column()
@@ -203,7 +219,7 @@ def _waterfall(statement: Statement, places: int) -> Table:
     return table
 
 
-def _groups(statement: Statement, places: int) -> Table:
+def _groups(statement: Statement, places: Places) -> Table:
     table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
     table.add_column(statement.by)
     corrected = ("corrections",) if any(row.corrections for row in statement.rows) else ()
@@ -213,7 +229,8 @@ def _groups(statement: Statement, places: int) -> Table:
         amounts = (row.baseline, row.api, row.gpu, row.energy, row.overhead, *(row.corrections for _ in corrected))
         table.add_row(Text(printable(row.label), "" if row.allocated else "italic"),
                       f"{row.requests:,}", f"{row.tokens:,}", *(_money(amount, places) for amount in amounts),
-                      _money(row.savings, places, "red" if row.savings < 0 else "green"), unit(loaded.per_million))
+                      _money(row.savings, places, "red" if row.savings < 0 else "green"),
+                      unit(loaded.per_million, places.digits))
     return table
 
 
@@ -241,9 +258,9 @@ def _warnings(statement: Statement) -> list[Text]:
     return lines
 
 
-def _plain(amount: int, places: int) -> str:
-    return f"{usd(amount).quantize(Decimal(1).scaleb(-places), ROUND_HALF_EVEN):,}"
+def _plain(amount: int, places: Places) -> str:
+    return f"{rounded(amount, places):,}"
 
 
-def _money(amount: int, places: int, style: str = "") -> Text:
+def _money(amount: int, places: Places, style: str = "") -> Text:
     return Text(_plain(amount, places), style or ("dim" if amount == 0 else ""))

@@ -9,12 +9,12 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from sqlalchemy import Connection
 
 from proxy.core.cells import Place, Slice, whole
-from proxy.core.gpucost import RateLine, overheads
+from proxy.core.currency import DOLLARS, Currency
 from proxy.core.money import NS_PER_MINUTE, NS_PER_S
 from proxy.core.savings import NONE, Cells, Statement, account, apart
-from proxy.ledger import cells, closing, store
-from proxy.ledger.owed import Spending, owed
+from proxy.ledger import store
 from proxy.reports import queries
+from proxy.reports.reading import Reader
 
 GROUPS = ("route", "backend", "key", "tag", "day", "model")
 PERIOD_DAYS_MAX = 3660
@@ -22,49 +22,48 @@ PERIOD_DAYS_MAX = 3660
 Day = tuple[str, int, int]  # name, first minute, minute beyond
 
 
-def build(url: str, from_ns: int, to_ns: int, *, by: str = "route", time_zone: str = "UTC") -> Statement:
+def build(url: str, from_ns: int, to_ns: int, *, by: str = "route", time_zone: str = "UTC",
+          currency: Currency = DOLLARS) -> Statement:
     """The statement of [from, to). `by`: one of GROUPS, or tag:NAME for one tag's values.
 
-    LedgerUnavailable when the ledger cannot be read; ValueError for a period or group that makes no sense."""
+    LedgerUnavailable when the ledger cannot be read; ValueError for a period or group that makes no sense, and where
+    the currency has no rate."""
     check(from_ns, to_ns, by, time_zone)
     with store.reading(url) as connection:
-        return read(connection, from_ns, to_ns, by=by, time_zone=time_zone)
+        return read(connection, from_ns, to_ns, by=by, time_zone=time_zone, currency=currency)
 
 
-def read(connection: Connection, from_ns: int, to_ns: int, *, by: str = "route", time_zone: str = "UTC") -> Statement:
+def read(connection: Connection, from_ns: int, to_ns: int, *, by: str = "route", time_zone: str = "UTC",
+         currency: Currency = DOLLARS) -> Statement:
     """`build` on a connection: several statements of one moment."""
-    return read_all(connection, from_ns, to_ns, (by,), time_zone=time_zone)[by]
+    return read_all(connection, from_ns, to_ns, (by,), time_zone=time_zone, currency=currency)[by]
 
 
-def read_all(connection: Connection, from_ns: int, to_ns: int, groupings: Sequence[str], *,
-             time_zone: str = "UTC") -> dict[str, Statement]:
+def read_all(connection: Connection, from_ns: int, to_ns: int, groupings: Sequence[str], *, time_zone: str = "UTC",
+             currency: Currency = DOLLARS) -> dict[str, Statement]:
     """The statement of the same cells in several groupings. Read once; `day` costs a reading for each day."""
     for by in groupings:
         check(from_ns, to_ns, by, time_zone)
-    lines = cells.rate_card(connection)
-    days = daily(connection, lines, from_ns, to_ns, zone_of(time_zone)) if "day" in groupings else {}
-    period = whole(list(days.values())) if days else cells.read(connection, lines, from_ns, to_ns)
-    spending = Spending(connection)
-    return {by: state(connection, lines, period, by, spending, {
-        day: one.cells.items() for day, one in days.items() if one.cells} if by == "day" else None) for by in groupings}
+    reader = Reader(connection, currency)
+    days = daily(reader, from_ns, to_ns, zone_of(time_zone)) if "day" in groupings else {}
+    period = whole(list(days.values())) if days else reader.slice(from_ns, to_ns)
+    return {by: state(reader, period, by, {day: one.cells.items() for day, one in days.items() if one.cells}
+                      if by == "day" else None) for by in groupings}
 
 
-def state(connection: Connection, lines: Sequence[RateLine], period: Slice, by: str, spending: Spending,
-          groups: Mapping[str, Cells] | None = None) -> Statement:
+def state(reader: Reader, period: Slice, by: str, groups: Mapping[str, Cells] | None = None) -> Statement:
     """The statement of what was read. `groups`: where `by` is none of a place's names."""
-    labels = {key: f"{name} ({key})" for key, name in connection.execute(queries.KEY_NAMES)} if by == "key" else {}
-    contracts = owed(spending, lines, period.from_ns, period.to_ns)
-    return account(period, grouped(period, by) if groups is None else groups,
-                   overheads(lines, period.from_ns, period.to_ns), by=by, labels=labels, contracts=contracts.paid,
-                   baseline_contracts=sum(contracts.alone.values()),
-                   adjusted=closing.adjusted(connection, period.from_ns, period.to_ns))
+    named = reader.connection.execute(queries.KEY_NAMES) if by == "key" else ()
+    beside = reader.beside(period.from_ns, period.to_ns)
+    return account(period, grouped(period, by) if groups is None else groups, beside.overheads, by=by,
+                   labels={key: f"{name} ({key})" for key, name in named}, contracts=beside.contracts,
+                   baseline_contracts=beside.alone, adjusted=beside.adjusted, currency=reader.currency)
 
 
-def daily(connection: Connection, lines: Sequence[RateLine], from_ns: int, to_ns: int,
-          zone: ZoneInfo) -> dict[str, Slice]:
+def daily(reader: Reader, from_ns: int, to_ns: int, zone: ZoneInfo) -> dict[str, Slice]:
     """The period by the days of the zone."""
     days = days_between(from_ns // NS_PER_MINUTE, -(-to_ns // NS_PER_MINUTE), zone)
-    return {name: cells.read(connection, lines, max(from_ns, first * NS_PER_MINUTE), min(to_ns, beyond * NS_PER_MINUTE))
+    return {name: reader.slice(max(from_ns, first * NS_PER_MINUTE), min(to_ns, beyond * NS_PER_MINUTE))
             for name, first, beyond in days}
 
 

@@ -18,7 +18,7 @@ from proxy.core.money import apportion
 from proxy.core.savings import GroupRow, Statement
 from proxy.planner.breakeven import observed
 from proxy.reports.books import Books
-from proxy.reports.figures import Amount, per, percent_of, places_for, printable
+from proxy.reports.figures import Amount, Places, per, percent_of, places_for, printable
 
 MILLION = 1_000_000
 NAMED_MAX = 3  # overheads in a note
@@ -42,8 +42,8 @@ class Step:
 @dataclass(frozen=True, slots=True)
 class Line:
     """A group, a span of time, or what is left of a list. `allocated` is False for what belongs to nobody. `loaded`:
-    what was paid, and a group's share of what belongs to nobody; the unit costs are of it, in nano-USD, None where
-    there is nothing to divide by. `marginal_saving`: what the decisions saved on it."""
+    what was paid, and a group's share of what belongs to nobody; the unit costs are of it, None where there is nothing
+    to divide by. `marginal_saving`: what the decisions saved on it."""
 
     name: str
     label: str
@@ -76,7 +76,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """What a million tokens and a request came to. Nano-USD; None where there were none. Input and output share the
+    """What a million tokens and a request came to; None where there were none. Input and output share the
     cost in the ratio of what they would have cost at the baseline's price; cached tokens are input."""
 
     name: str
@@ -237,7 +237,7 @@ def _nobodys(statement: Statement) -> dict[str, int]:
     return shared
 
 
-def line(row: GroupRow, places: int, loaded: int | None = None) -> Line:
+def line(row: GroupRow, places: Places, loaded: int | None = None) -> Line:
     """Of a group, with what it comes to fully loaded; or of a whole, which is loaded as it is."""
     return Line(row.group, printable(row.label or row.group), row.allocated, row.requests, row.tokens,
                 *(Amount(getattr(row, name), places) for name in AMOUNTS),
@@ -285,7 +285,7 @@ def units(books: Books) -> list[Unit]:
     return found
 
 
-def _unit(name: str, label: str, rows: Iterable[BackendSums], cost: int, places: int) -> Unit:
+def _unit(name: str, label: str, rows: Iterable[BackendSums], cost: int, places: Places) -> Unit:
     rows = list(rows)
     read, written, requests = (sum(getattr(row, field) for row in rows)
                                for field in ("input_tokens", "output_tokens", "requests"))
@@ -304,7 +304,7 @@ def backend_lines(books: Books) -> list[BackendLine]:
     return [_backend(sums.get(name) or BackendSums(*name), shares, places) for name in names]
 
 
-def _backend(sums: BackendSums, shares: Mapping[str, GpuShare], places: int) -> BackendLine:
+def _backend(sums: BackendSums, shares: Mapping[str, GpuShare], places: Places) -> BackendLine:
     share = shares.get(sums.backend, GpuShare()) if sums.on_gpu else GpuShare()
     cost = share.gpu + share.energy + sums.api
     used = share.serving + share.failed

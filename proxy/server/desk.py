@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from proxy.core.currency import MissingRate
 from proxy.core.errors import InvalidRequest, NotFound, Unavailable
 from proxy.ledger.errors import LedgerUnavailable
 
@@ -51,7 +52,7 @@ class Pages(Protocol):
     def ask(self, query: Mapping[str, str], now_ns: int) -> Any:
         """The question of an address. ValueError says what is wrong with it."""
     def account(self, question: Any, now_ns: int) -> Any:
-        """Its answer. Raises LedgerUnavailable, TimeoutError."""
+        """Its answer. Raises LedgerUnavailable, TimeoutError, MissingRate."""
     def find(self, request_id: str) -> Any:
         """All that is booked of a request; None: nothing."""
     def overview(self, question: Any, account: Any, now: Now, reader: str | None) -> str:
@@ -99,7 +100,7 @@ class Desk:
             pass
         now = await self.now()
         page = await self.written(self.pages.overview, question, account, now, reader)
-        return 503 if isinstance(account, Exception) else 200, page
+        return 400 if isinstance(account, MissingRate) else 503 if isinstance(account, Exception) else 200, page
 
     async def fragments(self, question: Question) -> dict[str, Any]:
         """Shared like all else: a hundred viewers of one question cost one."""
@@ -112,6 +113,8 @@ class Desk:
     async def csv(self, query: Mapping[str, str]) -> tuple[str, str]:
         question = self.ask(query)
         account, now = await self.account(question), await self.now()
+        if isinstance(account, MissingRate):
+            raise InvalidRequest(str(account))
         if isinstance(account, Exception):
             raise Unavailable("The ledger cannot be read, so there is nothing to export.", code="ledger_unavailable")
         try:
@@ -126,7 +129,10 @@ class Desk:
             raise Unavailable("The ledger cannot be read just now.", code="ledger_unavailable") from None
         if found is None:
             raise NotFound("No such request is booked. It may still be in flight: it is booked when it ends.")
-        return await self.written(self.pages.one_request, found, reader)
+        try:
+            return await self.written(self.pages.one_request, found, reader)
+        except MissingRate as error:
+            raise InvalidRequest(str(error)) from None
 
     # ---- the parts
 
@@ -142,7 +148,7 @@ class Desk:
         def read() -> Any:
             try:
                 return self.pages.account(question, time.time_ns())
-            except (LedgerUnavailable, TimeoutError) as error:
+            except (LedgerUnavailable, TimeoutError, MissingRate) as error:
                 return error
 
         return await self._shared(f"account {question.key}", KEPT_S, lambda: self.beside(read))

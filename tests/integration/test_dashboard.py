@@ -2,11 +2,13 @@
 
 import asyncio
 import csv
+import datetime as dt
 import io
 import json
 import re
 import threading
 import time
+from decimal import Decimal
 
 import pytest
 
@@ -329,6 +331,37 @@ async def test_while_the_ledger_cannot_be_read_the_rest_goes_on(tmp_path, monkey
 
 
 # ---------------------------------------------------------------- the stream
+async def test_a_period_without_an_exchange_rate_says_which_is_missing(tmp_path, monkeypatch):
+    """Figures of one with a rate are in the currency, bid prices and budgets stay in USD."""
+    today = dt.datetime.now(dt.UTC).date()
+    rates = [{"from": today, "per_usd": "2", "source": "made up"}]
+    async with world(tmp_path, monkeypatch, report={"currency": "EUR", "exchange_rates": rates}) as there:
+        await served(there, 1)
+        status, page = await there.get("/dashboard?range=30d", **HTML)
+        words = "report.exchange_rates: no rate of EUR holds at "
+        assert status == 400 and words in page.decode() and "Backends now" in page.decode()
+        status, body = await there.get("/dashboard/csv?range=30d&table=groups")
+        assert status == 400 and words in json.loads(body)["error"]["message"]
+        status, page = await there.get(f"/dashboard?from={today}", **HTML)
+        text = page.decode()
+        assert status == 200 and f"Booked in USD; at 2 EUR per USD from {today} (made up)." in text
+        assert "<small>EUR</small>" in text and "USD per GPU-hour" in text
+        (row,) = there.rows()
+        _, text = await there.get(f"/dashboard/csv?from={today}&table=groups")
+        named = {one["group"]: one for one in csv.DictReader(io.StringIO(text.decode()))}
+        assert Decimal(named["total"]["baseline"]).scaleb(9) == 2 * row["baseline_nano"]
+        status, page = await there.get(f"/dashboard/request/{row['request_id']}", **HTML)
+        assert status == 200 and f"{2 * row['baseline_nano'] / 1e9:.6f} <small>EUR" in page.decode()
+
+
+async def test_a_request_without_an_exchange_rate_is_not_shown_at_another(tmp_path, monkeypatch):
+    rates = [{"from": dt.datetime.now(dt.UTC).date() + dt.timedelta(days=3), "per_usd": "2", "source": "made up"}]
+    async with world(tmp_path, monkeypatch, report={"currency": "EUR", "exchange_rates": rates}) as there:
+        await served(there, 1)
+        status, page = await there.get(f"/dashboard/request/{there.rows()[0]['request_id']}", **HTML)
+        assert status == 400 and "no rate of EUR holds at " in page.decode() and "<small>EUR" not in page.decode()
+
+
 async def events(there, count, path="/dashboard/live?range=1h", **headers):
     """The parts of the first so many events."""
     found = []

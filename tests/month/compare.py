@@ -12,7 +12,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import Context, Decimal
 from zoneinfo import ZoneInfo
 
 from proxy.core.savings import ADDED_UP, Statement
@@ -125,11 +125,18 @@ def figures_of(row: Mapping[str, object]) -> dict[str, int]:
     return {name: int(str(row[name])) if name in COUNTS else nano(str(row[name])) for name in FIGURES}
 
 
-def nano(usd: str) -> int:
-    """Exact, or not at all."""
-    amount = Decimal(usd).scaleb(9)
-    assert amount == int(amount), usd
-    return int(amount)
+def nano(amount: str) -> int:
+    """Nano-dollars of what has nine decimals; of eighteen, 10**-18 of another currency. Exact, or not at all."""
+    whole, _, decimals = amount.partition(".")
+    assert len(decimals) in (9, 18), amount
+    return int(whole + decimals)
+
+
+def smallest(amount: str, digits: int) -> int:
+    """The same of what is written without zeros at its end."""
+    found = Decimal(amount).scaleb(digits, Context(prec=60))
+    assert found == int(found), amount
+    return int(found)
 
 
 def statement_forms(found: Found, truth: Truth, statement: Statement, zone: str) -> None:

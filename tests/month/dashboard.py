@@ -9,6 +9,7 @@ import io
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 from zoneinfo import ZoneInfo
 
@@ -27,12 +28,12 @@ HEADS = {"At the API alone": "baseline", "Paid": "actual", "Saved": "savings"}
 
 
 @contextlib.asynccontextmanager
-async def gateway_on(url: str, folder: Path, zone: str) -> AsyncIterator[str]:
-    """A gateway whose ledger this is; its address."""
+async def gateway_on(url: str, folder: Path, zone: str, **report: Any) -> AsyncIterator[str]:
+    """A gateway whose ledger this is; its address. `report`: more of how it reports."""
     os.environ.setdefault("MONTH_API_KEY", "none")
     path = folder / "month.yaml"
     path.write_text(yaml.safe_dump({
-        "version": 1, "ledger": url, "report": {"time_zone": zone}, "keys": {"required": False},
+        "version": 1, "ledger": url, "report": {"time_zone": zone, **report}, "keys": {"required": False},
         "backends": {"openai": {"kind": "openai", "url": "http://127.0.0.1:9", "model": "gpt-4o",
                                 "api_key": "env:MONTH_API_KEY"}},
         "routes": {"chat": {"backends": ["openai"], "baseline": "openai"}}}))
@@ -40,7 +41,7 @@ async def gateway_on(url: str, folder: Path, zone: str) -> AsyncIterator[str]:
         yield address
 
 
-async def compare(found: Found, truth: Truth, address: str, zone: str) -> None:
+async def compare(found: Found, truth: Truth, address: str, zone: str, code: str = "usd") -> None:
     """Every grouping, as a page and as CSV; days and waterfall."""
     scene = truth.scene
     asked = {"from": _clock(scene.from_ns, zone), "before": _clock(scene.to_ns, zone)}
@@ -58,7 +59,7 @@ async def compare(found: Found, truth: Truth, address: str, zone: str) -> None:
         forms.waterfall(found, "dashboard's waterfall", {row.cells[0].said: nano(row.cells[-1].said)
                                                          for row in steps.rows}, total)
         text = await _text(session, "/dashboard/csv", **asked, table="waterfall")
-        forms.waterfall(found, "dashboard's waterfall as CSV", {row["step"]: nano(row["usd"])
+        forms.waterfall(found, "dashboard's waterfall as CSV", {row["step"]: nano(row[code])
                                                                 for row in csv.DictReader(io.StringIO(text))}, total)
         text = await _text(session, "/dashboard/csv", **asked, table="time")
         days = {row["from"][:10]: figures_of(row) for row in csv.DictReader(io.StringIO(text))}

@@ -11,13 +11,14 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection
 
+from proxy.core.currency import DOLLARS, Currency
 from proxy.core.pricing import PriceBook
 from proxy.reports.books import read_books
 from proxy.reports.focus.export import Export
 from proxy.reports.focus.writers import write_csv
 from proxy.reports.page import to_html
 from tests.month import pages
-from tests.month.compare import GROUPINGS, NONE, Found, nano, wanted
+from tests.month.compare import GROUPINGS, NONE, Found, nano, smallest, wanted
 from tests.month.truth import NOBODY, Figures, Truth
 
 PAGE_HEADS = {"baseline": "baseline", "API": "api", "GPU": "gpu", "electricity": "energy", "overhead": "overhead",
@@ -31,8 +32,8 @@ STEPS = {"Everything at the API, list prices": "baseline_list", "Baseline: every
 GAINS = {"baseline_list", "baseline", "corrections", "savings", "gpu_baseline"}  # the others are taken away
 
 
-def page_of(connection: Connection, truth: Truth, zone: str) -> str:
-    books = read_books(connection, truth.scene.from_ns, truth.scene.to_ns, time_zone=zone)
+def page_of(connection: Connection, truth: Truth, zone: str, currency: Currency = DOLLARS) -> str:
+    books = read_books(connection, truth.scene.from_ns, truth.scene.to_ns, time_zone=zone, currency=currency)
     return to_html(books, generated_ns=truth.scene.to_ns, ledger="ledger.db")
 
 
@@ -84,16 +85,18 @@ def label(head: str) -> str:
     return key.removesuffix(")") if name and key.startswith("key_") else head
 
 
-def focus(found: Found, connection: Connection, truth: Truth, path: Path, zone: str) -> int:
+def focus(found: Found, connection: Connection, truth: Truth, path: Path, zone: str,
+          currency: Currency = DOLLARS) -> int:
     """BilledCost and x_CounterfactualCost of every group of every grouping, from a CSV at `path`. Returns how many rows
     it has."""
     with path.open("w", encoding="utf-8", newline="") as out:
-        count = write_csv(Export(connection, truth.scene.from_ns, truth.scene.to_ns, PriceBook()), out, "1.3")
+        export = Export(connection, truth.scene.from_ns, truth.scene.to_ns, PriceBook(), None, currency)
+        count = write_csv(export, out, "1.3", currency.code)
     sums: dict[str, dict[str, list[int]]] = {by: {} for by in GROUPINGS}
     with path.open(encoding="utf-8", newline="") as written:
         for row in csv.DictReader(written):
             at = 2 if row["ChargeClass"] == "Correction" else 0
-            amounts = nano(row["BilledCost"] or "0"), nano(row["x_CounterfactualCost"] or "0")
+            amounts = [smallest(row[name] or "0", currency.digits) for name in ("BilledCost", "x_CounterfactualCost")]
             for by, groups in sums.items():
                 parts = groups.setdefault(_group(row, by, zone), [0, 0, 0, 0])
                 parts[at] += amounts[0]

@@ -18,9 +18,11 @@ EXACT = Context(prec=100)
 PLACEHOLDERS = {"null", "none", "n/a", "nan"}
 
 
-def problems(header: list[str], rows: list[dict[str, str]], version: str) -> list[str]:
-    """What the model finds wrong with a file of that version; `rows` are texts by column, empty for null."""
-    wanted = {name: rule for name, rule in MODEL["columns"].items() if version in rule.get("in", [version])}
+def problems(header: list[str], rows: list[dict[str, str]], version: str, *, converted: bool = False) -> list[str]:
+    """What the model finds wrong with a file of that version; `rows` are texts by column, empty for null. `converted`:
+    billed in another currency than it is priced in."""
+    wanted = {name: rule for name, rule in MODEL["columns"].items() if version in rule.get("in", [version])
+              and (converted or "where" not in rule)}
     found = [f"{name}: is missing, it is {rule['need']} in {version}" for name, rule in wanted.items()
              if name not in header]
     found += [f"{name}: is no column of {version}, and not our own" for name in header

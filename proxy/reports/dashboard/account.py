@@ -13,18 +13,19 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
+from proxy.core.currency import DOLLARS, Currency
 from proxy.core.marginal import marginal
 from proxy.core.money import NS_PER_HOUR, NS_PER_MINUTE
 from proxy.core.savings import Statement
-from proxy.ledger import cells, store
+from proxy.ledger import store
 from proxy.ledger.amounts import Prices
 from proxy.ledger.errors import LedgerUnavailable
-from proxy.ledger.owed import Spending
 from proxy.reports.books import GROUPINGS, Books, backend_sums, spans_of
 from proxy.reports.dashboard.calls import Calls, calls
 from proxy.reports.dashboard.closed import Closed
 from proxy.reports.dashboard.question import CALLS_NS_MAX, Question
 from proxy.reports.dashboard.traffic import Point, Span, cuts_of, hours, of_spans, points
+from proxy.reports.reading import Reader
 from proxy.reports.statement import read, state
 
 READ_S_MAX = 20.0
@@ -51,27 +52,27 @@ class Account:
     calls: Calls | None
 
 
-def read_account(url: str, question: Question, zone_name: str, now_ns: int, closed: Closed) -> Account:
-    """Raises LedgerUnavailable, TimeoutError after READ_S_MAX."""
+def read_account(url: str, question: Question, zone_name: str, now_ns: int, closed: Closed,
+                 currency: Currency = DOLLARS) -> Account:
+    """Raises LedgerUnavailable, TimeoutError after READ_S_MAX, MissingRate."""
     from_ns, to_ns = question.period(now_ns)
     with _reading_in_time(url) as connection:
-        lines = cells.rate_card(connection)
+        reader = Reader(connection, currency)
         step, cuts = _cuts(from_ns, to_ns, question.zone)
-        period, parts = closed.read(connection, lines, cuts, now_ns)
-        spending = Spending(connection)
-        spans = [Span(name, begin, end, state(connection, lines, part, "backend", spending))
+        period, parts = closed.read(reader, cuts, now_ns)
+        spans = [Span(name, begin, end, state(reader, part, "backend"))
                  for (name, begin, end), part in zip(cuts, parts, strict=True)]
-        by = {name: state(connection, lines, period, name, spending)
+        by = {name: state(reader, period, name)
               for name in dict.fromkeys((*GROUPINGS, "tag", question.group)) if name != "day"}
         if question.group == "day":
-            by["day"] = read(connection, from_ns, to_ns, by="day", time_zone=zone_name)
+            by["day"] = read(connection, from_ns, to_ns, by="day", time_zone=zone_name, currency=currency)
         backends = backend_sums(period, Prices(connection))
         books = Books(zone_name, "tag", by, step, (), backends, marginal(by["route"], backends))
         recent_from = (now_ns - NS_PER_HOUR) // NS_PER_MINUTE * NS_PER_MINUTE
-        recent = read(connection, recent_from, now_ns, by="backend", time_zone=zone_name)
+        recent = read(connection, recent_from, now_ns, by="backend", time_zone=zone_name, currency=currency)
         own = frozenset(one.backend for one in backends if one.on_gpu)
-        found = (of_spans(connection, spans, own, lines) if step == "day" and len(spans) > DAYS_DRAWN_FROM else
-                 points(connection, cuts_of(from_ns, to_ns, question.zone), lines))
+        found = (of_spans(connection, spans, own, reader.lines) if step == "day" and len(spans) > DAYS_DRAWN_FROM else
+                 points(connection, cuts_of(from_ns, to_ns, question.zone), reader.lines))
         shown = step == ""
         return Account(from_ns, to_ns, books, by[question.group], recent, step, () if shown else tuple(spans),
                        tuple(found), _tags(by["tag"]),

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from proxy.core.currency import Currency
 from proxy.reports import figures
 from proxy.reports.dashboard import words
 from proxy.reports.dashboard.calls import Attempt, Call
@@ -22,17 +23,19 @@ def at(moment_ns: int, zone: ZoneInfo) -> dt.datetime:
     return dt.datetime.fromtimestamp(moment_ns // S_NS, zone)
 
 
-def of_row(row: Mapping[str, Any], zone: ZoneInfo) -> dict[str, Any]:
+def of_row(row: Mapping[str, Any], zone: ZoneInfo, currency: Currency) -> dict[str, Any]:
     saved = None if row["baseline_nano"] is None or row["api_nano"] is None else row["baseline_nano"] - row["api_nano"]
     return {**row, "at": f"{at(row['ended_ns'], zone):%H:%M:%S}", "ended": words.ending(row["end_reason"]),
             "why": words.reason(row["reason"]), "took": _span(row["ended_ns"] - row["started_ns"]),
-            "failed": row["status"] >= 400, "paid": _small(row["api_nano"]), "baseline": _small(row["baseline_nano"]),
-            "saved": _small(saved)}
+            "failed": row["status"] >= 400, **{name: _small(nano, row["ended_ns"], currency) for name, nano in (
+                ("paid", row["api_nano"]), ("baseline", row["baseline_nano"]), ("saved", saved))}}
 
 
-def _small(nano: int | None) -> str:
+def _small(nano: int | None, booked_ns: int, currency: Currency) -> str:
     """Of one request: all that counts of an amount that is a fraction of a cent."""
-    return "unknown" if nano is None else figures.money(nano, 6)
+    if nano is None:
+        return "unknown"
+    return figures.money(currency.of(nano, booked_ns), figures.Places(6, currency.digits))
 
 
 def _span(ns: int) -> str:
@@ -49,13 +52,13 @@ def of_call(call: Call, zone: ZoneInfo) -> dict[str, Any]:
     final = next((one for one in call.attempts if one.row["final"]), call.attempts[-1])
     return {"final": final.row, "at": f"{at(final.row['started_ns'], zone):%Y-%m-%d %H:%M:%S %Z}",
             "took": _span(max(one.row["ended_ns"] for one in call.attempts) - final.row["started_ns"]),
-            "attempts": [_attempt(one, zone) for one in call.attempts],
-            "corrections": [{"at": f"{at(one['at_ns'], zone):%Y-%m-%d %H:%M}", "api": _small(one["api_nano"]),
-                             "baseline": _small(one["baseline_nano"]), "reason": one["reason"], "who": one["who"]}
-                            for one in call.corrections]}
+            "attempts": [_attempt(one, zone, call.currency) for one in call.attempts],
+            "corrections": [{"at": f"{at(one['at_ns'], zone):%Y-%m-%d %H:%M}", "reason": one["reason"],
+                             "who": one["who"], **{name: _small(one[f"{name}_nano"], one["at_ns"], call.currency)
+                                                   for name in ("api", "baseline")}} for one in call.corrections]}
 
 
-def _attempt(one: Attempt, zone: ZoneInfo) -> dict[str, Any]:
+def _attempt(one: Attempt, zone: ZoneInfo, currency: Currency) -> dict[str, Any]:
     row, decision = one.row, one.decision
     first = row["first_token_ns"]
     tokens = {name: row[name] for name in TOKENS if row[name]}
@@ -64,8 +67,8 @@ def _attempt(one: Attempt, zone: ZoneInfo) -> dict[str, Any]:
         "row": row, "ended": words.ending(row["end_reason"]), "why": words.reason(row["reason"]),
         "usage": words.USAGE.get(row["usage_source"], row["usage_source"]),
         "first": None if first is None else _span(first - row["started_ns"]),
-        "took": _span(row["ended_ns"] - row["sent_ns"]), "paid": _small(row["api_nano"]),
-        "varied": _small(row["marginal_nano"]), "baseline": _small(row["baseline_nano"]),
+        "took": _span(row["ended_ns"] - row["sent_ns"]), **{name: _small(row[column], row["ended_ns"], currency)
+            for name, column in (("paid", "api_nano"), ("varied", "marginal_nano"), ("baseline", "baseline_nano"))},
         "work": f"{row['work_ns'] / 10**9:.3f} s" if row["work_ns"] else None,
         "tokens": [(TOKENS[name], count) for name, count in tokens.items()],
         "prices": [(label, _price(price, zone)) for label, price in

@@ -9,7 +9,9 @@ from typing import Any
 import orjson
 from sqlalchemy import Connection, bindparam, select, tuple_
 
+from proxy.core.currency import DOLLARS, Currency
 from proxy.ledger.schema import corrections, keys, prices, requests
+from proxy.reports.reading import frozen
 
 CALLS_MAX = 100  # on a page
 ATTEMPTS_MAX = 32  # of one request
@@ -61,6 +63,7 @@ class Call:
     attempts: list[Attempt]
     corrections: list[Mapping[str, Any]]
     key_name: str | None
+    currency: Currency = DOLLARS  # what it is shown in
 
 
 def calls(connection: Connection, from_ns: int, to_ns: int, older: int | None) -> Calls:
@@ -75,7 +78,7 @@ def calls(connection: Connection, from_ns: int, to_ns: int, older: int | None) -
     return Calls(shown, shown[-1]["id"] if len(found) > CALLS_MAX else None)
 
 
-def call(connection: Connection, request_id: str) -> Call | None:
+def call(connection: Connection, request_id: str, currency: Currency = DOLLARS) -> Call | None:
     """None: nothing is booked of it."""
     if len(request_id) > ID_CHARS_MAX:
         return None
@@ -88,7 +91,7 @@ def call(connection: Connection, request_id: str) -> Call | None:
                         book.get(row["baseline_price_version"])) for row in rows]
     corrected = [dict(row) for row in connection.execute(CORRECTIONS, {"request_id": request_id}).mappings()]
     key_name = connection.execute(KEY_NAME, {"id": rows[0]["key_id"]}).scalar()
-    return Call(request_id, attempts, corrected, key_name)
+    return Call(request_id, attempts, corrected, key_name, frozen(connection, currency))
 
 
 def _price(connection: Connection, version: str) -> Mapping[str, Any] | None:

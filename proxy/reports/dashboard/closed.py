@@ -1,7 +1,8 @@
 """What is over stays as it is: sums of past stretches of time are kept, so that a page costs what today costs.
 
-A kept sum holds while the hours in it are those that were summed up then, and the rate card is the one of then: whoever
-books into a past hour forgets it (ledger/hours.py), and whoever sums it up again dates it anew. So many are kept.
+A kept sum holds while the hours in it are those that were summed up then, and the rate card and the exchange rates are
+those of then: whoever books into a past hour forgets it (ledger/hours.py), and whoever sums it up again dates it anew.
+So many are kept.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import Connection, bindparam, func, select
 
 from proxy.core.cells import Place, Slice, added
-from proxy.core.gpucost import RateLine
 from proxy.core.money import NS_PER_HOUR
-from proxy.ledger import cells
 from proxy.ledger.schema import hours, rates
+from proxy.reports.reading import Reader
 
 SETTLED_NS = 2 * NS_PER_HOUR  # after so long a stretch of time is over
 SUMS_KEPT_MAX, PARTS_KEPT_MAX = 8, 512  # a sum is a megabyte where there are a thousand cells
@@ -27,7 +28,7 @@ SUMMED = (select(func.count(), func.coalesce(func.max(hours.c.closed_ns), 0),
           .where(hours.c.hour >= bindparam("first"), hours.c.hour < bindparam("beyond")))
 NEWEST_RATE = select(func.max(rates.c.id))
 
-Mark = tuple[int, ...]
+Mark = tuple[Any, ...]
 Cut = tuple[str, int, int]  # name, from, to
 
 
@@ -39,19 +40,18 @@ class Closed:
         self._sums: OrderedDict[tuple[int, int], tuple[Mark, Slice]] = OrderedDict()
         self._parts: OrderedDict[tuple[int, int], tuple[Mark, Slice]] = OrderedDict()
 
-    def read(self, connection: Connection, lines: Sequence[RateLine], cuts: Sequence[Cut],
-             now_ns: int) -> tuple[Slice, list[Slice]]:
+    def read(self, reader: Reader, cuts: Sequence[Cut], now_ns: int) -> tuple[Slice, list[Slice]]:
         """The whole of the stretches, which follow each other, and what backends did in each."""
         over = [cut for cut in cuts if cut[2] <= now_ns - SETTLED_NS]
         begin, end = cuts[0][1], over[-1][2] if over else cuts[0][1]
-        mark = _mark(connection, begin, end)
+        mark = (*_mark(reader.connection, begin, end), reader.currency)
         whole = Slice(cuts[0][1], cuts[-1][2])
         past, parts = self._kept(over, (begin, end), mark) or (Slice(begin, end), [])
         if not parts:
-            parts = [_read(connection, lines, cut, past) for cut in over]
+            parts = [_read(reader, cut, past) for cut in over]
             self._keep(parts, past, mark)
         whole.add(past)
-        return whole, [*parts, *(_read(connection, lines, cut, whole) for cut in cuts[len(over):])]
+        return whole, [*parts, *(_read(reader, cut, whole) for cut in cuts[len(over):])]
 
     def _kept(self, over: Sequence[Cut], period: tuple[int, int], mark: Mark) -> tuple[Slice, list[Slice]] | None:
         with self._lock:
@@ -74,9 +74,9 @@ class Closed:
                     kept.popitem(last=False)
 
 
-def _read(connection: Connection, lines: Sequence[RateLine], cut: Cut, into: Slice) -> Slice:
+def _read(reader: Reader, cut: Cut, into: Slice) -> Slice:
     """What backends did in a stretch; all of it goes into the whole."""
-    part = cells.read(connection, lines, cut[1], cut[2])
+    part = reader.slice(cut[1], cut[2])
     into.add(part)
     groups: dict[tuple[str, str], list[list[int]]] = {}
     for place, sums in part.cells.items():

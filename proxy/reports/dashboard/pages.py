@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from proxy.core.currency import DOLLARS, Currency
 from proxy.ledger import store
 from proxy.reports import figures
 from proxy.reports.dashboard import parts, tables, words
@@ -37,11 +38,11 @@ TITLES = {400: "That cannot be shown", 403: "Not allowed", 404: "Nothing there",
 
 
 class DashboardPages:
-    """Pages over one ledger, in one time zone."""
+    """Pages over one ledger, in one time zone and one currency."""
 
-    def __init__(self, ledger: str, time_zone: str = "UTC") -> None:
+    def __init__(self, ledger: str, time_zone: str = "UTC", currency: Currency = DOLLARS) -> None:
         self._ledger, self._zone_name, self._zone = ledger, time_zone, zone_of(time_zone)
-        self._closed = Closed()
+        self._currency, self._closed = currency, Closed()
 
     # ---- what is asked, and what the ledger says
 
@@ -49,11 +50,11 @@ class DashboardPages:
         return ask(query, self._zone, now_ns)
 
     def account(self, question: Question, now_ns: int) -> Account:
-        return read_account(self._ledger, question, self._zone_name, now_ns, self._closed)
+        return read_account(self._ledger, question, self._zone_name, now_ns, self._closed, self._currency)
 
     def find(self, request_id: str) -> Call | None:
         with store.reading(self._ledger) as connection:
-            return call(connection, request_id)
+            return call(connection, request_id, self._currency)
 
     # ---- pages
 
@@ -92,6 +93,9 @@ class DashboardPages:
     def _render(self, template: str, **given: Any) -> str:
         return self._environment.get_template(template).render(zone_name=self._zone_name, **given)
 
+    def _unit(self, nano: int | None) -> str:
+        return figures.unit(nano, self._currency.digits)
+
     @cached_property
     def _files(self) -> dict[str, tuple[bytes, str]]:
         root = files("proxy")
@@ -104,6 +108,6 @@ class DashboardPages:
         marks = {name: hashlib.sha256(content).hexdigest()[:12] for name, (content, _) in self._files.items()}
         found.globals.update(
             address=lambda name: f"/dashboard/static/{name}?v={marks[name]}", reason=words.reason, ending=words.ending,
-            group_name=words.group, percent=figures.percent, unit=figures.unit, money=figures.money)
+            group_name=words.group, percent=figures.percent, unit=self._unit, currency=self._currency.code)
         found.filters["printable"] = figures.printable
         return found

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 from zoneinfo import ZoneInfo
 
+from proxy.core.currency import MissingRate
 from proxy.core.money import NS_PER_HOUR, NS_PER_MINUTE
 from proxy.core.savings import apart
 from proxy.reports import figures, view
@@ -67,17 +68,15 @@ def of_overview(question: Question, account: Account | Exception | None, now: An
     if account is None:
         return {**given, "cards": cards(status, None), "period": ""}
     if not isinstance(account, Account):
-        timed_out = isinstance(account, TimeoutError)
-        given["trouble"] = ("The period holds more than could be read in time. Choose a shorter one." if timed_out else
-                            "The ledger cannot be read just now. Traffic and health below are live; figures come back "
-                            "by themselves.")
+        given["trouble"] = _trouble(account)
         return {**given, "cards": cards(status, None), "period": ""}
     books, statement = account.books, account.books.statement
     places = figures.places_for(statement)
     spans, calls = _spans(account, question), account.calls
     return {
         **given, "cards": cards(status, account), "account": account, "statement": statement, "places": places,
-        "period": period_of(question, account, zone), "empty": statement.total.requests == 0,
+        "exchanged": figures.exchanged(statement), "period": period_of(question, account, zone),
+        "empty": statement.total.requests == 0,
         "amount": lambda nano: figures.Amount(nano, places), "bars": bars(view.waterfall(statement)),
         "bridge": view.bridge(books),
         "own": _own(account), "marginal": figures.Amount(books.marginal.saving, places),
@@ -86,10 +85,18 @@ def of_overview(question: Question, account: Account | Exception | None, now: An
         "lines": _groups(account), "more": max(0, len(account.grouped.rows) - GROUPS_MAX),
         "choices": ["route", *(f"tag:{name}" for name in account.tags), "key", "backend", "model"],
         "spans": spans, "step": account.step,
-        "calls": None if calls is None else [of_row(row, zone) for row in calls.rows],
+        "calls": None if calls is None else [of_row(row, zone, statement.currency) for row in calls.rows],
         "older": None if calls is None or calls.older is None else question.query(older=calls.older),
         "points": [_point(one, account, zone) for one in reversed(account.points) if one.own or one.api],
         "plots": plots(account, zone_name), "back": _back(question, account.to_ns, zone)}
+
+
+def _trouble(error: Exception) -> str:
+    if isinstance(error, MissingRate):
+        return f"{error}."
+    if isinstance(error, TimeoutError):
+        return "The period holds more than could be read in time. Choose a shorter one."
+    return ("The ledger cannot be read just now. Traffic and health below are live; figures come back by themselves.")
 
 
 def _asked(question: Question, now_ns: int) -> dict[str, Any]:
@@ -240,7 +247,7 @@ def cards(status: Mapping[str, Any], account: Account | None) -> list[Card]:
 
 
 def _recent(account: Account) -> dict[str, int | None]:
-    """USD per million tokens in the last hour, all that a backend cost in it, by its group."""
+    """What a million tokens came to in the last hour, all that a backend cost in it, by its group."""
     shares = {apart(name): share for name, share in account.recent.backends.items()}
     found = {}
     for row in account.recent.rows:

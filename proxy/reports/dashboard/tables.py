@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from proxy.core.money import usd_string
-from proxy.reports import render, view
+from proxy.reports import figures, render, view
 from proxy.reports.dashboard import parts
 from proxy.reports.dashboard.account import Account
 from proxy.reports.dashboard.question import clock
@@ -35,6 +34,10 @@ def csv_of(name: str, account: Account, now: Any, zone: ZoneInfo, zone_name: str
     return file_name, out.getvalue()
 
 
+def _code(account: Account) -> str:
+    return account.books.statement.currency.code.lower()
+
+
 def _cell(value: Any) -> Any:
     return render.safe_cell(value) if isinstance(value, str) and not _NUMBER.fullmatch(value) else value
 
@@ -43,9 +46,10 @@ _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 
 
 def _time(account: Account, _: Any, zone: ZoneInfo) -> Table:
-    rows = [[show(one.begin_ns, zone), show(one.end_ns, zone), "USD", one.statement.total.requests,
-             one.statement.total.tokens, *(usd_string(getattr(one.statement.total, name)) for name in render.AMOUNTS)]
-            for one in account.spans]
+    currency = account.books.statement.currency
+    rows = [[show(one.begin_ns, zone), show(one.end_ns, zone), currency.code, total.requests, total.tokens,
+             *(currency.text(getattr(total, name)) for name in render.AMOUNTS)]
+            for one in account.spans for total in (one.statement.total,)]
     return ("from", "to", "currency", "requests", "tokens", *render.AMOUNTS), rows
 
 
@@ -56,24 +60,28 @@ def _traffic(account: Account, _: Any, zone: ZoneInfo) -> Table:
 
 
 def _waterfall(account: Account, _: Any, zone: ZoneInfo) -> Table:
-    return ("step", "usd"), [[step.label, step.amount.exact] for step in view.waterfall(account.books.statement)]
+    steps = view.waterfall(account.books.statement)
+    return ("step", _code(account)), [[step.label, step.amount.exact] for step in steps]
 
 
 def _requests(account: Account, _: Any, zone: ZoneInfo) -> Table:
     if account.calls is None:
         raise ValueError("Requests are listed for periods of an hour or less.")
     names = ("request_id", "route", "backend", "status", "end_reason", "reason", "tags", "key_id", "input", "output")
-    return (("ended", *names, "api_usd", "baseline_usd"),
+    currency, code = account.books.statement.currency, _code(account)
+    return (("ended", *names, f"api_{code}", f"baseline_{code}"),
             [[show(row["ended_ns"], zone), *(row[name] for name in names),
-              *("" if row[name] is None else usd_string(row[name]) for name in ("api_nano", "baseline_nano"))]
+              *("" if row[name] is None else currency.text(currency.of(row[name], row["ended_ns"]))
+                for name in ("api_nano", "baseline_nano"))]
              for row in account.calls.rows])
 
 
 def _backends(account: Account, now: Any, zone: ZoneInfo) -> Table:
-    return (("backend", "own_gpu", "health", "load_percent", "in_flight", "usd_per_million_tokens_last_hour",
-             "baseline_usd_per_million_tokens", "utilization_percent", "breakeven_utilization_percent"),
+    currency, code = account.books.statement.currency, _code(account)
+    return (("backend", "own_gpu", "health", "load_percent", "in_flight", f"{code}_per_million_tokens_last_hour",
+             f"baseline_{code}_per_million_tokens", "utilization_percent", "breakeven_utilization_percent"),
             [[card.name, card.own, card.health, card.load, card.in_flight,
-              *("" if nano is None else usd_string(nano) for nano in (card.per_million, card.compared)),
+              *(figures.exact(nano, currency) or "" for nano in (card.per_million, card.compared)),
               card.used, card.needed] for card in parts.cards(now.status, account)])
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from proxy.core.currency import USD
+
 VERSIONS = ("1.2", "1.3", "1.4")
 DEFAULT_VERSION = "1.3"
 PLACES = 18  # behind the decimal point of every decimal; a price's and a quantity's together
@@ -14,9 +16,12 @@ Type = Literal["text", "decimal", "time", "json"]
 
 @dataclass(frozen=True, slots=True)
 class Column:
+    """`priced`: only where it is billed in another currency than USD, in which it is priced."""
+
     name: str
     type: Type = "text"
     versions: tuple[str, ...] = VERSIONS
+    priced: bool = False
 
 
 def _since(name: str, since: str, type_: Type = "text") -> Column:
@@ -36,7 +41,11 @@ OF_FOCUS = (
     Column("ContractedCost", "decimal"), Column("ContractedUnitPrice", "decimal"), Column("EffectiveCost", "decimal"),
     _since("HostProviderName", "1.3"), _since("InvoiceDetailId", "1.4"), Column("InvoiceId"),
     Column("InvoiceIssuerName"), Column("ListCost", "decimal"), Column("ListUnitPrice", "decimal"),
-    Column("PricingCategory"), Column("PricingQuantity", "decimal"), Column("PricingUnit"),
+    Column("PricingCategory"), Column("PricingCurrency", priced=True),
+    Column("PricingCurrencyContractedUnitPrice", "decimal", priced=True),
+    Column("PricingCurrencyEffectiveCost", "decimal", priced=True),
+    Column("PricingCurrencyListUnitPrice", "decimal", priced=True),
+    Column("PricingQuantity", "decimal"), Column("PricingUnit"),
     Column("ProviderName", versions=("1.2", "1.3")), Column("PublisherName", versions=("1.2", "1.3")),
     Column("ResourceId"), Column("ResourceName"), Column("ResourceType"),
     Column("ServiceCategory"), Column("ServiceName"), _since("ServiceProviderName", "1.3"),
@@ -52,13 +61,16 @@ OURS = (
     Column("x_AllocatedTags", "json", ("1.2",)),
     Column("x_AllocationPart"), Column("x_BackendKind"), Column("x_BidPrice", "decimal"), Column("x_CostBasis"),
     Column("x_CounterfactualCost", "decimal"), Column("x_CounterfactualModel"),
-    Column("x_CounterfactualPriceBookHash"), Column("x_Model"), Column("x_PriceBookHash"), Column("x_Route"),
+    Column("x_CounterfactualPriceBookHash"), Column("x_ExchangeRate", "decimal", priced=True),
+    Column("x_ExchangeRateSource", priced=True), Column("x_Model"), Column("x_PriceBookHash"), Column("x_Route"),
     Column("x_RouteReason"), Column("x_TokenCountBasis"), Column("x_UnpricedTokens", "decimal"),
 )
 
 
-def columns(version: str) -> tuple[Column, ...]:
-    """Those of a version, in the order of the file. ValueError for a version that is not known."""
+def columns(version: str, code: str = USD) -> tuple[Column, ...]:
+    """Those of a version and a billing currency, in the order of the file. ValueError for a version that is not
+    known."""
     if version not in VERSIONS:
         raise ValueError(f"FOCUS version {version!r} is not known; use {', '.join(VERSIONS)}")
-    return tuple(column for column in OF_FOCUS + OURS if version in column.versions)
+    return tuple(column for column in OF_FOCUS + OURS if version in column.versions
+                 and (code != USD or not column.priced))

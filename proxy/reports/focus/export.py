@@ -9,6 +9,7 @@ from sqlalchemy import Connection, select
 
 from proxy.core import cells as summed
 from proxy.core.cells import AT, Place
+from proxy.core.currency import DOLLARS, EXACT, Currency
 from proxy.core.gpucost import RateLine, overheads
 from proxy.core.money import NS_PER_HOUR
 from proxy.core.pricing import PriceBook
@@ -21,9 +22,11 @@ from proxy.ledger.owed import Spending, owed
 from proxy.ledger.reconciliations import Reconciled, covering
 from proxy.ledger.schema import prices
 from proxy.reports import queries
+from proxy.reports.focus.converted import converted
 from proxy.reports.focus.reasons import Reason, reasons
 from proxy.reports.focus.rows import Row, rows
 from proxy.reports.focus.slices import Book, Cell, Slice
+from proxy.reports.reading import frozen
 from proxy.reports.statement import read
 
 Progress = Callable[[int, int], None]  # hours written, hours there are
@@ -42,33 +45,37 @@ class Export:
     to_ns: int
     public: PriceBook
     progress: Progress | None = None
+    currency: Currency = DOLLARS
 
     def __iter__(self) -> Iterator[Row]:
         lines = cells.rate_card(self.connection)
         book = book_of(self.connection, lines, self.public, covering(self.connection, self.from_ns, self.to_ns))
         spending = Spending(self.connection)
         added = {(name, kind): 0 for name in _whole for kind in (None, "Correction")}
-        stretches = list(hours(self.from_ns, self.to_ns))
-        for number, (start, end) in enumerate(stretches, 1):
-            for row in rows(slice_of(self.connection, lines, spending, start, end), book):
+        currency = frozen(self.connection, self.currency)
+        stretches = [one for hour in hours(self.from_ns, self.to_ns) for one in currency.stretches(*hour)]
+        for number, (start, end, rate) in enumerate(stretches, 1):
+            for booked in rows(slice_of(self.connection, lines, spending, start, end), book):
+                row = booked if rate is None else converted(booked, currency.code, rate)
                 for name in _whole:
                     if (amount := row.get(name)) is not None:
-                        added[name, row.get("ChargeClass")] += int(amount.scaleb(9))
+                        added[name, row.get("ChargeClass")] += int(EXACT.scaleb(amount, currency.digits))
                 yield row
             if self.progress is not None:
                 self.progress(number, len(stretches))
-        check(added, read(self.connection, self.from_ns, self.to_ns, by="backend"))
+        check(added, read(self.connection, self.from_ns, self.to_ns, by="backend", currency=currency))
 
 
 def check(added: dict[tuple[str, str | None], int], statement: Statement) -> None:
-    """IdentityBroken unless the rows' sums are the statement's, to the nano-dollar."""
+    """IdentityBroken unless the rows' sums are the statement's, to the last place."""
     wanted = {("BilledCost", None): statement.total.actual, ("x_CounterfactualCost", None): statement.total.baseline,
               ("BilledCost", "Correction"): statement.corrections_api + statement.total.adjusted,
               ("x_CounterfactualCost", "Correction"): statement.corrections_baseline}
     for key, amount in wanted.items():
         if added[key] != amount:
             what = f"{key[0]}{f' of class {key[1]}' if key[1] else ''}"
-            raise IdentityBroken(f"{what}: the rows add up to {added[key]}, the statement says {amount} nano-USD")
+            raise IdentityBroken(f"{what}: the rows add up to {added[key]}, the statement says {amount} "
+                                 f"{statement.currency.smallest}")
 
 
 def hours(from_ns: int, to_ns: int) -> Iterator[tuple[int, int]]:

@@ -27,7 +27,7 @@ def times(price: Decimal, quantity: Decimal) -> Decimal:
 
 def priced(price: Decimal) -> Decimal:
     """A price with no more places than there is room for."""
-    return price if _places(price) <= PRICE_PLACES_MAX else rounded(Fraction(price), PRICE_PLACES_MAX)
+    return price if places_of(price) <= PRICE_PLACES_MAX else rounded(Fraction(price), PRICE_PLACES_MAX)
 
 
 def rounded(value: Fraction, places: int) -> Decimal:
@@ -36,7 +36,7 @@ def rounded(value: Fraction, places: int) -> Decimal:
 
 def split(quantity: Decimal, weights: Sequence[int]) -> list[Decimal]:
     """Parts that add up exactly, in proportion to weights of which one is positive."""
-    places = max(_places(quantity), 0)
+    places = max(places_of(quantity), 0)
     return [Decimal(part).scaleb(-places, _EXACT)
             for part in shares(int(quantity.scaleb(places, _EXACT)), weights)]
 
@@ -102,9 +102,9 @@ def _quantity(value: Fraction, price: Decimal) -> Decimal:
 
 
 def _left(price: Decimal) -> int:
-    return min(QUANTITY_PLACES_MAX, PLACES - _places(price))
+    return min(QUANTITY_PLACES_MAX, PLACES - places_of(price))
 
 
-def _places(value: Decimal) -> int:
+def places_of(value: Decimal) -> int:
     exponent = value.as_tuple().exponent
     return max(0, -exponent) if isinstance(exponent, int) else 0

@@ -14,6 +14,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any, BinaryIO, TextIO
 
+from proxy.core.currency import USD
 from proxy.core.money import NS_PER_S
 from proxy.reports.focus.columns import PLACES, Column, columns
 from proxy.reports.render import safe_cell
@@ -23,9 +24,9 @@ NAMES_1_2 = {f"x_{name}": name for name in ("AllocatedMethodDetails", "Allocated
                                            "AllocatedResourceName", "AllocatedTags")}
 
 
-def write_csv(rows: Iterable[Mapping[str, Any]], out: TextIO, version: str) -> int:
+def write_csv(rows: Iterable[Mapping[str, Any]], out: TextIO, version: str, code: str = USD) -> int:
     """How many rows were written. Null is an empty cell; times are UTC, '2026-11-01T00:00:00Z'."""
-    wanted = columns(version)
+    wanted = columns(version, code)
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([column.name for column in wanted])
     safe = lru_cache(maxsize=BATCH)(safe_cell)  # most texts are those of the row before
@@ -39,14 +40,14 @@ def write_csv(rows: Iterable[Mapping[str, Any]], out: TextIO, version: str) -> i
     return count
 
 
-def write_parquet(rows: Iterable[Mapping[str, Any]], out: BinaryIO, version: str) -> int:
+def write_parquet(rows: Iterable[Mapping[str, Any]], out: BinaryIO, version: str, code: str = USD) -> int:
     """The same with types: decimal128(38, 18), timestamps in UTC, text. ValueError where pyarrow is not installed."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
         raise ValueError("Parquet needs pyarrow: pip install 'breakeven[parquet]', or write CSV") from None
-    wanted = columns(version)
+    wanted = columns(version, code)
     types = {"text": pa.string(), "json": pa.string(), "decimal": pa.decimal128(38, PLACES),
              "time": pa.timestamp("ms", tz="UTC")}
     schema = pa.schema([pa.field(column.name, types[column.type]) for column in wanted],

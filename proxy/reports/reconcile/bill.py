@@ -190,7 +190,8 @@ def decimal(value: object, where: Where) -> Decimal:
 
 def currency(value: object, where: Where) -> None:
     if text(value, where).upper() not in ("USD", ""):
-        raise where.bad(f"{_shown(value)} is not USD; amounts are compared in USD only")
+        raise where.bad(f"{_shown(value)} is not USD; the books are in USD, and the bill's exchange rate is not known: "
+                        "ask for it in USD")
 
 
 def _shown(value: object) -> str:

@@ -79,7 +79,7 @@ def models(model: type[BaseModel], seen: dict[type[BaseModel], None]) -> dict[ty
 
 def test_every_setting_is_in_the_example():
     found = mentioned(yaml.safe_load(SETTING.sub(r"\1\2", EXAMPLE)))
-    assert len(models(Settings, {})) == 20
+    assert len(models(Settings, {})) == 21
     for model in models(Settings, {}):
         wanted = {name for name, info in fields_of(model).items() if name != "name" or info.is_required()}
         assert wanted == {name for owner, name in found if owner is model}, model

@@ -16,7 +16,7 @@ from proxy.ledger import hours, store
 from proxy.ledger.verify import verify
 from proxy.reports.audit import audit
 from proxy.reports.statement import read, read_all
-from tests.month import bulk, compare, dashboard, forms, pages, scene
+from tests.month import bulk, compare, dashboard, exchange, forms, pages, scene
 from tests.month.run import make
 
 ZONES = ("Europe/Berlin", "Asia/Kathmandu", "Australia/Lord_Howe", "UTC")
@@ -60,6 +60,47 @@ async def test_the_dashboard_says_the_truth_of_every_group(made, tmp_path):
     async with dashboard.gateway_on(f"sqlite:///{copy}", tmp_path, "Europe/Berlin") as address:
         await dashboard.compare(found, made.truth, address, "Europe/Berlin")
     assert not found.first and found.compared > 1_500
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "Asia/Kathmandu"])
+def test_every_form_says_the_truth_in_another_currency(made, tmp_path, zone):
+    """Its rates change on days of the zone: of Kathmandu's in the middle of an hour."""
+    truth, currency, found = exchange.Converted(made.truth, zone), exchange.currency(zone), compare.Found()
+    with store.reading(made.url) as connection:
+        for statement in read_all(connection, made.scene.from_ns, made.scene.to_ns, compare.GROUPINGS,
+                                  time_zone="Europe/Berlin", currency=currency).values():
+            compare.statement_forms(found, truth, statement, "Europe/Berlin")
+        html = forms.page_of(connection, truth, "Europe/Berlin", currency)
+        forms.page(found, truth, html, "Europe/Berlin")
+        forms.focus(found, connection, truth, tmp_path / "focus.csv", "Europe/Berlin", currency)
+    assert not found.first and found.compared > 4_700 and found.identity_error_nano == 0
+    assert "1.000000001 EUR per USD from 2026-10-26 (rate 3)" in html
+
+
+async def test_the_dashboard_says_the_truth_in_another_currency(made, tmp_path):
+    with sqlite3.connect(made.url.removeprefix("sqlite:///")) as whole, sqlite3.connect(tmp_path / "l.db") as other:
+        whole.backup(other)
+    found, zone = compare.Found(), "Europe/Berlin"
+    async with dashboard.gateway_on(f"sqlite:///{tmp_path}/l.db", tmp_path, zone, **exchange.settings()) as address:
+        await dashboard.compare(found, exchange.Converted(made.truth, zone), address, zone, "eur")
+    assert not found.first and found.compared > 1_500
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_cut_at_any_nanosecond_changes_no_sum_in_another_currency(made, seed):
+    chance, zone, by = random.Random(seed), ZONES[seed], compare.GROUPINGS[2 * seed]
+    start, end, currency = made.scene.from_ns, made.scene.to_ns, exchange.currency(zone)
+    begins = [at for at, *_ in currency.stretches(start, end)[1:]]
+    cuts = [start, *sorted([*begins, *(at + chance.randrange(-90, 90) * scene.S for at in begins),
+                            *(chance.randrange(start + 1, end) for _ in range(3))]), end]
+    parts: dict[str, dict[str, int]] = {}
+    with store.reading(made.url) as connection:
+        for one, other in itertools.pairwise(dict.fromkeys(cuts)):
+            statement = read(connection, one, other, by=by, currency=currency)
+            for group, figures in compare.of_statement(statement).items():
+                sums = parts.setdefault(group, dict.fromkeys(ADDED_UP, 0))
+                parts[group] = {name: sums[name] + figures[name] for name in ADDED_UP}
+        assert parts == compare.of_statement(read(connection, start, end, by=by, currency=currency))
 
 
 def test_a_page_that_is_a_nano_dollar_off_is_found(made):

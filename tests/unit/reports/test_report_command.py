@@ -20,7 +20,7 @@ from proxy.core.money import NS_PER_MINUTE, NS_PER_S, nano
 from proxy.ledger.journal import Journal
 from proxy.ledger.keys import KeyStore
 from proxy.reports import render
-from proxy.reports.figures import Amount
+from proxy.reports.figures import Amount, Places
 from proxy.reports.period import parse, resolve, show
 from proxy.reports.statement import build
 
@@ -182,7 +182,7 @@ def test_a_page_is_made_of_the_same_books(url):
     done = run("--ledger", url, *period, "--format", "html")
     assert done.exit_code == 0 and done.stdout.startswith("<!doctype html>") and done.stdout.endswith("</html>\n")
     said = json.loads(run("--ledger", url, *period, "--format", "json").stdout)
-    assert str(Amount(nano(said["savings"]), 6)) in done.stdout and "By team" in done.stdout
+    assert str(Amount(nano(said["savings"]), Places(6))) in done.stdout and "By team" in done.stdout
     assert "By app" in run("--ledger", url, "--format", "html", "--by", "tag:app").stdout
 
 

@@ -96,7 +96,7 @@ def test_a_period_in_which_nothing_happened_says_so(filled):
     books = open_books(filled, report_month.BEGAN - 9 * report_month.DAY, report_month.BEGAN - report_month.DAY)
     html = page.to_html(books, generated_ns=report_month.ENDED, ledger="ledger.db")
     assert "Nothing was booked in this period." in html and ">0.00</data> <small>" in html
-    assert [(tick.at, tick.text) for tick in charts.columns(books.spans, 2).cost_ticks] == [("100", "0"), ("0", "1")]
+    assert [(tick.at, tick.text) for tick in charts.columns(books.spans).cost_ticks] == [("100", "0"), ("0", "1")]
 
 
 def test_a_loss_is_said_plainly_and_in_red(url):
@@ -209,7 +209,7 @@ def test_a_bar_begins_where_the_one_before_ended():
 
 
 def test_columns_stand_on_one_axis_and_stay_in_it(month):
-    found = charts.columns(month.spans, 2)
+    found = charts.columns(month.spans)
     assert [column.label for column in found.columns if column.label] == [
         "1 Nov", "5", "9", "13", "17", "21", "25", "29"]
     for ticks in (found.cost_ticks, found.net_ticks):

@@ -8,6 +8,8 @@ at all is accepted: the body speaks for itself (RFC 9110, section 8.3).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from enum import Enum
 from typing import Any
 
@@ -26,6 +28,7 @@ from proxy.wire.envelope import (
     relay_error,
 )
 from proxy.wire.fields import DANGEROUS_ENGINE_FIELDS, FORBIDDEN_FIELDS, refuse_fields
+from proxy.wire.lean import Lean, lean
 from proxy.wire.prompt import Prompt
 from proxy.wire.splice import spliced
 from proxy.wire.usage import read_usage, served_tier, usage_from_dict
@@ -55,6 +58,7 @@ _NOTHING: frozenset[str] = frozenset()
 _STREAM = frozenset({"stream"})
 _STREAM_OPTIONS = frozenset({"include_usage", "continuous_usage_stats"})
 _NO_DOCUMENT: dict[str, Any] = {}
+_NO_URLS: dict[str, int] = {}
 
 
 class UsageInjection(Enum):
@@ -76,9 +80,9 @@ class Strip(Enum):
 
 @record
 class WireRequest:
-    """The facts of one request. `document` is the parsed body and is never changed; `body` is it
-    as it came. `prompt_chars` are the UTF-8 bytes of all that reaches the model as text, tools and
-    schemas included, base64 media not; `prompt_token_ids` counts ids given ready-made;
+    """The facts of one request. `document` is the parsed body and is never changed; `body` is it as it came; `lean`,
+    where media were left out of what was parsed, knows where. `prompt_chars` are the UTF-8 bytes of all that reaches
+    the model as text, tools and schemas included, base64 media not; `prompt_token_ids` counts ids given ready-made;
     `media_bytes` is what of the body are media, or where they are, and no text."""
 
     endpoint: Endpoint
@@ -98,6 +102,7 @@ class WireRequest:
     service_tier: str | None
     document: dict[str, Any]
     body: bytes
+    lean: Lean | None = None
 
     def facts(self) -> WireRequest:
         """The same without the text."""
@@ -127,6 +132,21 @@ def parse_request(endpoint: Endpoint, body: bytes, content_type: str | None = No
     Raises InvalidRequest (with `param`) or UnsupportedMediaType. Of a key given twice the last
     counts, as in every common parser."""
     check_content_type(content_type)
+    if (cut := lean(body)) is not None:
+        try:
+            request = _parsed(endpoint, cut.body, json_depth_max, cut.urls)
+        except InvalidRequest:  # said once more below, of the body as it came
+            pass
+        else:
+            if request is not None:
+                return replace(request, body=body, lean=cut)
+    request = _parsed(endpoint, body, json_depth_max, _NO_URLS)
+    assert request is not None
+    return request
+
+
+def _parsed(endpoint: Endpoint, body: bytes, json_depth_max: int, urls: Mapping[str, int]) -> WireRequest | None:
+    """None: what is in `urls` does not stand where media do, each once."""
     document = _parse(endpoint, body, json_depth_max)
     model = document.get("model")
     if not isinstance(model, str) or not model.strip():
@@ -147,7 +167,9 @@ def parse_request(endpoint: Endpoint, body: bytes, content_type: str | None = No
         if (given := _int(document, name, floor, TOKENS_MAX)) is not None and (limit is None or given > limit):
             limit = given
     tier = document.get("service_tier")
-    prompt, prompt_count = _read_prompt(endpoint, document)
+    prompt, prompt_count = _read_prompt(endpoint, document, urls)
+    if prompt.urls_met != len(urls):
+        return None
     features = _STREAM if stream else _NOTHING
     if endpoint is Endpoint.RESPONSES:
         features = frozenset(prompt.features | responses.features(document, stream))
@@ -183,7 +205,9 @@ def upstream_body(request: WireRequest, *, model: str | None, usage: UsageInject
                 changes[name] = max_tokens
     if not changes:
         return request.body
-    return spliced(request.body, document, changes) or orjson.dumps({**document, **changes})
+    if request.lean is None:
+        return spliced(request.body, document, changes) or orjson.dumps({**document, **changes})
+    return request.lean.whole(spliced(request.lean.body, document, changes) or orjson.dumps({**document, **changes}))
 
 
 def _limit_fields(endpoint: Endpoint) -> tuple[str, ...]:
@@ -244,10 +268,10 @@ def _deeper_than(document: dict[str, Any], depth_max: int) -> bool:
     return True
 
 
-def _read_prompt(endpoint: Endpoint, document: dict[str, Any]) -> tuple[Prompt, int]:
+def _read_prompt(endpoint: Endpoint, document: dict[str, Any], urls: Mapping[str, int]) -> tuple[Prompt, int]:
     if endpoint is Endpoint.RESPONSES:
-        return responses.read_input(document), 1
-    prompt, count = Prompt(), 1
+        return responses.read_input(document, urls), 1
+    prompt, count = Prompt(urls), 1
     if endpoint is Endpoint.CHAT:
         messages = document.get("messages")
         if not isinstance(messages, list) or not messages:

@@ -9,6 +9,7 @@ it answers is whether some server might fetch it.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,8 +30,10 @@ _AUTHORITY = re.compile(r"[\x00-\x20]*[/\\][\x00-\x20]*[/\\]")  # //host, and wh
 
 @dataclass(slots=True)
 class Prompt:
-    """The tally of one walk."""
+    """The tally of one walk. `urls`: media whose data was left out of the document, and their bytes as they came."""
 
+    urls: Mapping[str, int]
+    urls_met: int = 0
     chars: int = 0
     token_ids: int = 0
     media_count: int = 0
@@ -130,7 +133,7 @@ class Prompt:
                     if "://" in inner:
                         self._url(inner)
                     else:
-                        self.media_bytes += len(inner)
+                        self.media_bytes += self._length(inner)
                 elif isinstance(inner, dict) and key == "source":
                     self._media(inner)
                 else:
@@ -144,9 +147,15 @@ class Prompt:
         # Exactly `data:`, with nothing before it: two parsers that disagree about a leading blank
         # or a backslash are how a URL gets past a check (CVE-2026-24779). Blanks and control
         # characters before a scheme are skipped by most, however many; bare base64 has no colon.
-        self.media_bytes += len(url)
+        self.media_bytes += self._length(url)
         if url[:5].lower() != "data:" and (":" in url or _AUTHORITY.match(url)):
             self.remote_media = True
+
+    def _length(self, medium: str) -> int:
+        if medium not in self.urls:
+            return len(medium)
+        self.urls_met += 1
+        return self.urls[medium]
 
     def _unknown(self, key: str, value: Any, depth: int) -> None:
         if isinstance(value, str):

@@ -7,7 +7,7 @@ word what to send instead. Answers in the background are refused because nobody 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from proxy.core.errors import InvalidRequest
@@ -30,12 +30,13 @@ _REFUSED = {
 }
 
 
-def read_input(document: dict[str, Any]) -> Prompt:
-    """What reaches the model. Raises InvalidRequest for what is no input, and for what may not be named."""
+def read_input(document: dict[str, Any], urls: Mapping[str, int]) -> Prompt:
+    """What reaches the model; `urls`, see `Prompt`. Raises InvalidRequest for what is no input, and for what may not be
+    named."""
     for name, why in _REFUSED.items():
         if document.get(name):
             raise InvalidRequest(why, param=name, code="unsupported_parameter")
-    prompt, given, instructions = Prompt(), document.get("input"), document.get("instructions")
+    prompt, given, instructions = Prompt(urls), document.get("input"), document.get("instructions")
     if isinstance(given, str):
         prompt.texts(given)
     elif isinstance(given, list) and given and all(isinstance(item, dict) for item in given):

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "proxy"
 MODULES = {
     "core": "bidprice budgets capacity entries fleet health learning lengths line liveness market money prefix pricing "
             "ratelimit reasons retry room routing usage",
-    "wire": "chunks fields metering openai prompt splice sse usage",
+    "wire": "chunks fields lean metering openai prompt splice sse usage",
     "signals": "board crew follower inflight iterations market memory replica shared shared_health shared_prefixes "
                "speed",
     "upstream": "answer connection engine heads origin pool transport",

@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from dataclasses import replace
-
 import openai
 import pydantic
 import pytest
 
 from proxy.demo.engine import Behaviour
 from proxy.ledger.verify import verify
-from tests.integration.test_disconnects import CALM, SLOW_API, Caller, at_rest, freed
+from tests.integration.test_disconnects import CALM, QUICK_API, Caller, at_rest, freed, paced
 from tests.support.world import world
 
 PATH = "/v1/responses"
@@ -291,7 +289,8 @@ async def test_a_client_that_leaves_frees_the_engine_and_what_was_written_is_boo
     async with world(tmp_path, monkeypatch, profile=CALM, route={"policy": "self-hosted-only"}) as there:
         async with Leaving(there.url, LONG) as caller:
             await caller.tokens(7)
-            await freed(there, caller.leave())
+            caller.leave()
+            await freed(there)
         (row,) = await there.settled(1)
         assert (row["end_reason"], row["usage_source"]) == ("client_abort", "estimated") and row["output_text"] >= 7
         await there.until(lambda: there.engines[0].log.since(0))
@@ -300,10 +299,12 @@ async def test_a_client_that_leaves_frees_the_engine_and_what_was_written_is_boo
 
 
 async def test_an_api_is_read_to_its_end_for_a_client_that_left(tmp_path, monkeypatch):
-    async with world(tmp_path, monkeypatch, engines=0, api_profile=replace(SLOW_API, ttft_ms=20)) as there:
+    opened = paced(monkeypatch, 5)
+    async with world(tmp_path, monkeypatch, engines=0, api_profile=QUICK_API) as there:
         async with Leaving(there.url, {**LONG, "max_output_tokens": 200, "min_tokens": 200}) as caller:
             await caller.tokens(3)
             caller.leave()
+        opened.set()
         (row,) = await there.settled(1)
         assert (row["end_reason"], row["usage_source"], row["output_text"]) == ("client_abort", "upstream_final", 200)
         await books_agree(there)

@@ -20,9 +20,10 @@ from proxy.demo.engine import Behaviour, EngineProfile, SimulatedEngine
 from proxy.demo.serving import serve
 from proxy.upstream.factory import build
 from proxy.upstream.transport import Outgoing
+from tests.support.patience import PATIENCE_S, until
 
 KEY = "sk-contract-secret"
-WAITS = SimpleNamespace(connect_s=1.0, first_byte_s=5.0, idle_s=2.0, answer_s=5.0)
+WAITS = {"connect_s": PATIENCE_S, "first_byte_s": PATIENCE_S, "idle_s": PATIENCE_S, "answer_s": PATIENCE_S}
 
 
 @dataclass
@@ -58,8 +59,8 @@ no_litellm = pytest.mark.skipif(importlib.util.find_spec("litellm") is None, rea
 
 def upstream_to(kind: str, url: str, **waits: float) -> Any:
     backend = SimpleNamespace(name="one", kind=kind, model="sim", api_key=SimpleNamespace(reveal=lambda: KEY),
-                              tls_verify=True, **({"connect_s": None, "first_byte_s": None, "idle_s": None} | waits))
-    return build(backend, url, WAITS)
+                              tls_verify=True, connect_s=None, first_byte_s=None, idle_s=None)
+    return build(backend, url, SimpleNamespace(**{**WAITS, **waits}))
 
 
 @pytest.fixture(params=[engine, api, pytest.param(claude, marks=no_litellm)], ids=lambda make: make.__name__)
@@ -154,7 +155,7 @@ async def test_what_a_sink_raises_comes_out_and_gives_the_answer_up(case):
     answer = await case.upstream.begin(asked(True, tokens=5000))
     with pytest.raises(ZeroDivisionError):
         await answer.pipe(lambda piece: 1 / 0)
-    await asyncio.sleep(0.1)
+    await until(case.rows)
     assert [row["end"] for row in case.rows()] == ["abort"]
 
 
@@ -193,7 +194,7 @@ async def test_a_stream_cut_in_the_middle_is_cut_and_not_retryable(case):
 
 
 async def test_a_silent_upstream_times_out(case):
-    upstream = upstream_to(case.kind, case.url, first_byte_s=0.2)
+    upstream = upstream_to(case.kind, case.url, first_byte_s=0.2, answer_s=0.2)
     for stream in (False, True):
         with pytest.raises(UpstreamTimeout) as caught:
             answer = await upstream.open(case.faulty(asked(stream), "timeout"))
@@ -202,13 +203,13 @@ async def test_a_silent_upstream_times_out(case):
     await upstream.close()
 
 
-async def test_abort_is_noticed_within_a_tenth_of_a_second_and_may_be_repeated(case):
+async def test_abort_is_noticed_and_may_be_repeated(case):
     answer = await case.upstream.open(asked(True, tokens=5000))
     await answer.chunk()
     answer.abort()
     answer.abort()
     answer.release()
-    await asyncio.sleep(0.1)
+    await until(case.rows)
     assert [row["end"] for row in case.rows()] == ["abort"]
     with pytest.raises(UpstreamCut):
         await answer.chunk()

@@ -22,6 +22,8 @@ from proxy.upstream import commercial
 from proxy.upstream.factory import build
 from proxy.upstream.transport import Outgoing
 from proxy.wire.usage import usage_from_dict
+from tests.support.patience import PATIENCE_S, until
+from tests.support.world import held
 
 KEY = "sk-ant-very-secret"
 USER = [{"role": "user", "content": "the secret prompt"}]
@@ -40,10 +42,10 @@ class Key:
         return self._value
 
 
-def upstream_to(url, key=KEY, first_byte_s=5.0, idle_s=2.0, model="claude-sim"):
+def upstream_to(url, key=KEY, first_byte_s=PATIENCE_S, idle_s=PATIENCE_S, model="claude-sim"):
     backend = SimpleNamespace(name="claude", kind="anthropic", model=model, api_key=key and Key(key),
                               tls_verify=True, connect_s=None, first_byte_s=None, idle_s=None)
-    return build(backend, url, SimpleNamespace(connect_s=1.0, first_byte_s=first_byte_s, idle_s=idle_s,
+    return build(backend, url, SimpleNamespace(connect_s=PATIENCE_S, first_byte_s=first_byte_s, idle_s=idle_s,
                                                  answer_s=first_byte_s))
 
 
@@ -419,37 +421,39 @@ async def test_nothing_secret_is_printed_or_logged(caplog, capfd):
 # ---- leaving
 
 
-async def test_abort_closes_the_providers_connection_within_a_tenth_of_a_second():
-    async with claude(tpot_ms=20.0) as c:
+async def test_abort_closes_the_providers_connection():
+    async with claude(tpot_ms=1000.0) as c:
         answer = await c.upstream.open(asked(stream=True, max_tokens=500))
         await answer.chunk()
         answer.abort()
         answer.abort()
-        await asyncio.sleep(0.1)
-        assert c.rows and c.rows[-1]["end"] == "abort" and c.rows[-1]["completion_tokens"] < 12
+        await until(lambda: c.rows)
+        assert c.rows[-1]["end"] == "abort" and c.rows[-1]["completion_tokens"] < 12
         with pytest.raises(UpstreamCut):
             await answer.chunk()
 
 
 async def test_abort_wakes_a_reader_that_waits():
-    async with claude(tpot_ms=2000.0) as c:
+    async with claude(tpot_ms=600_000.0) as c:
         answer = await c.upstream.open(asked(stream=True))
         await answer.chunk()
         reader = asyncio.ensure_future(answer.chunk())
         await asyncio.sleep(0.02)
         answer.abort()
         with pytest.raises(UpstreamCut):
-            await asyncio.wait_for(reader, 0.2)
+            await reader
 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_cancelling_open_closes_the_providers_connection(stream):
-    async with claude(ttft_ms=5000.0) as c:
+    async with claude(ttft_ms=600_000.0) as c:
+        arrived = held(c.app, "/v1/messages")
+        arrived.set()
         task = asyncio.ensure_future(c.upstream.open(asked(stream=stream)))
-        await asyncio.sleep(0.15)
+        await until(lambda: arrived.asked)
         task.cancel()
-        await asyncio.sleep(0.1)
-        assert c.rows and c.rows[-1]["end"] == "abort"
+        await until(lambda: c.rows)
+        assert c.rows[-1]["end"] == "abort"
         with pytest.raises(asyncio.CancelledError):
             await task
 

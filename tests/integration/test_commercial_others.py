@@ -21,14 +21,15 @@ from proxy.demo.api import ApiModel, ApiProfile, SimulatedApi
 from proxy.demo.serving import serve
 from proxy.upstream.factory import build
 from proxy.upstream.transport import Outgoing
+from tests.support.patience import PATIENCE_S
 
 KEY = SimpleNamespace(reveal=lambda: "sk-other")
 
 
-def upstream_to(url, model, first_byte_s=5.0):
+def upstream_to(url, model, first_byte_s=PATIENCE_S):
     backend = SimpleNamespace(name="other", kind="litellm", model=model, api_key=KEY, tls_verify=True, connect_s=None,
                               first_byte_s=None, idle_s=None)
-    return build(backend, url, SimpleNamespace(connect_s=1.0, first_byte_s=first_byte_s, idle_s=2.0,
+    return build(backend, url, SimpleNamespace(connect_s=PATIENCE_S, first_byte_s=first_byte_s, idle_s=PATIENCE_S,
                                                  answer_s=first_byte_s))
 
 
@@ -91,7 +92,7 @@ async def test_openais_sdk_goes_over_our_connections_too():
                                               ("500", UpstreamFailed), ("reset", UpstreamFailed),
                                               ("timeout", UpstreamTimeout)])
 async def test_its_errors_are_ours_and_it_is_asked_once(fault, error):
-    async with openai_by_litellm(first_byte_s=0.3) as (upstream, _):
+    async with openai_by_litellm(first_byte_s=0.3 if fault == "timeout" else PATIENCE_S) as (upstream, _):
         with pytest.raises(error):
             await upstream.open(asked(fault=fault, **CHAT))
 

@@ -17,7 +17,7 @@ from sqlalchemy import select
 from proxy.config import load
 from proxy.core.money import NS_PER_HOUR
 from proxy.demo.api import ApiModel, ApiProfile, SimulatedApi
-from proxy.demo.asgi import Request
+from proxy.demo.asgi import Application, Request
 from proxy.demo.engine import SimulatedEngine
 from proxy.demo.engine_profile import EngineProfile
 from proxy.demo.serving import serve
@@ -102,16 +102,16 @@ class Gate(asyncio.Event):
     asked = 0
 
 
-def held(app: SimulatedEngine | SimulatedApi) -> Gate:
-    """Its chat route answers nobody until the gate is set."""
-    gate, answer = Gate(), app.routes["/v1/chat/completions"]["POST"]
+def held(app: Application, path: str = "/v1/chat/completions") -> Gate:
+    """This route answers nobody until the gate is set."""
+    gate, answer = Gate(), app.routes[path]["POST"]
 
     async def wait(request: Request) -> None:
         gate.asked += 1
         await gate.wait()
         await answer(request)
 
-    app.routes = {**app.routes, "/v1/chat/completions": {"POST": wait}}
+    app.routes = {**app.routes, path: {"POST": wait}}
     return gate
 
 

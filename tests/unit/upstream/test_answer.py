@@ -194,6 +194,17 @@ def test_a_timer_is_set_once_for_many_pieces(wire):
         step(piping)
 
 
+def test_a_steady_stream_outlives_any_silence(wire):
+    answer, seen = streaming(wire, b"a"), []
+    piping = answer.pipe(seen.append)
+    assert waits(piping)
+    for _ in range(5):
+        wire.wait(TARGET.idle_s - 1)
+        wire.say(chunk(b"b"))
+    wire.say(END)
+    assert step(piping) is None and b"".join(seen) == b"abbbbb"
+
+
 def test_while_nobody_waits_there_is_no_silence(wire):
     answer = streaming(wire)
     wire.wait(1000.0)

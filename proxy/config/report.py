@@ -83,7 +83,7 @@ def currency_of(report: Report, source: Source) -> Currency:
     rates = [Rate(one.from_.isoformat(), epoch_ns(dt.datetime.combine(one.from_, dt.time(), zone)),
                   Decimal(plain(one.per_usd)), one.source) for one in report.exchange_rates]
     place = source.problem(("report", "exchange_rates"), "")
-    return Currency.since(report.currency, rates, f"{place.file}:{place.line}: {place.field}")
+    return Currency.since(report.currency, rates, f"{place.file}:{place.line}")
 
 
 class _File(BaseModel):

@@ -17,10 +17,11 @@ from typing import Any
 
 from proxy.core.cells import FIELDS, Slice
 from proxy.core.gpucost import GpuShare
-from proxy.core.money import NANO_DIGITS, NS_PER_S, usd_string
+from proxy.core.money import NANO_DIGITS, NANO_PER_USD, NS_PER_S, usd_string
 
 USD = "USD"
 RATE_PLACES = 9
+WORTH_LITTLE = 1_000  # units per USD: nobody pays with parts of them
 EXACT = Context(prec=100)  # 10**-18 of a currency whose units are worth little takes more than the usual 28 digits
 
 # ISO 4217: what people pay with, by how many decimals its smallest unit has. Without funds, metals and test codes.
@@ -38,7 +39,12 @@ MINOR = {code: places for places, codes in _CODES.items() for code in codes.spli
 
 
 class MissingRate(ValueError):
-    """A period begins, or goes on, where no exchange rate is known."""
+    """A period begins, or goes on, where no exchange rate is known. `text` is for those who may not see what files
+    there are."""
+
+    def __init__(self, place: str, text: str) -> None:
+        super().__init__(f"{place}: {text}")
+        self.text = text
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +76,7 @@ Force = tuple[int, int | None, Rate | None]  # from, to, and what is in force be
 @dataclass(frozen=True, slots=True)
 class Currency:
     """What amounts are in: whole numbers of 10**-`digits` of it. `force`: its rates, in order, none at the same time as
-    another. `place`: where they are said."""
+    another. `place`: the file and line in which they are said."""
 
     code: str = USD
     force: tuple[Force, ...] = ()
@@ -94,8 +100,8 @@ class Currency:
 
     @property
     def minor(self) -> int:
-        """Decimals of what is paid with: 2 of cents."""
-        return MINOR[self.code]
+        """Decimals that are worth showing: 2 of cents; none where a dollar is thousands."""
+        return 0 if self.most >= WORTH_LITTLE * NANO_PER_USD else MINOR[self.code]
 
     @property
     def smallest(self) -> str:
@@ -129,7 +135,7 @@ class Currency:
             found.append((at, stop, rate))
             at = stop
         if at < to_ns:
-            raise MissingRate(self._missing(at))
+            raise MissingRate(self.place, self._missing(at))
         return found
 
     def used(self, from_ns: int, to_ns: int) -> list[Rate]:
@@ -154,7 +160,7 @@ class Currency:
         when = dt.datetime.fromtimestamp(at_ns // NS_PER_S, dt.UTC).strftime("%Y-%m-%dT%H:%MZ")
         later = next((rate.day for begin, _, rate in self.force if begin > at_ns and rate is not None), None)
         known = "" if later is None else f", and the next is from {later}"
-        return f"{self.place}: no rate of {self.code} holds at {when}{known}; add the one of then"
+        return f"report.exchange_rates: no rate of {self.code} holds at {when}{known}; add the one of then"
 
 
 DOLLARS = Currency()

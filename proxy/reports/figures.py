@@ -7,7 +7,7 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from fractions import Fraction
 from typing import NamedTuple
 
-from proxy.core.currency import EXACT, Currency, plain
+from proxy.core.currency import DOLLARS, EXACT, Currency, plain
 from proxy.core.money import NANO_DIGITS, round_nano
 from proxy.core.savings import Statement
 
@@ -99,14 +99,14 @@ def exact(nano: int | None, currency: Currency) -> str | None:
     return None if nano is None else currency.text(nano)
 
 
-def unit(nano: int | None, digits: int = NANO_DIGITS) -> str:
+def unit(nano: int | None, currency: Currency = DOLLARS) -> str:
     """A unit price with at least three digits that count: '0.412', '12.30', '0.000205'."""
     if nano is None:
         return NOTHING
-    places = 2
-    while places < NANO_DIGITS and nano and abs(nano) * 10**places < 10 ** (digits + 2):
+    places = currency.minor
+    while places < NANO_DIGITS and nano and abs(nano) * 10**places < 100 * currency.unit:
         places += 1
-    return money(nano, Places(places, digits))
+    return money(nano, Places(places, currency.digits))
 
 
 def rates(statement: Statement) -> list[str]:

@@ -70,7 +70,7 @@ def to_html(books: Books, *, generated_ns: int, ledger: str, standing: Standing 
         net_percent=statement.savings_percent,
         substituted_percent=figures.percent_of(statement.total.substituted_baseline, statement.total.baseline),
         figures_hash=fingerprint(books), print_rows=PRINT_ROWS, printable=figures.printable, percent=figures.percent,
-        unit=partial(figures.unit, digits=currency.digits), unit_tokens=figures.count, currency=currency.code,
+        unit=partial(figures.unit, currency=currency), unit_tokens=figures.count, currency=currency.code,
         exchanged=figures.exchanged(statement),
         day=lambda at_ns: _date(dt.datetime.fromtimestamp(at_ns // NS_PER_S, zone)), **_prices(books))
 

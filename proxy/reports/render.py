@@ -230,7 +230,7 @@ def _groups(statement: Statement, places: Places) -> Table:
         table.add_row(Text(printable(row.label), "" if row.allocated else "italic"),
                       f"{row.requests:,}", f"{row.tokens:,}", *(_money(amount, places) for amount in amounts),
                       _money(row.savings, places, "red" if row.savings < 0 else "green"),
-                      unit(loaded.per_million, places.digits))
+                      unit(loaded.per_million, statement.currency))
     return table
 
 

@@ -114,7 +114,7 @@ class Desk:
         question = self.ask(query)
         account, now = await self.account(question), await self.now()
         if isinstance(account, MissingRate):
-            raise InvalidRequest(str(account))
+            raise InvalidRequest(account.text)
         if isinstance(account, Exception):
             raise Unavailable("The ledger cannot be read, so there is nothing to export.", code="ledger_unavailable")
         try:
@@ -132,7 +132,7 @@ class Desk:
         try:
             return await self.written(self.pages.one_request, found, reader)
         except MissingRate as error:
-            raise InvalidRequest(str(error)) from None
+            raise InvalidRequest(error.text) from None
 
     # ---- the parts
 

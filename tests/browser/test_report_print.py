@@ -1,5 +1,6 @@
 """The report in a real browser: it fetches nothing, runs nothing, and a month prints on two pages, nothing cut."""
 
+from decimal import Decimal
 from io import BytesIO
 
 import pytest
@@ -7,6 +8,7 @@ from axe_playwright_python.sync_playwright import Axe
 from pypdf import PdfReader
 
 from proxy.cli import pdf
+from proxy.core.currency import Currency, Rate
 from proxy.core.money import NS_PER_HOUR
 from proxy.reports import page, view
 from proxy.reports.books import open_books
@@ -125,6 +127,19 @@ def test_other_periods_print_on_two_pages_too(tmp_path, days):
     books = open_books(url, report_month.BEGAN, report_month.BEGAN + days * 24 * NS_PER_HOUR)
     html = page.to_html(books, generated_ns=report_month.ENDED, ledger="ledger.db")
     assert len(PdfReader(BytesIO(pdf.to_pdf(html))).pages) == 2
+
+
+def test_a_month_in_another_currency_prints_on_two_pages_too(tmp_path, chromium):
+    """A rate for every day, from a source with a long name; amounts of millions."""
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    report_month.make(url, 300)
+    rates = [Rate(f"2026-11-{day:02}", report_month.BEGAN + (day - 1) * report_month.DAY, Decimal(1400 + day),
+                  "the central rate of the day before, as the treasury keeps it") for day in range(1, 31)]
+    books = open_books(url, report_month.BEGAN, report_month.ENDED, currency=Currency.since("KRW", rates))
+    path = tmp_path / "won.html"
+    path.write_text(page.to_html(books, generated_ns=report_month.ENDED, ledger="ledger.db"), encoding="utf-8")
+    assert len(PdfReader(BytesIO(pdf.to_pdf(path.read_text(encoding="utf-8")))).pages) == 2
+    assert max(_sheets(chromium, path)) <= PAGE_PX
 
 
 def test_the_fullest_month_prints_on_two_pages(tmp_path, chromium):

@@ -340,6 +340,7 @@ async def test_a_period_without_an_exchange_rate_says_which_is_missing(tmp_path,
         status, page = await there.get("/dashboard?range=30d", **HTML)
         words = "report.exchange_rates: no rate of EUR holds at "
         assert status == 400 and words in page.decode() and "Backends now" in page.decode()
+        assert str(tmp_path) not in page.decode(), "a reader need not know what files there are"
         status, body = await there.get("/dashboard/csv?range=30d&table=groups")
         assert status == 400 and words in json.loads(body)["error"]["message"]
         status, page = await there.get(f"/dashboard?from={today}", **HTML)

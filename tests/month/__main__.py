@@ -3,8 +3,8 @@
 Two million requests of a month are drawn from a seed and booked as the gateway books them; every figure of every form
 (statement, JSON, CSV, the page, FOCUS, the dashboard over HTTP) in every grouping is held to the truth and to the
 identities, before and after the hours are summed up; the period is cut at odd nanoseconds, seconds, minutes and hours,
-each part held to the truth, and all parts to the whole. Then a ledger of ten million requests (kept in .bench/): how
-long its report takes, and how long to count its rows again.
+each part held to the truth, and all parts to the whole; and all forms once more in another currency. Then a ledger of
+ten million requests (kept in .bench/): how long its report takes, and how long to count its rows again.
 
     python -m tests.month [--requests 2000000] [--seed 6] [--large 10000000] [--cuts 24]
 
@@ -35,7 +35,7 @@ from proxy.ledger import hours, store
 from proxy.reports import raw
 from proxy.reports.books import read_books
 from proxy.reports.statement import read, read_all
-from tests.month import bulk, compare, dashboard, forms
+from tests.month import bulk, compare, dashboard, exchange, forms
 from tests.month.compare import GROUPINGS, Found
 from tests.month.run import Made, make
 from tests.month.scene import BERLIN, HOUR, MINUTE, S, month
@@ -108,10 +108,23 @@ def _forms(found: Found, made: Made, folder: Path, cuts: int) -> int:
         forms.page(found, made.truth, html, BERLIN)
     with _step("FOCUS", found), store.reading(made.url) as connection:
         count = forms.focus(found, connection, made.truth, folder / "focus.csv", BERLIN)
+    _in_currency(found, made, folder)
     console.print(f"{count:,} rows of FOCUS, {(folder / 'focus.csv').stat().st_size / 2**20:,.0f} MiB")
     with _step("the dashboard, over HTTP", found):
         asyncio.run(_dashboard(found, made, folder))
     return -(-len(html.encode()) // 1024)
+
+
+def _in_currency(found: Found, made: Made, folder: Path) -> None:
+    """The same in another currency, whose rate changes within the month."""
+    truth, currency = exchange.Converted(made.truth), exchange.currency()
+    with _step(f"statement, JSON, CSV, page, FOCUS in {currency.code}", found), store.reading(made.url) as connection:
+        statements = read_all(connection, made.scene.from_ns, made.scene.to_ns, GROUPINGS, time_zone=BERLIN,
+                              currency=currency)
+        for statement in statements.values():
+            compare.statement_forms(found, truth, statement, BERLIN)
+        forms.page(found, truth, forms.page_of(connection, truth, BERLIN, currency), BERLIN)
+        forms.focus(found, connection, truth, folder / "euro.csv", BERLIN, currency)
 
 
 def _statements(found: Found, made: Made, connection: object, zone: str) -> None:

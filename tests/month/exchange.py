@@ -23,7 +23,7 @@ RATES = (("2026-09-30", "0.9217"), ("2026-10-13", "0.931234567"), ("2026-10-25",
 def currency(zone: str = BERLIN) -> Currency:
     """As an operator says it whose days are those of the zone."""
     return Currency.since(CODE, [Rate(day, _midnight_ns(day, zone), Decimal(per_usd), f"rate {number}")
-                                 for number, (day, per_usd) in enumerate(RATES)], "month.yaml:3: exchange_rates")
+                                 for number, (day, per_usd) in enumerate(RATES)], "month.yaml:3")
 
 
 def settings() -> dict[str, Any]:

@@ -94,7 +94,7 @@ class DashboardPages:
         return self._environment.get_template(template).render(zone_name=self._zone_name, **given)
 
     def _unit(self, nano: int | None) -> str:
-        return figures.unit(nano, self._currency.digits)
+        return figures.unit(nano, self._currency)
 
     @cached_property
     def _files(self) -> dict[str, tuple[bytes, str]]:

@@ -93,7 +93,7 @@ def of_overview(question: Question, account: Account | Exception | None, now: An
 
 def _trouble(error: Exception) -> str:
     if isinstance(error, MissingRate):
-        return f"{error}."
+        return f"{error.text}."
     if isinstance(error, TimeoutError):
         return "The period holds more than could be read in time. Choose a shorter one."
     return ("The ledger cannot be read just now. Traffic and health below are live; figures come back by themselves.")

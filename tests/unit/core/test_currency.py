@@ -25,7 +25,7 @@ def rate(from_ns, per_usd="0.9217", source="ECB"):
 
 
 def euro(*rates):
-    return Currency.since("EUR", rates, "a.yaml:7: report.exchange_rates")
+    return Currency.since("EUR", rates, "a.yaml:7")
 
 
 def made(rates):
@@ -35,6 +35,7 @@ def made(rates):
 def test_the_codes_are_those_of_iso_4217():
     assert len(MINOR) == 155 and all(len(code) == 3 and code.isalpha() and code.isupper() for code in MINOR)
     assert (MINOR["EUR"], MINOR["USD"], MINOR["JPY"], MINOR["KWD"]) == (2, 2, 0, 3)
+    assert (euro(rate(0, "999")).minor, euro(rate(0, "1000")).minor) == (2, 0), "nobody pays with so little"
     assert not {"BGN", "HRK", "DEM", "XAU", "XTS", "BTC"} & MINOR.keys(), "withdrawn, metals, tests, no currencies"
 
 

@@ -39,7 +39,7 @@ END = T0 + 3 * DAY
 CHANGE = T0 + DAY - NS_PER_HOUR  # midnight of 2026-11-02 in Berlin
 RATES = (Rate("2026-10-01", T0 - 31 * DAY - 2 * NS_PER_HOUR, Decimal("0.9217"), "ECB, monthly average"),
          Rate("2026-11-02", CHANGE, Decimal("0.931234567"), "ECB, daily"))
-EURO = Currency.since("EUR", RATES, "a.yaml:3: report.exchange_rates")
+EURO = Currency.since("EUR", RATES, "a.yaml:3")
 STRETCHES = ((T0, CHANGE, Decimal("0.9217")), (CHANGE, END, Decimal("0.931234567")))
 PERIOD = ("--from", "2026-11-01T01:00", "--to", "2026-11-04T01:00")  # T0 and END in Berlin
 LATER = T0 + 20 * DAY

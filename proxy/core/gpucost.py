@@ -124,6 +124,12 @@ def overheads(lines: Iterable[RateLine], from_ns: int, to_ns: int) -> dict[str, 
     return amounts
 
 
+def by_work(lines: Iterable[RateLine]) -> set[str]:
+    """Backends whose cost depends on what was done in a minute. That of others is their rent, whoever worked."""
+    return {line.name for line in lines
+            if line.kind == "gpu" and (line.billing == "elastic" or line.energy == "metered")}
+
+
 class _Rate:
     """`money.accrue` with its fraction taken apart once, for the loops over minutes; a test holds them equal."""
 

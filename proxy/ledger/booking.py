@@ -19,12 +19,12 @@ from proxy.core.entries import Intent, RequestEntry
 from proxy.core.gpucost import GpuMinute, RateLine
 from proxy.core.money import NS_PER_MINUTE
 from proxy.core.pricing import Price
+from proxy.core.ratecard import new_lines
 from proxy.core.usage import Usage
-from proxy.ledger import closing, hours, marks, store, treasury
+from proxy.ledger import adjusting, cells, closing, hours, marks, store, treasury
 from proxy.ledger.lending import Lending
 from proxy.ledger.marks import Orphans
-from proxy.ledger.rates import line_of, new_lines
-from proxy.ledger.rates import row_of as rate_row
+from proxy.ledger.rates import row_of as row_of_rate
 from proxy.ledger.rows import Row, corrected, deltas, entry_of, row_of, rows_of
 from proxy.ledger.schema import budget_use, corrections, prices, rates, requests
 from proxy.ledger.statements import (
@@ -159,26 +159,29 @@ def book_gpu_minutes(connection: Connection, minutes: Sequence[GpuMinute]) -> in
     before = db.total_changes
     edge = closing.horizon(connection)
     if late := [minute for minute in minutes if minute.minute * NS_PER_MINUTE < edge]:
-        closing.adjust_minutes(connection, late, edge, time.time_ns())
+        adjusting.adjust_minutes(connection, late, edge, time.time_ns())
         minutes = [minute for minute in minutes if minute.minute * NS_PER_MINUTE >= edge]
     INSERT_GPU_TIME(db, [[getattr(minute, name) for name in GPU_COLUMNS] for minute in minutes])
     hours.forget(db, [minute.minute for minute in minutes])
     return db.total_changes - before
 
 
-def record_rates(connection: Connection, card: Sequence[RateLine], now_ns: int, *, complete: bool) -> int:
-    """Append what the ledger does not say yet. Returns how many lines were new."""
-    have = [line_of(row) for row in connection.execute(select(rates).order_by(rates.c.id)).mappings()]
-    if edge := closing.horizon(connection):
-        closing.adjust_rates(connection, have, card, now_ns)
-        card = closing.clip(have, card, edge)
-    new = [rate_row(line, now_ns) for line in new_lines(have, card, now_ns, complete=complete)]
-    if new:
-        connection.execute(rates.insert(), new)
-        in_hours = [row["from_ns"] for row in new if row["kind"] in ("gpu", "electricity")]
+def record_rates(connection: Connection, card: Sequence[RateLine], now_ns: int, *, complete: bool,
+                 found: adjusting.Found | None = None) -> int | None:
+    """Append what the ledger does not say yet, and what it was found to change in closed periods. Returns how many
+    lines were new; None where closed periods must be looked at (again) first."""
+    edge = closing.horizon(connection)
+    if edge and (found is None or not adjusting.book(connection, found, now_ns)):
+        return None
+    have = cells.rate_card(connection)
+    lines = (adjusting.lines_since(connection, have, card, now_ns, complete=complete) if edge else
+             new_lines(have, card, now_ns, complete=complete))
+    if lines:
+        connection.execute(rates.insert(), [row_of_rate(line, now_ns) for line in lines])
+        in_hours = [line.from_ns or 0 for line in lines if line.kind in ("gpu", "electricity")]
         if in_hours:  # overheads and contracts are in none
             hours.forget_from(store.raw(connection), min(in_hours))
-    return len(new)
+    return len(lines)
 
 
 def record_price(connection: Connection, price: Price, now_ns: int) -> bool:

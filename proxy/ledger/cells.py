@@ -6,10 +6,11 @@ requests belong to the period in which it starts; its GPU money is spread evenly
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import groupby
+from typing import Any
 
-from sqlalchemy import Connection, Table, bindparam, func, or_, select
+from sqlalchemy import Connection, Select, Table, bindparam, func, or_, select
 
 from proxy.core.cells import AT, FIELDS, SUMS, Place, Slice
 from proxy.core.gpucost import Fleet, GpuMinute, GpuShare, RateLine, Work
@@ -85,9 +86,15 @@ def stretches(connection: Connection, from_ns: int, to_ns: int) -> Iterator[tupl
 
 def _of_hours(connection: Connection, from_ns: int, to_ns: int) -> Slice:
     within = {"first": from_ns // NS_PER_HOUR, "beyond": to_ns // NS_PER_HOUR}
-    found = Slice(from_ns, to_ns)
+    found = _gpus_of_hours(connection, from_ns, to_ns)
     for row in connection.execute(OF_HOURS, within):
         found.cells[Place(*row[:WIDTH])] = list(row[WIDTH:])
+    return found
+
+
+def _gpus_of_hours(connection: Connection, from_ns: int, to_ns: int) -> Slice:
+    within = {"first": from_ns // NS_PER_HOUR, "beyond": to_ns // NS_PER_HOUR}
+    found = Slice(from_ns, to_ns)
     for backend, *sums, unpriced in connection.execute(OF_HOUR_GPUS, within):
         found.gpus[backend] = GpuShare(*sums)
         if unpriced:
@@ -97,12 +104,8 @@ def _of_hours(connection: Connection, from_ns: int, to_ns: int) -> Slice:
 
 def of_minutes(connection: Connection, lines: Sequence[RateLine], from_ns: int, to_ns: int) -> Slice:
     """The same from the minutes, whatever hours were summed before."""
-    touched = {"first": from_ns // NS_PER_MINUTE, "beyond": -(-to_ns // NS_PER_MINUTE)}
-    begun = {"first": -(-from_ns // NS_PER_MINUTE), "beyond": touched["beyond"]}
-    fleet = Fleet(lines, from_ns, to_ns)
-    seen = [GpuMinute(**row) for row in connection.execute(NOTABLE, touched).mappings()]
-    observed = {backend: ns for backend, ns in connection.execute(OBSERVED, begun)}
-    fleet.split(_work(connection, touched), seen, observed)
+    fleet = fleet_of(connection, lines, from_ns, to_ns)
+    begun = {"first": -(-from_ns // NS_PER_MINUTE), "beyond": -(-to_ns // NS_PER_MINUTE)}
     found = Slice(from_ns, to_ns, gpus=fleet.backends, unpriced=fleet.unpriced)
     more = [0] * (len(FIELDS) - len(SUMS))
     for row in connection.execute(OF_MINUTES, begun):
@@ -114,8 +117,35 @@ def of_minutes(connection: Connection, lines: Sequence[RateLine], from_ns: int, 
     return found
 
 
-def _work(connection: Connection, within: dict[str, int]) -> Iterator[Work]:
-    rows = connection.execution_options(yield_per=10_000).execute(WORK, within)
+def gpus(connection: Connection, lines: Sequence[RateLine], from_ns: int, to_ns: int,
+         only: Collection[str]) -> dict[str, GpuShare]:
+    """What the GPUs alone come to, from hours where these are summed up; elsewhere with the work of `only`."""
+    found = Slice(from_ns, to_ns)
+    for start, end, closed in stretches(connection, from_ns, to_ns):
+        found.add(_gpus_of_hours(connection, start, end) if closed else
+                  Slice(start, end, gpus=fleet_of(connection, lines, start, end, only).backends))
+    return found.gpus
+
+
+def fleet_of(connection: Connection, lines: Sequence[RateLine], from_ns: int, to_ns: int,
+             only: Collection[str] | None = None, also: Sequence[GpuMinute] = ()) -> Fleet:
+    """The GPUs by these lines, from the minutes. With `only`, the work of these backends alone; `also`: minutes as if
+    they had been booked."""
+    touched = {"first": from_ns // NS_PER_MINUTE, "beyond": -(-to_ns // NS_PER_MINUTE)}
+    begun = {"first": -(-from_ns // NS_PER_MINUTE), "beyond": touched["beyond"]}
+    fleet = Fleet(lines, from_ns, to_ns)
+    if only is not None and not only:
+        return fleet
+    work, notable = (WORK, NOTABLE) if only is None else (
+        WORK.where(rollup.c.backend.in_(only)), NOTABLE.where(gpu_time.c.backend.in_(only)))
+    seen = [GpuMinute(**row) for row in connection.execute(notable, touched).mappings()]
+    observed = {backend: ns for backend, ns in connection.execute(OBSERVED, begun)}
+    fleet.split(_work(connection, work, touched), [*seen, *also], observed)
+    return fleet
+
+
+def _work(connection: Connection, work: Select[Any], within: dict[str, int]) -> Iterator[Work]:
+    rows = connection.execution_options(yield_per=10_000).execute(work, within)
     for (minute, backend), group in groupby(rows, lambda row: (row[0], row[1])):
         parts = [(Place(*row[1:-2]), row[-2], row[-1]) for row in group]
         places, served, failed = zip(*parts, strict=True)

@@ -30,7 +30,7 @@ from proxy.core.budgets import Hold, Reserved, Window
 from proxy.core.entries import Intent, RequestEntry
 from proxy.core.gpucost import GpuMinute, RateLine
 from proxy.core.pricing import Price
-from proxy.ledger import alerts, booking, hours, marks, store, treasury
+from proxy.ledger import adjusting, alerts, booking, hours, marks, store, treasury
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.items import STOP, Item
 from proxy.ledger.marks import Marks
@@ -186,10 +186,18 @@ class Journal:
     async def record_rates(self, card: Sequence[RateLine], now_ns: int | None = None, *,
                            complete: bool = False) -> int:
         """Keep the configuration's rate card; lines already known are not repeated. `complete`: what the card no
-        longer names costs nothing from now on. Returns how many lines were new."""
-        now_ns = time.time_ns() if now_ns is None else now_ns
-        return await self._call(functools.partial(booking.record_rates, card=tuple(card), now_ns=now_ns,
-                                                  complete=complete))
+        longer names costs nothing from now on. Returns how many lines were new.
+
+        What it changes in closed periods is computed on a connection and in a thread of its own, again if something
+        was booked there meanwhile: each time round, another's card or minute has come to its end."""
+        now_ns, card = time.time_ns() if now_ns is None else now_ns, tuple(card)
+        new: int | None = None
+        while new is None:
+            self._accepting()
+            found = await asyncio.to_thread(adjusting.look, self.url, card, now_ns)
+            new = await self._call(functools.partial(booking.record_rates, card=card, now_ns=now_ns, complete=complete,
+                                                     found=found))
+        return new
 
     async def record_price(self, price: Price, now_ns: int | None = None) -> bool:
         """Keep a price before it is used. Returns whether it was new."""

@@ -40,6 +40,7 @@ from proxy.server.desk import Desk
 from proxy.server.dispatch import Dispatcher
 from proxy.server.guard import Guard
 from proxy.server.handler import Doors, Handler
+from proxy.server.keeper import Keeper
 from proxy.server.metrics import Metrics
 from proxy.server.planning import Call, Planner
 from proxy.server.plans import plan_json
@@ -89,7 +90,7 @@ class Gateway:
         self.handler = Handler(Doors(
             settings, settings.route_table(), self.keys, self.board, self.planner, self.dispatcher,
             Settlement(self.planner), self.journal, self.purse, self._rates(), self.recounter,
-            self._repeats(), self.upstreams, time.monotonic, self._observe,
+            self._repeats(), Keeper(settings), self.upstreams, time.monotonic, self._observe,
             self.refused))
         self.desk = Desk(DashboardPages(settings.ledger, settings.report.time_zone,
                                         currency_of(settings.report, settings.source)), self)

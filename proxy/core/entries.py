@@ -44,6 +44,16 @@ class Intent:
 
 
 @record
+class Kept:
+    """That the upstream keeps the answer, so that its key may go on from it until then: what it is found by, and which
+    of the backend's replicas has it ("": the backend is an API)."""
+
+    digest: str
+    replica: str
+    expires_ns: int
+
+
+@record
 class RequestEntry:
     """One attempt, settled. Times are UTC nanoseconds; amounts nano-USD; `None` is unknown, never zero.
 
@@ -100,6 +110,7 @@ class RequestEntry:
     prompt_bytes: int = 0
     trial: int = 0
     recounted_tokens: int | None = None
+    kept: Kept | None = None
 
     @property
     def decision_json(self) -> str:

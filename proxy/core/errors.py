@@ -5,6 +5,7 @@
      │    ├── InvalidRequest         400  malformed or missing field
      │    ├── ForbiddenField         400  a field that chooses an upstream, a credential or a policy
      │    ├── ContextLengthExceeded  400  longer than any candidate takes
+     │    ├── PreviousNotFound       400  the response to go on from is not there, or not this key's
      │    ├── Unauthorized           401  no key, or one we do not know
      │    ├── PermissionDenied       403  the key's role may not do this
      │    ├── NotFound               404  no such path
@@ -70,6 +71,16 @@ class ContextLengthExceeded(ClientError):
     """The prompt is longer than any candidate backend takes."""
 
     code = "context_length_exceeded"
+
+
+class PreviousNotFound(ClientError):
+    """The response that was to be gone on from never was, is another key's, or is no more: told in OpenAI's words, the
+    same for all. `because` is added where its own key may know."""
+
+    code = "previous_response_not_found"
+
+    def __init__(self, response_id: str, because: str = "") -> None:
+        super().__init__(f"Previous response with id '{response_id}' not found{because}.", param="previous_response_id")
 
 
 class Unauthorized(ClientError):

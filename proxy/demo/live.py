@@ -32,6 +32,7 @@ WORDS = {
     "dearer": "dearer on our GPUs", "ttft": "first token would be late", "tpot": "tokens would be slow",
     "capability": "our engines lack a feature", "no_self_hosted_candidate": "the route has no GPU",
     "context_length": "too long for our engines", "residency": "data must stay elsewhere",
+    "previous_response": "goes on from a response there",
     "api_only": "the policy says API", "observe": "watching only", "utilization_max": "above the load threshold",
     "failover": "the first choice failed", "last_resort": "the API asked for a pause, nothing else was left",
     "in_flight_max": "as many at once as allowed", "gpu_util_max": "above the GPU-Util threshold",

@@ -21,7 +21,7 @@ from proxy.core.money import NS_PER_MINUTE
 from proxy.core.pricing import Price
 from proxy.core.ratecard import new_lines
 from proxy.core.usage import Usage
-from proxy.ledger import adjusting, cells, closing, hours, marks, store, treasury
+from proxy.ledger import adjusting, cells, closing, hours, marks, responses, store, treasury
 from proxy.ledger.lending import Lending
 from proxy.ledger.marks import Orphans
 from proxy.ledger.rates import row_of as row_of_rate
@@ -60,6 +60,7 @@ def settle(connection: Connection, entries: Mapping[Key, RequestEntry], rows: Se
     UPSERT_ROLLUP(db, [(*key, *sums) for key, sums in more.items()])
     hours.forget(db, [key[0] for key in more])
     treasury.post(uses, new)
+    responses.keep(connection, new)
     return old
 
 

@@ -1,10 +1,10 @@
 """The ledger's tables.
 
-Invariants: rows of every table except `rollup`, `hours`, `budget_use` and `holds` are appended, never edited (triggers
-refuse); `rollup` equals the sum of `requests` and `corrections`, `hours` that of `rollup` and of what GPUs cost, and
-`budget_use` that of the requests in its window and of `holds`, because they are written in one transaction; a hold
-lives until its request is settled. Amounts are integers of nano-USD, times UTC nanoseconds, minutes and hours whole
-ones since the epoch. Rates are exact decimal strings.
+Invariants: rows of every table except `rollup`, `hours`, `budget_use`, `holds` and `responses` are appended, never
+edited (triggers refuse); `rollup` equals the sum of `requests` and `corrections`, `hours` that of `rollup` and of what
+GPUs cost, and `budget_use` that of the requests in its window and of `holds`, because they are written in one
+transaction; a hold lives until its request is settled. Amounts are integers of nano-USD, times UTC nanoseconds, minutes
+and hours whole ones since the epoch. Rates are exact decimal strings.
 
 A change here is a new migration beside it, a new entry in `REVISIONS`, and nothing else; a fresh ledger is
 created from this page and stamped, and a test proves that both ways give the same tables.
@@ -32,7 +32,7 @@ from proxy.core.cells import FIELDS, SUMS, Place
 from proxy.core.gpucost import GpuShare
 from proxy.core.usage import BUCKETS
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")  # oldest first; what this program can open
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008")  # oldest first; what this program can open
 HEAD = REVISIONS[-1]
 
 Int = Integer().with_variant(BigInteger, "postgresql")
@@ -128,6 +128,15 @@ holds = Table(
     _text("request_id"), _int("attempt"), _text("scope"), _text("per"), _int("start_ns"), _int("amount_nano"),
     _text("owner"), _int("expires_ns"),
     PrimaryKeyConstraint("request_id", "attempt", "scope", "per", "start_ns", name="pk_holds"),
+    sqlite_strict=True, sqlite_with_rowid=False,
+)
+
+# Where the responses lie that upstreams keep for who made them; forgotten when they are (responses.py).
+responses = Table(
+    "responses", metadata,
+    Column("digest", Text, primary_key=True, nullable=False),
+    _text("backend"), _text("replica"), _int("tokens"), _int("at_ns"), _int("expires_ns"),
+    Index("ix_responses_expires", "expires_ns"),
     sqlite_strict=True, sqlite_with_rowid=False,
 )
 

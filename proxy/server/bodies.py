@@ -5,9 +5,11 @@ from __future__ import annotations
 import orjson
 
 from proxy.config.backend import Backend
+from proxy.core.errors import PreviousNotFound
 from proxy.server.exchange import Exchange
 from proxy.upstream.transport import Answer
 from proxy.wire.endpoints import Endpoint
+from proxy.wire.events import id_of
 
 ANSWERS = frozenset({"choices", "data", "output"})  # an answer has one of these
 
@@ -51,6 +53,25 @@ def no_answer(body: bytes) -> str | None:
     if answer.get("error") or answer.get("object") == "error":
         return "reported an error in its answer"
     return None if not ANSWERS.isdisjoint(answer) else "sent something that is not an answer"
+
+
+def response_id(body: bytes) -> str | None:
+    """A response's own id."""
+    try:
+        return id_of(orjson.loads(body))
+    except orjson.JSONDecodeError:
+        return None
+
+
+def is_forgotten(status: int, body: bytes) -> bool:
+    """Whether an upstream says that it does not have (any more) the response that was to be gone on from: OpenAI by its
+    code, vLLM by the field."""
+    try:
+        error = orjson.loads(body)["error"]
+        return (status == 400 and error.get("code") == PreviousNotFound.code) or (
+            status == 404 and error.get("param") in ("response_id", "previous_response_id"))
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def limit_field(backend: Backend, endpoint: Endpoint) -> str:

@@ -30,7 +30,9 @@ class ControlGroup:
     def draw(self, call: Call, plan: Plan, now: float) -> int:
         """CONTROL: `plan` now leads to the baseline's API; COMPARED: it was drawn from too; 0: it is in no group."""
         share = call.route.control_group
-        if not share or call.again or plan.attempts[0].kind != "gpu" or (api := self._baseline(call, now)) is None:
+        if not share or call.again or call.held is not None or plan.attempts[0].kind != "gpu":
+            return 0
+        if (api := self._baseline(call, now)) is None:
             return 0
         limits = call.output_limits or {}
         if (api.backend in limits) != (plan.attempts[0].backend in limits):  # a budget would cut one's

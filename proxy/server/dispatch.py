@@ -229,7 +229,9 @@ def _unavailable(call: Call, plan: Plan, crowded_s: float | None) -> Unavailable
     if any(refusal.code == "api_spend_max" for refusal in plan.refusals):
         return Unavailable(f"No GPU has room for model '{call.route.name}' in time, and what this gateway may spend at "
                            "APIs is used up for the moment.", code="api_spend_max", retry_after_s=RETRY_AFTER_S_MAX)
-    because = f" ({plan.refusals[0].code})" if plan.refusals else ""
+    codes = [refusal.code for refusal in plan.refusals]  # who has not the response that it goes on from is no reason
+    because = next((code for code in codes if code != "previous_response"), codes[0]) if codes else ""
+    because = f" ({because})" if because else ""
     return Unavailable(f"No backend can serve model '{call.route.name}' now{because}. Please try again.",
                        retry_after_s=RETRY_AFTER_S)
 

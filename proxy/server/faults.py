@@ -9,7 +9,7 @@ from time import time
 import orjson
 
 from proxy.config.model import Backend
-from proxy.core.errors import UpstreamError, UpstreamFailed, UpstreamOverloaded, UpstreamRefused
+from proxy.core.errors import PreviousNotFound, UpstreamError, UpstreamFailed, UpstreamOverloaded, UpstreamRefused
 
 OVERLOADED = frozenset({429, 503, 529})
 RETRY_AFTER_S_MAX = 3600.0
@@ -19,6 +19,17 @@ class UpstreamMisconfigured(UpstreamFailed):
     """Our credential or model name is wrong there: stop using it, tell the operator, never the caller."""
 
     code = "upstream_misconfigured"
+
+
+class Forgotten(UpstreamRefused):
+    """It does not have the response any more that was to be gone on from. Told in OpenAI's words, whoever it was."""
+
+    type = "invalid_request_error"
+
+    def __init__(self, response_id: str) -> None:
+        super().__init__(400, b"")
+        told = PreviousNotFound(response_id)
+        self.message, self.param, self.code = told.message, told.param, told.code
 
 
 def fault_of(status: int, headers: Mapping[str, str], body: bytes, backend: Backend) -> UpstreamError:

@@ -20,7 +20,7 @@ from typing import Any
 
 from proxy.config.model import Route, Settings
 from proxy.config.routes import RouteTable
-from proxy.core.entries import RequestEntry
+from proxy.core.entries import Kept, RequestEntry
 from proxy.core.errors import BodyTooLarge, GatewayError, InvalidRequest, ModelNotFound, Unavailable
 from proxy.core.routing import NOBODY
 from proxy.ledger.errors import LedgerUnavailable
@@ -31,6 +31,7 @@ from proxy.server.dispatch import Dispatcher, Placement
 from proxy.server.exchange import ClientGone, Exchange
 from proxy.server.ids import new_id
 from proxy.server.judge import Judge, key_of
+from proxy.server.keeper import Keeper
 from proxy.server.planning import Call, Planner
 from proxy.server.purse import Purse
 from proxy.server.rates import Rates
@@ -66,6 +67,7 @@ class Doors:
     rates: Rates
     recounter: Recounter
     repeats: Repeats
+    keeper: Keeper
     upstreams: Mapping[tuple[str, int], Upstream]
     clock: Callable[[], float]
     observe: Callable[[RequestEntry, Relayed | None], None]
@@ -179,8 +181,10 @@ class Handler:
             raise InvalidRequest("Media must be sent as data: URLs; the gateway fetches nothing.",
                                  param="input" if wire.endpoint is Endpoint.RESPONSES else "messages",
                                  code="remote_media_refused")
+        held = None if wire.previous is None else await self._do.keeper.find(
+            principal.id, wire.previous, route.backends, wire.model)
         call = self._do.purse.opened(
-            self._do.planner.call(wire, route, request_id, arrived, arrived_ns, principal.id, tags), principal)
+            self._do.planner.call(wire, route, request_id, arrived, arrived_ns, principal.id, tags, held), principal)
         self._do.rates.charge(principal, call.tokens_asked)
         call.headers = tuple(self._do.rates.headers(principal))
         return call
@@ -258,7 +262,8 @@ class Handler:
                 self._after(self._settle(entry, relayed))
                 self._let_go(attempt)
                 raise
-            entry = self._do.settlement.entry(call, placement, attempt_no, relayed.outcome, final=again is None)
+            entry = self._do.settlement.entry(call, placement, attempt_no, relayed.outcome, again is None,
+                                              self._kept(call, placement, relayed))
             try:
                 await self._settle(entry, relayed)
                 settled = True
@@ -271,6 +276,14 @@ class Handler:
                 return Answered(placement, relayed, entry)
             placement = again
         raise AssertionError("unreachable")
+
+    def _kept(self, call: Call, placement: Placement, relayed: Relayed) -> Kept | None:
+        """What is to be remembered of an answer that its upstream keeps."""
+        if relayed.response_id is None:
+            return None
+        chosen = placement.attempt
+        return self._do.keeper.kept(call.key_id, relayed.response_id, chosen.backend, chosen.replica,
+                                    relayed.outcome.ended_ns)
 
     async def _send(self, exchange: Exchange, call: Call, placement: Placement, attempt_no: int,
                     bare: frozenset[str]) -> tuple[Attempt, Relayed]:
@@ -320,6 +333,7 @@ class Handler:
         try:
             await self._do.journal.settle(entry)
             self._do.purse.settled(entry)
+            self._do.keeper.written(entry)
         except LedgerUnavailable as error:
             if error.kept and entry.succeeded:  # it will be booked, though its client was told otherwise
                 self._do.repeats.kept(entry.request_id)

@@ -11,8 +11,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import orjson
-
 from proxy.config.model import Route, Settings
 from proxy.core.budgets import Budget
 from proxy.core.errors import ContextLengthExceeded, InvalidRequest, QuotaExceeded
@@ -20,7 +18,7 @@ from proxy.core.fleet import ApiState, Demand, Moved, Refusal, ReplicaState
 from proxy.core.learning import Ratio
 from proxy.core.lengths import OutputLength
 from proxy.core.line import Left
-from proxy.core.market import ROOMS_MAX
+from proxy.core.market import ROOMS_MAX, Market
 from proxy.core.money import NS_PER_S
 from proxy.core.prefix import BLOCK_BYTES, UNSEEN, PrefixIndex, Seen, billed_as_cached
 from proxy.core.pricing import PriceBook
@@ -29,8 +27,10 @@ from proxy.core.records import record
 from proxy.core.room import Room
 from proxy.core.routing import NOBODY, Limits, Plan, Policy, Switch, Thresholds, decide, effective_policy, unable
 from proxy.core.usage import Usage
+from proxy.server.keeper import Held
 from proxy.server.offers import Offer, offers
 from proxy.server.plans import plan_json
+from proxy.server.prompts import prompt_bytes, seen_of
 from proxy.server.standing import Standings
 from proxy.signals.board import Api, Board, Pool
 from proxy.signals.replica import Replica
@@ -81,6 +81,7 @@ class Call:
     most_nano: Mapping[str, int | None] | None = None  # that an attempt at each backend may cost, if it must be held
     output_limits: Mapping[str, int] | None = None  # tokens, by backend, where a budget needs a limit
     headers: tuple[tuple[bytes, bytes], ...] = ()  # that go with every answer: the key's rate limits
+    held: Held | None = None  # the response that it goes on from
     recount: Future[int] | None = None  # its prompt's tokens by the baseline's tokenizer, see recount.py
 
     def at_ns(self, now: float) -> int:
@@ -121,6 +122,7 @@ class Probe:
     seen: Seen = UNSEEN
     most_nano: Mapping[str, int | None] | None = None
     arrived_ns: int = 0
+    held: Held | None = None
 
 
 class Contexts(dict[str, int]):
@@ -192,14 +194,17 @@ class Planner:
         self.pools: list[Pool] = [pool for pool in dict.fromkeys(board.pools.values()) if pool.replicas]
 
     def call(self, wire: WireRequest, route: Route, request_id: str, arrived: float, arrived_ns: int,
-             key_id: str, tags: str) -> Call:
-        """The request as the decision sees it: estimated tokens, features, targets."""
+             key_id: str, tags: str, held: Held | None = None) -> Call:
+        """The request as the decision sees it: estimated tokens, features, targets. `held`: it goes on from that, and
+        brings its conversation along."""
         lane, endpoint = self._lanes[route.name], wire.endpoint.value
         prompts, limit = wire.prompt_count, wire.max_tokens
         label = _label(route, key_id)
         prompt = wire.prompt_chars / lane.bytes_per_token.value + wire.prompt_token_ids
         if prompt < 1.0:
             prompt = 1.0
+        if held is not None:
+            prompt += held.tokens
         each = prompt if prompts <= 1 else prompt / prompts
         least = (wire.prompt_chars / BYTES_PER_TOKEN_MOST + wire.prompt_token_ids) / (prompts if prompts > 1 else 1)
         sequences = wire.n * prompts
@@ -215,11 +220,14 @@ class Planner:
             tenant, lifted = label, lane.pool.market.below(label, route.gpu_share_min, arrived)
         demand = Demand(endpoint, wire.features & ROUTED_FEATURES or NOBODY, prompt, output, sequences, least, 0.0,
                         NOBODY, tenant, lifted)
-        seen = UNSEEN if wire.prompt_chars < BLOCK_BYTES else self.prefixes.look(
-            route.name, prompt_bytes(wire), arrived)
+        if held is not None:
+            seen = seen_of(held, prompt, arrived_ns)
+        else:
+            seen = UNSEEN if wire.prompt_chars < BLOCK_BYTES else self.prefixes.look(
+                route.name, prompt_bytes(wire), arrived)
         return Call(lane, request_id, endpoint, arrived, arrived_ns, wire, route, lane.limits, key_id, tags,
                     demand, wire.model, wire.service_tier, prompt + (output if limit is None else limit * sequences),
-                    each, seen)
+                    each, seen, held=held)
 
     def went(self, call: Call, replica: Replica, uncached: float) -> None:
         """The request goes to this replica: its cache will know the prompt."""
@@ -252,6 +260,8 @@ class Planner:
         market = pool.market
         rooms: Sequence[Room] = market.emptiest()
         keys, others = lane.reach(able)
+        if asked.held is not None:
+            keys, others = self._only(asked.held, market, refused)
         if others:
             rooms = [room for room in rooms if room.key in keys] or [
                 room for room in market.rooms if room.key in keys][:ROOMS_MAX]
@@ -275,7 +285,7 @@ class Planner:
         lane, contexts = asked.lane, self.context_tokens
         apis: list[ApiState] = []
         refused: list[Refusal] = []
-        if demand.longest_prompt_least <= contexts.least and lane.alike(demand):
+        if demand.longest_prompt_least <= contexts.least and lane.alike(demand) and asked.held is None:
             able, at_ns = lane.local, time.time_ns()
             for offer in lane.apis:
                 self.ask(offer, asked, demand, now, at_ns, apis, refused)
@@ -285,6 +295,8 @@ class Planner:
                 wrong = unable(demand, offer.capabilities, contexts.get(offer.name), offer.region, lane.route.residency)
                 if wrong is not None:
                     refused.append(Refusal(offer.name, None, *wrong))
+                elif asked.held is not None and offer.name != asked.held.backend:
+                    refused.append(_without(offer.name))
                 elif offer.on_gpu:
                     able += (offer,)
                 else:
@@ -293,6 +305,14 @@ class Planner:
         if not usable and refused:
             _never(lane.route, [refusal for refusal in refused if self._counts(refusal, policy)], demand)
         return able, apis, refused
+
+    def _only(self, held: Held, market: Market, refused: list[Refusal]) -> tuple[frozenset[str], frozenset[str]]:
+        """As `Lane.reach`, of the one replica that has the response; of that backend's others it is said why not."""
+        keys = market.keys & {held.room}
+        if held.replica is not None:
+            refused += [_without(held.backend, index) for index in range(len(self._board.replicas[held.backend]))
+                        if index != held.replica]
+        return keys, market.keys - keys
 
     def ask(self, offer: Offer, asked: Call | Probe, demand: Demand, now: float, at_ns: int, apis: list[ApiState],
              refused: list[Refusal]) -> None:
@@ -391,7 +411,7 @@ class Planner:
     def learn(self, call: Call, usage: Usage, complete: bool) -> None:
         """What the request turned out to be."""
         lane, wire = call.lane, call.wire
-        text_only = not wire.media_count and not wire.prompt_token_ids
+        text_only = not wire.media_count and not wire.prompt_token_ids and call.held is None
         if text_only and wire.prompt_chars >= LEARN_BYTES_MIN and (tokens := usage.input_total):
             lane.bytes_per_token.add(wire.prompt_chars, tokens)
         if complete and call.endpoint != Endpoint.EMBEDDINGS.value:
@@ -441,7 +461,7 @@ def api_usd(offer: Offer, model: str, demand: Demand, at_ns: int, tier: str | No
 
 def _never(route: Route, refused: list[Refusal], demand: Demand) -> None:
     """Raise what the caller must hear when no backend of the route can ever serve such a request."""
-    codes = {refusal.code for refusal in refused}
+    codes = {refusal.code for refusal in refused if refusal.code != "previous_response"}
     if codes and codes <= {"context_length", "capability", "residency"}:
         if "context_length" in codes:
             raise ContextLengthExceeded(
@@ -453,14 +473,8 @@ def _never(route: Route, refused: list[Refusal], demand: Demand) -> None:
         raise InvalidRequest(f"No backend of model '{route.name}' can serve this request: {why}.")
 
 
-def prompt_bytes(wire: WireRequest) -> bytes:
-    """The prompt in the order in which providers cache it: tools, then messages. Hashed, never kept."""
-    document = wire.document
-    if wire.endpoint is Endpoint.EMBEDDINGS or wire.prompt_chars < BLOCK_BYTES:
-        return b""
-    if wire.endpoint is Endpoint.RESPONSES:
-        return orjson.dumps([document.get("tools"), document.get("instructions"), document.get("input")])
-    return orjson.dumps([document.get("tools"), document.get("messages", document.get("prompt"))])
+def _without(backend: str, replica: int | None = None) -> Refusal:
+    return Refusal(backend, replica, "previous_response", "another has the response that this one goes on from")
 
 
 def _limits(route: Route) -> Limits:

@@ -99,6 +99,8 @@ class Purse:
     def _most_nano(self, call: Call, limits: Mapping[str, int]) -> dict[str, int | None]:
         """By backend, an upper bound of what one attempt there is charged; None where no price is known."""
         wire, prompt_most, known = call.wire, prompt_tokens_most(call.wire), self._planner.context_tokens
+        if call.held is not None:
+            prompt_most += call.held.tokens
         found: dict[str, int | None] = {}
         for offer in call.lane.offers:
             if not offer.charges:

@@ -15,10 +15,18 @@ from proxy.config.model import Backend
 from proxy.core.entries import EndReason, UsageSource
 from proxy.core.errors import GatewayError, UpstreamCut, UpstreamError, UpstreamFailed, UpstreamTimeout
 from proxy.core.usage import Usage
-from proxy.server.bodies import is_stream, limit_field, no_answer, renamed, written_bytes
+from proxy.server.bodies import (
+    is_forgotten,
+    is_stream,
+    limit_field,
+    no_answer,
+    renamed,
+    response_id,
+    written_bytes,
+)
 from proxy.server.dispatch import Placement
 from proxy.server.exchange import ClientGone, Exchange
-from proxy.server.faults import fault_of
+from proxy.server.faults import Forgotten, fault_of
 from proxy.server.planning import Call
 from proxy.server.settlement import NO_USAGE, Outcome
 from proxy.upstream.transport import Answer, Opening, Outgoing, Upstream
@@ -47,6 +55,7 @@ class Relayed:
     head: tuple[int, str] | None = None  # status and content type, not sent yet
     upstream_headers: dict[str, str] | None = None
     error: UpstreamError | None = None
+    response_id: str | None = None  # of an answer that the upstream keeps
     replayable: bool = False
     abandoned: bool = False  # given up because the replica showed no progress: liveness has judged it already
     ttft_s: float | None = None  # since it was sent, as the upstream is judged
@@ -205,6 +214,8 @@ class Attempt:
             raise
         self._claim.progress(self._clock())
         if answer.status >= 400:
+            if (held := self._call.held) is not None and is_forgotten(answer.status, body):
+                raise Forgotten(held.response_id)
             raise fault_of(answer.status, answer.headers, body, self._backend)
         usage = read_usage(self._call.wire.endpoint, body)
         doubtful = usage is None or b'"error"' in body
@@ -219,7 +230,10 @@ class Attempt:
                                 "upstream_final" if usage else "estimated", tier,
                                 0 if usage else written_bytes(body))
         content_type = answer.headers.get("content-type", "application/json")
-        return Relayed(outcome, body, (answer.status, content_type), dict(answer.headers))
+        relayed = Relayed(outcome, body, (answer.status, content_type), dict(answer.headers))
+        if usage is not None and not gone and self._is_kept:
+            relayed.response_id = response_id(body)
+        return relayed
 
     async def _stream(self, answer: Answer) -> Relayed:
         if self.meter is SILENT:  # a stream that nobody asked for
@@ -246,6 +260,8 @@ class Attempt:
         self._delivered = meter.content_frames
         relayed = self._ended("complete", answer.status)
         relayed.last = self._early + last
+        if isinstance(meter, EventMeter) and meter.usage is not None and self._is_kept:
+            relayed.response_id = meter.response_id
         if not exchange.started:
             relayed.head = (answer.status, answer.headers.get("content-type", "text/event-stream"))
             relayed.upstream_headers = dict(answer.headers)
@@ -297,6 +313,10 @@ class Attempt:
             if self._catching_up is None:
                 self._catching_up = asyncio.create_task(self._catch_up(answer))
         self._delivered = self._seen
+
+    @property
+    def _is_kept(self) -> bool:
+        return self._call.wire.stored and "store" in self._backend.capabilities
 
     @property
     def _early_bytes_max(self) -> int:

@@ -20,6 +20,7 @@ from proxy.ledger.errors import LedgerUnavailable
 from proxy.server.bodies import renamed
 from proxy.server.dispatch import Placement
 from proxy.server.exchange import ClientGone, Exchange
+from proxy.server.faults import Forgotten
 from proxy.server.planning import Call
 from proxy.server.relay import Relayed
 from proxy.wire.endpoints import ENDPOINTS, Endpoint
@@ -97,7 +98,7 @@ def refusal(request_id: str, error: GatewayError, placement: Placement | None = 
         headers += _where(placement)
     elif error.code is not None:
         headers.append((b"x-breakeven-reason", error.code.encode("latin-1", "ignore")))
-    if isinstance(error, UpstreamRefused):
+    if isinstance(error, UpstreamRefused) and not isinstance(error, Forgotten):
         body = relay_error(error.status, error.body)
         headers += [(name.encode(), value[:UPSTREAM_VALUE_MAX].encode("latin-1", "ignore"))
                     for name, value in error.headers.items()]

@@ -11,7 +11,7 @@ from functools import partial
 
 import orjson
 
-from proxy.core.entries import EndReason, Intent, RequestEntry, UsageSource, at_most
+from proxy.core.entries import EndReason, Intent, Kept, RequestEntry, UsageSource, at_most
 from proxy.core.money import NS_PER_S
 from proxy.core.prefix import billed_as_cached
 from proxy.core.pricing import Price
@@ -59,8 +59,9 @@ class Settlement:
                       int(call.demand.prompt_tokens), wire.max_tokens or call.route.output_tokens_default,
                       price.version if price else "", None if call.again else call.held_for(offer.name))
 
-    def entry(self, call: Call, placement: Placement, attempt_no: int, outcome: Outcome, final: bool) -> RequestEntry:
-        """One attempt that was sent, settled."""
+    def entry(self, call: Call, placement: Placement, attempt_no: int, outcome: Outcome, final: bool,
+              kept: Kept | None = None) -> RequestEntry:
+        """One attempt that was sent, settled. `kept`: its upstream keeps the answer."""
         offer, wire, usage = self._planner.offers[placement.attempt.backend], call.wire, outcome.usage
         work_ns = marginal_nano = internal_nano = 0
         api_nano: int | None = 0
@@ -88,8 +89,9 @@ class Settlement:
             price.version if price else "", marginal_nano, work_ns,
             baseline.nano, baseline.model, baseline.version, baseline.cached, self._slo_met(call, outcome, succeeded),
             placement.attempt.reason, partial(_decision, placement.plan, placement.waited_s),
-            hold_nano, internal_nano, charged, baseline.list_nano, baseline.contracted_nano, prompt_bytes(wire),
-            placement.trial, counted(call.recount) if offer.on_gpu else None)
+            hold_nano, internal_nano, charged, baseline.list_nano, baseline.contracted_nano,
+            0 if call.held else prompt_bytes(wire), placement.trial,
+            counted(call.recount) if offer.on_gpu else None, kept)
 
     def _count(self, offer: Offer, call: Call, outcome: Outcome, price: Price | None, api_nano: int | None,
                baseline: Baseline) -> None:

@@ -103,13 +103,15 @@ class WireRequest:
     document: dict[str, Any]
     body: bytes
     lean: Lean | None = None
+    previous: str | None = None  # of the Responses API: the response that it goes on from
+    stored: bool = False  # and whether the answer may be kept, to go on from
 
     def facts(self) -> WireRequest:
         """The same without the text."""
         return WireRequest(self.endpoint, self.model, self.stream, self.n, self.max_tokens, self.wants_usage,
                            self.wants_continuous_usage, self.features, self.remote_media, self.prompt_chars,
                            self.prompt_token_ids, self.media_count, self.media_bytes, self.prompt_count,
-                           self.service_tier, _NO_DOCUMENT, b"")
+                           self.service_tier, _NO_DOCUMENT, b"", None, self.previous, self.stored)
 
     @property
     def choices(self) -> int:
@@ -175,10 +177,13 @@ def _parsed(endpoint: Endpoint, body: bytes, json_depth_max: int, urls: Mapping[
         features = frozenset(prompt.features | responses.features(document, stream))
     elif n > 1 or prompt.features or not document.keys().isdisjoint(_FEATURE_FIELDS):
         features = frozenset(prompt.features | _features(document, stream, n))
-    return WireRequest(
+    request = WireRequest(
         endpoint, model, stream, n, limit, wants_usage, wants_continuous, features, prompt.remote_media, prompt.chars,
         prompt.token_ids, prompt.media_count, prompt.media_bytes, prompt_count,
         tier[:32] if isinstance(tier, str) else None, document, body)
+    if endpoint is Endpoint.RESPONSES:
+        return replace(request, previous=responses.previous(document), stored=document.get("store") is not False)
+    return request
 
 
 def upstream_body(request: WireRequest, *, model: str | None, usage: UsageInjection,

@@ -19,6 +19,7 @@ LOGPROBS = "message.output_text.logprobs"  # of `include`
 DEFINITIONS = ("tools", "text", "structured_outputs", "previous_input_messages")  # reach the model as JSON
 FEATURE_FIELDS = frozenset({"tools", "text", "reasoning", "include", "top_logprobs", "store", "structured_outputs"})
 
+ID_CHARS_MAX = 256
 _REFUSED = {
     "background": "Answers in the background are not served. Leave 'background' out; 'stream' shows an answer while it "
                   "is made.",
@@ -26,7 +27,6 @@ _REFUSED = {
                     "share. Send the earlier messages in 'input'.",
     "prompt": "Stored prompts are not served: they belong to the provider's account, and nobody here knows how long "
               "they are. Send the text in 'instructions' and 'input'.",
-    "previous_response_id": "Stored answers cannot be continued yet. Send the earlier messages in 'input'.",
 }
 
 
@@ -53,6 +53,14 @@ def read_input(document: dict[str, Any], urls: Mapping[str, int]) -> Prompt:
     for name in DEFINITIONS:
         prompt.definitions(document.get(name))
     return prompt
+
+
+def previous(document: dict[str, Any]) -> str | None:
+    """The id of the response that it goes on from. Raises InvalidRequest for what is none."""
+    given = document.get("previous_response_id")
+    if given is None or (isinstance(given, str) and given and len(given) <= ID_CHARS_MAX and given.isprintable()):
+        return given
+    raise InvalidRequest("Invalid 'previous_response_id': expected the id of a response.", param="previous_response_id")
 
 
 def features(document: dict[str, Any], stream: bool) -> set[str]:

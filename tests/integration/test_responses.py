@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+
 import openai
 import pydantic
 import pytest

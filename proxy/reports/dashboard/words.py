@@ -36,6 +36,7 @@ REASONS = {
     "capability": "Cannot do what the request needs",
     "context_length": "The prompt is too long for it",
     "residency": "Its region is not allowed",
+    "previous_response": "Does not have the response it goes on from",
     "tried": "Had just failed for this request",
     "waiting_max": "More waiting here than the threshold",
     "dwell": "Closed by a threshold a moment ago",

@@ -1,0 +1,55 @@
+"""Responses that upstreams keep: written with the settlement of the request that made them, so that they are there for
+every worker, and after a restart, before the client hears the end.
+
+What is kept is a digest of who asked and of the response's id, where it lies and how many tokens it has; never a text,
+and no id that could be asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from sqlalchemy import Connection, delete, select
+from sqlalchemy.dialects.sqlite import insert
+
+from proxy.core.entries import RequestEntry
+from proxy.ledger import store
+from proxy.ledger.schema import responses
+
+FORGOTTEN_MAX = 200  # of those whose time is over, with each batch that keeps any
+
+
+class Place(NamedTuple):
+    """Where a response lies, and how long the conversation is that it ends."""
+
+    backend: str
+    replica: str
+    tokens: int
+    at_ns: int
+    expires_ns: int
+
+
+def place_of(entry: RequestEntry) -> Place:
+    assert entry.kept is not None
+    return Place(entry.backend, entry.kept.replica, entry.usage.total, entry.ended_ns, entry.kept.expires_ns)
+
+
+def keep(connection: Connection, entries: Iterable[RequestEntry]) -> None:
+    """Remember those that are kept, and forget some whose time is over."""
+    rows = [{"digest": entry.kept.digest, **place_of(entry)._asdict()} for entry in entries if entry.kept is not None]
+    if not rows:
+        return
+    connection.execute(insert(responses).prefix_with("OR REPLACE"), rows)
+    over = select(responses.c.digest).where(
+        responses.c.expires_ns <= max(row["at_ns"] for row in rows)).limit(FORGOTTEN_MAX)
+    connection.execute(delete(responses).where(responses.c.digest.in_(over)))
+
+
+def find(url: str, digest: str, now_ns: int) -> Place | None:
+    """On a connection of its own, for another thread. LedgerUnavailable."""
+    wanted = select(*(responses.c[name] for name in Place._fields)).where(
+        responses.c.digest == digest, responses.c.expires_ns > now_ns)
+    with store.reading(url) as connection:
+        row = connection.execute(wanted).first()
+    return None if row is None else Place(*row)

@@ -107,10 +107,10 @@ class Handler:
         arrived, arrived_ns = self._do.clock(), time.time_ns()
         try:
             self._admit()
-            if not self._turns.free():
-                await self._turns.mine()
             principal = auth.authenticate(exchange.headers, self._do.keys, ("application", "admin"))
             self._do.rates.count(principal)
+            if not self._turns.free():
+                await self._turns.mine()
             try:
                 call = await self._parse(exchange, principal, request_id, arrived, arrived_ns)
                 call, ticket = self._first_or_again(exchange, call)
@@ -246,7 +246,7 @@ class Handler:
             settled = False
             try:
                 if not self._turns.free():
-                    await self._turns.mine()
+                    await self._turns.mine(ends=True)
                 self._judge.hear(call, placement, relayed, attempt, bare)
                 if self._judge.without_usage(relayed, attempt.injection):
                     bare |= {placement.attempt.backend}

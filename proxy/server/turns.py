@@ -2,8 +2,8 @@
 
 Placing a request, and booking it, take a hundred microseconds or so each. A hundred requests that arrive together (or
 a hundred streams that end together) would keep every other stream waiting for all of theirs. So a few take their steps
-in each turn and the rest in the turns after it, in the order in which they came: between two turns the loop reads its
-sockets, and chunks of streams that run are passed on.
+in each turn and the rest in the turns after it, those that end before those that begin, each in the order in which they
+came: between two turns the loop reads its sockets, and chunks of streams that run are passed on.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ STEPS, STEPS_ALONE = 1, 32  # in one turn: beside streams that run, and without 
 class Turns:
     """Of one event loop."""
 
-    __slots__ = ("_armed", "_left", "_loop", "_waiting", "streams")
+    __slots__ = ("_armed", "_begin", "_end", "_left", "_loop", "streams")
 
     def __init__(self) -> None:
         self.streams = 0  # that run
         self._loop: asyncio.AbstractEventLoop | None = None
         self._left, self._armed = STEPS_ALONE, False
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._begin: deque[asyncio.Future[None]] = deque()
+        self._end: deque[asyncio.Future[None]] = deque()
 
     def free(self) -> bool:
         """Whether one may go on at once, and now has. Else: await `mine()`."""
@@ -34,11 +35,11 @@ class Turns:
             self._arm()
         return True
 
-    def mine(self) -> asyncio.Future[None]:
-        """To be awaited: done once it is one's turn."""
+    def mine(self, *, ends: bool = False) -> asyncio.Future[None]:
+        """To be awaited: done once it is one's turn. `ends`: an answer is there, and is to be booked."""
         assert self._loop is not None
         waits = self._loop.create_future()
-        self._waiting.append(waits)
+        (self._end if ends else self._begin).append(waits)
         return waits
 
     def _arm(self) -> None:
@@ -49,9 +50,9 @@ class Turns:
 
     def _next(self) -> None:
         """A turn begins."""
-        waiting, self._armed = self._waiting, False
+        self._armed = False
         self._left = steps = STEPS if self.streams else STEPS_ALONE
-        while waiting and self._left:
+        while self._left and (waiting := self._end or self._begin):
             one = waiting.popleft()
             if not one.done():  # cancelled meanwhile
                 one.set_result(None)

@@ -18,7 +18,7 @@ HEAD_BYTES_MAX = 128  # of a data URL, up to its data
 SAMPLE_BYTES = 4096
 _OPENS, _DATA, _CLOSES = b'"data:', b";base64,", b'"'
 _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_="
-_MARKS = (b"~", b"~cut~", b"~data~", b"~out~")  # which of them a body holds itself is not foreseen
+_SIGN = b"~left out here~"  # of every mark: what began like an earlier prompt is to look like it, whatever follows
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +50,13 @@ def lean(body: bytes) -> Lean | None:
         return None
     edges = [0, *(edge for _, start, end in found for edge in (start, end)), len(body)]
     kept = [body[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True)]
-    sign = next((sign for sign in _MARKS if not any(sign in piece for piece in kept)), None)
-    if sign is None:
+    if any(_SIGN in piece for piece in kept):
         return None
     view, pieces = memoryview(body), kept[:1]
     runs: dict[bytes, memoryview] = {}
     urls: dict[str, int] = {}
     for (opens, start, end), after in zip(found, kept[1:], strict=True):
-        mark = b"%s%d-%x" % (sign, len(runs), _sample(body, start, end))
+        mark = b"%s%d-%x" % (_SIGN, len(runs), _sample(body, start, end))
         pieces += (mark, after)
         runs[mark] = view[start:end]
         urls[(body[opens:start] + mark).decode()] = end - opens

@@ -74,3 +74,15 @@ async def test_who_gives_up_waiting_keeps_nobody_from_its_turn():
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     await asyncio.wait_for(_step(turns, done, 99), 10)  # nothing is left over
+
+
+async def test_those_that_end_come_before_those_that_begin():
+    turns, done = Turns(), []
+    turns.streams = 1
+    while turns.free():
+        pass
+    waits = [turns.mine(ends=number % 2 == 1) for number in range(8)]
+    for number, one in enumerate(waits):
+        one.add_done_callback(lambda _, number=number: done.append(number))
+    await asyncio.gather(*waits)
+    assert done == [1, 3, 5, 7, 0, 2, 4, 6]

@@ -6,14 +6,18 @@ the end, which holds the whole response. Both number them from 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import orjson
 
 from proxy.demo.answers import Answer
 
-Named = Callable[[str, dict[str, Any]], bytes]  # an event's name and members
+_VLLM_ORDER = (
+    "id", "created_at", "incomplete_details", "instructions", "metadata", "model", "object", "output",
+    "parallel_tool_calls", "temperature", "tool_choice", "tools", "top_p", "background", "max_output_tokens",
+    "max_tool_calls", "previous_response_id", "prompt", "reasoning", "service_tier", "status", "text", "top_logprobs",
+    "truncation", "usage", "user", "presence_penalty", "frequency_penalty", "kv_transfer_params", "ec_transfer_params",
+    "input_messages", "output_messages")
 
 
 def openai_event(kind: str, members: dict[str, Any], number: int) -> bytes:
@@ -22,9 +26,10 @@ def openai_event(kind: str, members: dict[str, Any], number: int) -> bytes:
 
 
 def vllm_event(kind: str, members: dict[str, Any], number: int) -> bytes:
-    """Members in the order of the alphabet, as its models are declared."""
+    """Members in the order of the alphabet, but for a call's name, which is newer."""
+    last = {"name": members.pop("name")} if "name" in members else {}
     return b"event: %b\ndata: %b\n\n" % (kind.encode(), orjson.dumps(
-        dict(sorted({**members, "sequence_number": number, "type": kind}.items()))))
+        {**dict(sorted({**members, "sequence_number": number, "type": kind}.items())), **last}))
 
 
 class Response:
@@ -85,9 +90,10 @@ class Response:
             "top_p": 1.0, "truncation": "disabled", "usage": usage, "user": given("user"),
             "metadata": given("metadata"), "top_logprobs": None}
         if self._vllm:
-            return {**shared, "service_tier": given("service_tier") or "auto", "presence_penalty": 0.0,
+            full = {**shared, "service_tier": given("service_tier") or "auto", "presence_penalty": 0.0,
                     "frequency_penalty": 0.0, "kv_transfer_params": None, "ec_transfer_params": None,
                     "input_messages": None, "output_messages": None}
+            return {name: full[name] for name in _VLLM_ORDER}
         over = status not in ("in_progress", "queued")
         return {**shared, "error": error, "service_tier": "default" if over else given("service_tier") or "auto",
                 "store": given("store") is not False, "reasoning": given("reasoning") or {

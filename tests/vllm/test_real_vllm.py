@@ -15,7 +15,7 @@ PROMPT = [{"role": "user", "content": "The with statement is used to wrap the ex
 WEATHER = {"type": "function", "function": {"name": "get_weather", "parameters": {
     "type": "object", "properties": {"unit": {"type": "string", "enum": ["c", "f"]}}, "required": ["unit"],
     "additionalProperties": False}}}
-CAPABILITIES = ["chat", "completions", "tools", "json_schema", "logprobs", "n"]
+CAPABILITIES = ["chat", "completions", "responses", "tools", "json_schema", "logprobs", "n"]
 
 
 def fleet(real_vllm, **route):
@@ -98,6 +98,28 @@ async def test_a_client_sees_the_bytes_it_would_have_seen_without_us(there, real
         if (seen := frames(through)) == (expected := frames(await direct())):
             return
     assert seen == expected
+
+
+async def test_responses_whole_and_streamed(there, client, real_vllm):
+    asked = {"model": "gpt-4o", "input": PROMPT[0]["content"], "max_output_tokens": 16, "temperature": 0}
+    whole = await client.responses.create(**asked)
+    events = [event async for event in await client.responses.create(**asked, stream=True)]
+    last = events[-1].response
+    assert whole.usage.output_tokens == last.usage.output_tokens == 16
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == whole.output_text
+    rows = await there.settled(2)
+    assert [(row["input_text"] + row["cache_read"], row["output_text"], row["cache_write_5m"]) for row in rows] == [
+        (whole.usage.input_tokens, 16, 0)] * 2
+    assert {row["usage_source"] for row in rows} == {"upstream_final"}
+    with pytest.raises(openai.BadRequestError) as unknown:  # this one keeps none
+        await client.responses.create(**asked, previous_response_id=whole.id)
+    assert unknown.value.code == "previous_response_not_found"
+    async with there.session.post(real_vllm.url + "/v1/responses", json={
+            **asked, "model": real_vllm.model, "stream": True}) as answer:
+        direct = await answer.read()
+    _, _, through = await there.post({**asked, "stream": True}, "/v1/responses")
+    kinds = [re.findall(rb"event: (\S+)", stream) for stream in (direct, through)]
+    assert list(dict.fromkeys(kinds[0])) == list(dict.fromkeys(kinds[1])) and b"[DONE]" not in through
 
 
 async def test_the_engine_stops_when_the_client_leaves(there, real_vllm):

@@ -191,7 +191,7 @@ class Handler:
 
     def _first_or_again(self, exchange: Exchange, call: Call) -> tuple[Call, Ticket | None]:
         """Whether this is a request that was answered before, sent again under its Idempotency-Key."""
-        ticket = self._do.repeats.begin(exchange.headers, call.key_id, call.request_id, call.wire.body)
+        ticket = self._do.repeats.begin(exchange.headers, call.key_id, call.request_id, exchange.path, call.wire.body)
         if ticket is None or not ticket.answered:
             return call, ticket
         return replace(call, request_id=ticket.request_id, first_attempt=ticket.attempts + 1, budgets=()), ticket

@@ -47,17 +47,19 @@ class Repeats:
     def __len__(self) -> int:
         return len(self._tickets)
 
-    def begin(self, headers: Mapping[bytes, bytes], key_id: str, request_id: str, body: bytes) -> Ticket | None:
+    def begin(self, headers: Mapping[bytes, bytes], key_id: str, request_id: str, path: str,
+              body: bytes) -> Ticket | None:
         """The ticket of the key that came with the request; None where none did.
 
-        Raises Conflict while the first is in flight, InvalidRequest for a key that came with another body."""
+        Raises Conflict while the first is in flight, InvalidRequest for a key that came with another body, or to
+        another path, where the same body may ask for very much more."""
         given = headers.get(b"idempotency-key")
         if given is None:
             return None
         if not _KEY.fullmatch(given):
             raise InvalidRequest("Idempotency-Key takes 1 to 255 printable characters.", param="Idempotency-Key")
         self._forget()
-        digest = hashlib.sha256(body).digest()
+        digest = _digest(path, body)
         found = self._tickets.get((key_id, given))
         if found is None or not (found.in_flight or found.answered):
             self._tickets.pop((key_id, given), None)
@@ -65,8 +67,8 @@ class Repeats:
             self._in_flight[request_id] = made
             return made
         if found.digest != digest:
-            raise InvalidRequest("This Idempotency-Key came with another body before.", param="Idempotency-Key",
-                                 code="idempotency_key_reused")
+            raise InvalidRequest("This Idempotency-Key came with another body, or to another endpoint, before.",
+                                 param="Idempotency-Key", code="idempotency_key_reused")
         if found.in_flight:
             raise Conflict("A request with this Idempotency-Key is in flight.", retry_after_s=1.0)
         if found.repeated >= FREE_MAX:
@@ -116,3 +118,10 @@ class Repeats:
                     return
             else:
                 del self._tickets[key]
+
+
+def _digest(path: str, body: bytes) -> bytes:
+    """Of both; no path has a NUL. A long body is not copied for it."""
+    both = hashlib.sha256(path.encode() + b"\0")
+    both.update(body)
+    return both.digest()

@@ -131,14 +131,15 @@ class SharedRepeats(Repeats):
         self._lock, self._table, self._crew = limits.lock, limits.tickets, crew
         self._term = crew.term(me)
 
-    def begin(self, headers: Mapping[bytes, bytes], key_id: str, request_id: str, body: bytes) -> Ticket | None:
+    def begin(self, headers: Mapping[bytes, bytes], key_id: str, request_id: str, path: str,
+              body: bytes) -> Ticket | None:
         given = headers.get(b"idempotency-key")
         if given is None:
             return None
         with self._lock:
             self._fetch((key_id, given))
             try:
-                return super().begin(headers, key_id, request_id, body)
+                return super().begin(headers, key_id, request_id, path, body)
             finally:
                 self._put((key_id, given))
 

@@ -248,6 +248,23 @@ async def test_a_request_sent_twice_is_one_request(tmp_path, monkeypatch):
         assert verify(there.ledger) == []
 
 
+@pytest.mark.parametrize(("path", "more"), [
+    ("/v1/completions", {"prompt": "Say something.", "best_of": 100, "n": 1}),
+    ("/v1/responses", {"input": "Say something.", "max_output_tokens": 3000})])
+async def test_one_body_at_another_endpoint_is_no_repetition(tmp_path, monkeypatch, path, more):
+    """It may ask for very much more there, and would go uncharged."""
+    async with world(tmp_path, monkeypatch, **API_ONLY) as there:
+        key_id, headers = key_of(there, budget="1/day")
+        there.gateway.keys.refresh()
+        once, body = {**headers, "idempotency-key": "k"}, {**CHAT, "max_tokens": 1, **more}
+        assert (await there.post(body, **once))[0] == 200
+        status, _, refused = await there.post(body, path, **once)
+        assert status == 400 and b"idempotency_key_reused" in refused
+        assert (await there.post(body, **once))[0] == 200, "the repetition is there yet"
+        rows = [row for row in there.rows() if row["key_id"] == key_id]
+        assert [(row["endpoint"], row["posted_nano"] > 0) for row in rows] == [("chat", True), ("chat", False)]
+
+
 async def test_a_first_one_that_failed_leaves_nothing_to_repeat_and_a_key_is_no_way_round_a_budget(
         tmp_path, monkeypatch):
     async with world(tmp_path, monkeypatch, **API_ONLY) as there:

@@ -14,6 +14,7 @@ from proxy.signals.crew import Crew
 from proxy.signals.memory import words
 
 HEADERS = {b"idempotency-key": b"k"}
+CHAT = "/v1/chat/completions"
 KEY = Principal("key_1", "search", "application", "", KeyLimits(rpm=30, tpm=1000))
 
 
@@ -112,53 +113,55 @@ def workers(clock, count=2):
 
 def test_what_is_in_flight_at_one_worker_is_refused_by_the_other():
     _, _, (first, second) = workers(Clock())
-    ticket = first.begin(HEADERS, "key", "req_1", b"{}")
+    ticket = first.begin(HEADERS, "key", "req_1", CHAT, b"{}")
     with pytest.raises(Conflict):
-        second.begin(HEADERS, "key", "req_2", b"{}")
+        second.begin(HEADERS, "key", "req_2", CHAT, b"{}")
     with pytest.raises(Conflict):
-        first.begin(HEADERS, "key", "req_3", b"{}")
+        first.begin(HEADERS, "key", "req_3", CHAT, b"{}")
     with pytest.raises(InvalidRequest):
-        second.begin(HEADERS, "key", "req_4", b"[]")
-    assert second.begin(HEADERS, "another key", "req_5", b"{}").request_id == "req_5"
+        second.begin(HEADERS, "key", "req_4", CHAT, b"[]")
+    with pytest.raises(InvalidRequest):
+        second.begin(HEADERS, "key", "req_4", "/v1/responses", b"{}")
+    assert second.begin(HEADERS, "another key", "req_5", CHAT, b"{}").request_id == "req_5"
     first.booked("req_1", 1)
     first.end(ticket, Answered())
-    again = second.begin(HEADERS, "key", "req_6", b"{}")
+    again = second.begin(HEADERS, "key", "req_6", CHAT, b"{}")
     assert (again.request_id, again.attempts, again.answered) == ("req_1", 1, True), "a repetition, charged to nobody"
     with pytest.raises(Conflict):
-        first.begin(HEADERS, "key", "req_7", b"{}")
+        first.begin(HEADERS, "key", "req_7", CHAT, b"{}")
     second.booked("req_1", 2)
     second.end(again, Answered())
-    third = first.begin(HEADERS, "key", "req_8", b"{}")
+    third = first.begin(HEADERS, "key", "req_8", CHAT, b"{}")
     assert (third.request_id, third.answered, third.attempts) == ("req_8", False, 0), "one is free, no more"
     assert len(first) == len(second) == 1, "what is in flight there"
 
 
 def test_what_was_not_answered_is_forgotten_everywhere():
     _, _, (first, second) = workers(Clock())
-    first.end(first.begin(HEADERS, "key", "req_1", b"{}"), None)
-    ticket = second.begin(HEADERS, "key", "req_2", b"[]")
+    first.end(first.begin(HEADERS, "key", "req_1", CHAT, b"{}"), None)
+    ticket = second.begin(HEADERS, "key", "req_2", CHAT, b"[]")
     assert ticket.request_id == "req_2" and not ticket.answered
 
 
 def test_who_asks_again_after_his_worker_died_is_new_and_given_no_number_that_may_be_taken():
     crew, limits, (first, second) = workers(Clock())
-    ticket = first.begin(HEADERS, "key", "req_1", b"{}")
+    ticket = first.begin(HEADERS, "key", "req_1", CHAT, b"{}")
     first.booked("req_1", 1)
     first.end(ticket, Answered())
-    first.begin(HEADERS, "key", "req_2", b"{}")  # the repetition, which makes attempt 2 and dies
+    first.begin(HEADERS, "key", "req_2", CHAT, b"{}")  # the repetition, which makes attempt 2 and dies
     crew.died(1)
-    assert second.begin(HEADERS, "key", "req_3", b"{}").request_id == "req_3"
+    assert second.begin(HEADERS, "key", "req_3", CHAT, b"{}").request_id == "req_3"
     crew.begins(1)
     with pytest.raises(Conflict):
-        SharedRepeats(Clock(), limits, crew, 1).begin(HEADERS, "key", "req_4", b"{}")
+        SharedRepeats(Clock(), limits, crew, 1).begin(HEADERS, "key", "req_4", CHAT, b"{}")
 
 
 def test_a_day_later_it_is_another_request():
     clock = Clock()
     _, _, (first, second) = workers(clock)
-    ticket = first.begin(HEADERS, "key", "req_1", b"{}")
+    ticket = first.begin(HEADERS, "key", "req_1", CHAT, b"{}")
     first.booked("req_1", 1)
     first.end(ticket, Answered())
     clock.now += 24 * 3600 + 1
-    assert second.begin(HEADERS, "key", "req_2", b"[]").request_id == "req_2"
+    assert second.begin(HEADERS, "key", "req_2", CHAT, b"[]").request_id == "req_2"
 

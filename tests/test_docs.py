@@ -42,6 +42,7 @@ from proxy.server.guard import CODES
 from proxy.signals import replica
 from proxy.wire import events, openai, sse
 from proxy.wire.endpoints import ENDPOINTS
+from tests.support.patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -99,7 +100,12 @@ def page(name: str) -> str:
 # ---------------------------------------------------------------- reading the code
 def sources() -> Iterator[tuple[str, ast.Module]]:
     for path in sorted((ROOT / "proxy").rglob("*.py")):
-        yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text())
+        name = path.relative_to(ROOT).as_posix()
+        yield name, tree(name)
+
+
+def tree(name: str) -> ast.Module:
+    return ast.parse(page(name))
 
 
 def words(node: ast.AST | None) -> set[str]:
@@ -216,7 +222,8 @@ class Place:
         for placeholder, secret in self.secrets.items():
             text = text.replace(placeholder, secret)
         command = [sys.executable, "-c", text] if language == "python" else ["bash", "-euo", "pipefail", "-c", text]
-        return subprocess.run(command, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, cwd=self.folder, env=self.env, capture_output=True, text=True,
+                              timeout=PATIENCE_S)
 
     def begin(self, block: Block) -> None:
         """The block that ends with `serve`: everything before it is run, then the gateway stays."""
@@ -236,7 +243,7 @@ class Place:
     def end(self) -> None:
         for process in reversed(self.processes):  # the gateway first
             process.terminate()
-            process.communicate(timeout=10)
+            process.communicate(timeout=PATIENCE_S)
 
 
 SERVE = " serve --config "
@@ -355,8 +362,7 @@ def test_every_table_and_column_of_the_ledger_is_described():
 
 # ---------------------------------------------------------------- tables of codes
 def test_every_reason_a_decision_can_give_is_explained_and_no_other():
-    trees = dict(sources())
-    produced = set(get_args(Health)).union(*(reason_codes(trees[name]) for name in REASONS_IN)) - {"ok"}
+    produced = set(get_args(Health)).union(*(reason_codes(tree(name)) for name in REASONS_IN)) - {"ok"}
     assert first_codes(section(page("docs/operating.md"), "## Reasons")) == produced
 
 
@@ -426,8 +432,7 @@ def test_figures_in_the_text_are_those_of_the_code():
 
 def test_every_endpoint_is_in_the_table_and_no_other():
     rows = table(section(page("docs/http.md"), "## Endpoints"))
-    trees = dict(sources())
-    served = routes(trees["proxy/server/app.py"]) | routes(trees["proxy/server/dashboard.py"])
+    served = routes(tree("proxy/server/app.py")) | routes(tree("proxy/server/dashboard.py"))
     served |= {(path, "POST") for path in ENDPOINTS}
     assert {(CODE.findall(row[0])[0], row[1]) for row in rows} == served
     assert routes(ast.parse('@app.get("/new/{x:path}")\nasync def f(): ...')) == {("/new/{x}", "GET")}

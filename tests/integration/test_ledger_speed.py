@@ -1,7 +1,7 @@
-"""The journal keeps up: a floor far below what is measured, so that only a mistake trips it."""
+"""The journal keeps up: commits are shared, and neither a lone caller nor a busy loop waits for more than it must.
+How many rows a second that gives is for the benches to say."""
 
 import asyncio
-import statistics
 import time
 from dataclasses import replace
 
@@ -15,52 +15,48 @@ ENTRY = RequestEntry("", 1, True, 10**18, 10**18, None, 10**18 + 10**9, "/v1/cha
                      10**8, 77, "m", "v", 0, True, "cheapest")
 
 
-async def test_64_callers_settle_more_than_a_thousand_rows_a_second(tmp_path):
+async def test_64_callers_share_their_commits(tmp_path):
     url, numbers = f"sqlite:///{tmp_path}/ledger.db", iter(range(4000))
     async with Journal(url) as journal:
         async def client():
             for number in numbers:
                 await journal.settle(replace(ENTRY, request_id=f"r{number}"))
 
-        began = time.perf_counter()
         await asyncio.gather(*(client() for _ in range(64)))
-        elapsed = time.perf_counter() - began
-        assert journal.batches < 2000, "one commit serves many"
-    assert 4000 / elapsed > 1000
+        assert journal.batches < 400, "one commit serves many"
     assert verify(url) == []
 
 
 async def test_one_caller_waits_for_one_commit(tmp_path):
     async with Journal(f"sqlite:///{tmp_path}/ledger.db") as journal:
-        waits = []
+        before = journal.batches
         for number in range(100):
-            one = replace(ENTRY, request_id=f"r{number}")
-            began = time.perf_counter()
-            await journal.settle(one)
-            waits.append(time.perf_counter() - began)
-    assert statistics.median(waits) < 0.02
+            await journal.settle(replace(ENTRY, request_id=f"r{number}"))
+            assert journal.batches == before + number + 1
 
 
 async def test_a_loop_that_is_never_idle_does_not_starve_the_writer(tmp_path):
-    """Without the journal's stepping aside single settlements take seconds here."""
+    """Where a thread that computes all the time keeps the writer from running, single settlements take seconds."""
     async with Journal(f"sqlite:///{tmp_path}/ledger.db") as journal:
-        waits, working = [], True
+        turns, waits, working = 0, [], True
 
         async def burn():
+            nonlocal turns
             while working:
                 until = time.perf_counter() + 0.000_2
                 while time.perf_counter() < until:
                     pass
+                turns += 1
                 await asyncio.sleep(0)
 
         async def client(number):
             for turn in range(20):
-                began = time.perf_counter()
+                began = turns
                 await journal.settle(replace(ENTRY, request_id=f"r{number}-{turn}"))
-                waits.append(time.perf_counter() - began)
+                waits.append(turns - began)
 
         burning = asyncio.create_task(burn())
         await asyncio.gather(*(client(number) for number in range(32)))
         working = False
         await burning
-    assert sorted(waits)[int(len(waits) * 0.99)] < 0.5
+    assert sorted(waits)[int(len(waits) * 0.99)] < 10_000  # of a fifth of a millisecond, at the least

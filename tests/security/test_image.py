@@ -13,6 +13,7 @@ import yaml
 
 from proxy.demo.api import SimulatedApi
 from proxy.demo.serving import serve
+from tests.support.patience import PATIENCE_S
 from tests.support.world import GPT, configuration
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,13 +67,13 @@ async def test_a_gateway_writes_to_its_ledgers_folder_alone(tmp_path):
                 "PATH": os.environ["PATH"], "HOME": str(tmp_path / "none"), "SIM_API_KEY": "sk-sim",
                 "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"})
         try:
-            url = (await asyncio.wait_for(process.stdout.readline(), 20)).decode().split()[4]
+            url = (await asyncio.wait_for(process.stdout.readline(), PATIENCE_S)).decode().split()[4]
             for _ in range(3):
                 async with session.post(url + "/v1/chat/completions", json={
                         "model": "gpt-4o", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}) as answer:
                     assert answer.status == 200, await answer.read()
             process.send_signal(signal.SIGTERM)
-            _, errors = await asyncio.wait_for(process.communicate(), 20)
+            _, errors = await asyncio.wait_for(process.communicate(), PATIENCE_S)
         finally:
             if process.returncode is None:
                 process.kill()

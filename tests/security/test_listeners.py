@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from proxy.cli import app
 from proxy.config import ConfigError, load
 from proxy.ledger.keys import KeyStore
+from tests.support.patience import PATIENCE_S
 from tests.support.world import configuration, world
 
 CHAT = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
@@ -80,13 +81,13 @@ async def test_a_stop_drains_both_listeners_and_the_process_says_where_they_are(
         sys.executable, "-m", "proxy.cli", "serve", "--config", str(config), "--port", "0",
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env={"SIM_API_KEY": "sk-sim", "PATH": ""})
     try:
-        said = (await asyncio.wait_for(process.stdout.readline(), 20)).decode()
+        said = (await asyncio.wait_for(process.stdout.readline(), PATIENCE_S)).decode()
         data, _, operators = re.findall(r"http://127\.0\.0\.1:\d+", said)
         async with aiohttp.ClientSession() as session:
             assert (await session.get(operators + "/metrics")).status == 200
             assert (await session.get(data + "/metrics")).status == 404
             process.send_signal(signal.SIGTERM)
-            _, errors = await asyncio.wait_for(process.communicate(), 15)
+            _, errors = await asyncio.wait_for(process.communicate(), PATIENCE_S)
             assert process.returncode == 0, errors.decode()
             for url in (data, operators):
                 with pytest.raises(aiohttp.ClientConnectionError):

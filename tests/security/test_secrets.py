@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from proxy.cli import app
 from proxy.demo.serving import serve
 from proxy.ledger.keys import KeyStore
+from tests.support.patience import PATIENCE_S
 from tests.support.world import GPU, configuration
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -167,7 +168,7 @@ async def gateway(config, environment):
         sys.executable, "-m", "proxy.cli", "serve", "--config", str(config), "--port", "0", cwd=ROOT,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env={**os.environ, **environment})
     try:
-        line = (await asyncio.wait_for(process.stdout.readline(), 20)).decode()
+        line = (await asyncio.wait_for(process.stdout.readline(), PATIENCE_S)).decode()
         yield line.split()[4], process
     finally:
         if process.returncode is None:
@@ -225,7 +226,7 @@ async def test_no_secret_is_found_anywhere(tmp_path, monkeypatch):
             books = {path.name: path.read_bytes() for path in tmp_path.glob("ledger.db*")}
             assert any(name.endswith("-wal") for name in books)
             process.terminate()
-            out, err = await asyncio.wait_for(process.communicate(), 20)
+            out, err = await asyncio.wait_for(process.communicate(), PATIENCE_S)
     assert set(PROVIDER.values()) <= gossip.keys, "each was used"
     books |= {f"{path.name}, closed": path.read_bytes() for path in tmp_path.glob("ledger.db*")}
     reports = {}

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
+from tests.support.patience import PATIENCE_S
+
 SILENCE_S = 0.06  # after the answers that were expected: what comes later than this was not asked for
-PATIENCE_S = 10.0
 
 
 async def connected(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -16,6 +16,7 @@ from proxy.signals import scraper as scraper_module
 from proxy.signals.nvml import Nvml
 from proxy.signals.scraper import Scraper
 from proxy.wire.engine_metrics import DcgmGauges
+from tests.support.patience import PATIENCE_S, until
 from tests.unit.signals.test_replica import replica
 
 CAPABLE = SimpleNamespace(model="*", kind="vllm", capabilities={"chat", "completions"}, gpu=None)
@@ -105,9 +106,7 @@ async def test_watching_a_gpu_goes_on_after_any_error(monkeypatch):
 
     scraper = watching(one)
     task = asyncio.create_task(scraper._watch_gpu("llama", look))
-    async with asyncio.timeout(5):
-        while one.gpu_util is None:
-            await asyncio.sleep(0.001)
+    await until(lambda: one.gpu_util is not None)
     task.cancel()
     assert scraper.failures == 2 and one.gpu_fresh(time.monotonic())
 
@@ -119,7 +118,7 @@ async def test_a_driver_that_hangs_stops_neither_the_loop_nor_more_than_one_thre
 
     def read():
         reads.append(1)
-        hangs.wait(5)
+        hangs.wait(PATIENCE_S)
         return DcgmGauges(power_w=100.0)
 
     monkeypatch.setattr(Nvml, "read", lambda self: read())
@@ -127,7 +126,7 @@ async def test_a_driver_that_hangs_stops_neither_the_loop_nor_more_than_one_thre
         with pytest.raises(TimeoutError):
             await nvml.look()
     hangs.set()
-    monkeypatch.setattr(nvml_module, "LOOK_S", 5.0)
+    monkeypatch.setattr(nvml_module, "LOOK_S", PATIENCE_S)
     assert (await nvml.look()).power_w == 100.0 and len(reads) == 1
 
 
@@ -137,7 +136,5 @@ async def test_an_old_utilisation_is_forgotten_when_pages_stay_away():
     scraper = watching(one)
     scraper._upstreams = {("llama", 0): Engine(metrics=UpstreamTimeout("no answer"))}
     task = asyncio.create_task(scraper._watch(one))
-    async with asyncio.timeout(5):
-        while one.utilization is not None:
-            await asyncio.sleep(0.005)
+    await until(lambda: one.utilization is None)
     task.cancel()

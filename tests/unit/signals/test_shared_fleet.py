@@ -19,6 +19,7 @@ from proxy.signals.memory import Lock, words
 from proxy.signals.shared import ROW, Fleet, Shares
 
 SECONDS = itertools.count(10_000)  # a second each: then everything is exchanged
+CLAIMS = 200  # of each of those that race
 CONFIG = """\
 server: {workers: 3}
 backends:
@@ -158,8 +159,7 @@ def test_processes_that_race_for_slots_never_hold_more_than_there_are(told):
     def race(me):
         worker, chance = Worker(told, fleet, me), random.Random(me)
         counting.me = me
-        ends_at = time.monotonic() + 1.0
-        while time.monotonic() < ends_at:
+        while done[me] < CLAIMS or most[0] < 2:
             now = time.monotonic()
             worker.board.pools["chat"].refill(now)
             room = worker.replica.room
@@ -191,7 +191,7 @@ def test_processes_that_race_for_slots_never_hold_more_than_there_are(told):
     for pid in children:
         assert os.waitpid(pid, 0)[1] == 0
     print(f"{done.tolist()[1:]} claims, {most[0]} at once at most")
-    assert min(done.tolist()[1:]) > 100 and 1 < most[0] <= 5 and held[0] == 0
+    assert 1 < most[0] <= 5 and held[0] == 0
 
 
 def test_what_a_dead_worker_counted_stays_and_what_it_held_goes(told):

@@ -151,9 +151,9 @@ def test_honest_messages_are_left_alone(text):
 @pytest.mark.parametrize("bomb", ["sk-", "hf-", "a-", "http://", "a.", "bearer ", "api_key:", "[", ":8000 ", "model ",
                                   "0a", "x@", " ", "10.", "context "])
 def test_no_text_makes_scrubbing_slow(bomb):
-    start = time.perf_counter()
+    start = time.thread_time()
     relay_error(400, orjson.dumps({"error": {"message": bomb * 20_000}}))
-    assert time.perf_counter() - start < 0.5
+    assert time.thread_time() - start < 0.5
 
 
 @pytest.mark.parametrize("message", [

@@ -98,10 +98,10 @@ def test_broken_json_is_refused_with_its_position():
 
 
 def test_deep_nesting_is_refused_quickly():
-    start = time.perf_counter()
+    start = time.thread_time()
     refused(CHAT, b"[" * 200_000)
     refused(CHAT, b'{"model":"m","messages":' + b"[" * 200_000)
-    assert time.perf_counter() - start < 0.5
+    assert time.thread_time() - start < 0.5
     deep = b'{"model":"m","messages":[{"content":"x"}],"x":' + b"[" * 63 + b"]" * 63 + b"}"
     parse_request(CHAT, deep, None)
     assert "64" in refused(CHAT, deep.replace(b"[[", b"[[[").replace(b"]]", b"]]]")).message

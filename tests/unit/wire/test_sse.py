@@ -99,11 +99,11 @@ def test_a_hundred_megabytes_without_a_newline_are_refused_with_little_kept():
 @pytest.mark.parametrize("byte", [b"x", b"\n", b"\r"])
 def test_one_byte_slices_take_linear_time(byte):
     splitter = FrameSplitter(1 << 20)
-    start = time.perf_counter()
+    start = time.thread_time()
     for _ in range(300_000):
         splitter.feed(byte)
     splitter.remainder()
-    assert time.perf_counter() - start < 5  # quadratic would take minutes
+    assert time.thread_time() - start < 10  # quadratic would take minutes
 
 
 @pytest.mark.parametrize(("frame", "data"), [

@@ -35,6 +35,7 @@ from proxy.demo import config
 from proxy.demo.children import Child, reserved
 from proxy.ledger import marks
 from proxy.ledger.verify import verify
+from tests.support.patience import PATIENCE_S
 
 READY_S_MAX = 5.0
 ROUND_S = (0.05, 0.4)  # of traffic before a kill, once everybody has come back
@@ -184,14 +185,14 @@ async def looked_at(ledger: Path) -> list[str]:
 
 async def busy(found: Found, least: int) -> None:
     """Until so many were answered: then everybody has come back."""
-    answers, ends = found.answers, time.monotonic() + 5
+    answers, ends = found.answers, time.monotonic() + PATIENCE_S
     while found.answers - answers < least and time.monotonic() < ends:
         await asyncio.sleep(0.02)
 
 
 async def crowded(url: str, least: int) -> None:
     """Until so many are in the gateway: at some moments most of the crowd has just been answered."""
-    ends = time.monotonic() + 5
+    ends = time.monotonic() + PATIENCE_S
     async with aiohttp.ClientSession() as session:
         while time.monotonic() < ends:
             async with session.get(f"{url}/admin/status") as answer:

@@ -35,6 +35,7 @@ from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.journal import Journal
 from proxy.ledger.verify import balanced as verify
 from tests.disk import FOR_EVER, OPEN, SYNC, TRUNCATE, WRITE, Controls, Disk, after_power_loss
+from tests.support.patience import PATIENCE_S
 
 KINDS = {"write": WRITE, "sync": SYNC, "truncate": TRUNCATE, "open": OPEN}
 FAULTS = ("write:ENOSPC:stuck", "write:ENOSPC:once", "write:EIO:stuck", "write:EIO:once", "sync:EIO:stuck",
@@ -107,7 +108,7 @@ class Run:
                 self.hear(error)
         began = time.monotonic()
         results = await asyncio.gather(*(journal.settle(one) for one in entries), return_exceptions=True)
-        if time.monotonic() - began > 3:
+        if time.monotonic() - began > PATIENCE_S:
             self.say(f"an answer took {time.monotonic() - began:.1f} s")
         for one, result in zip(entries, results, strict=True):
             if result is None:
@@ -137,7 +138,7 @@ class Run:
 
     async def recovered(self, journal: Journal) -> None:
         """By itself, without a restart."""
-        until = time.monotonic() + 5
+        until = time.monotonic() + PATIENCE_S
         while not journal.healthy or journal.waiting:
             if time.monotonic() > until:
                 self.say(f"not recovered: {journal.problem}, {journal.waiting} waiting")

@@ -21,6 +21,7 @@ from proxy.demo.children import Child, ChildDied, first_death
 from proxy.demo.live import View, is_status
 from proxy.demo.run import DemoOptions, running
 from proxy.demo.traffic import schedule
+from tests.support.patience import PATIENCE_S
 
 CANARY = "sk-canary-3f9a77"
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
@@ -33,8 +34,8 @@ def demo(*arguments: str, **environment: str) -> subprocess.Popen[str]:
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "proxy.cli", *arguments], capture_output=True, text=True, timeout=60,
-                          env={**os.environ, **environment}, check=False)
+    return subprocess.run([sys.executable, "-m", "proxy.cli", *arguments], capture_output=True, text=True,
+                          timeout=PATIENCE_S, env={**os.environ, **environment}, check=False)
 
 
 def children_of(parent: int) -> list[int]:
@@ -52,8 +53,8 @@ def children_of(parent: int) -> list[int]:
     return found
 
 
-def no_children_of(parent: int, within_s: float = 3.0) -> bool:
-    deadline = time.monotonic() + within_s
+def no_children_of(parent: int) -> bool:
+    deadline = time.monotonic() + PATIENCE_S
     while children_of(parent):
         if time.monotonic() > deadline:
             return False
@@ -81,7 +82,7 @@ def holds(report: dict) -> None:
 
 def test_six_seconds_end_in_one_json_object_that_adds_up_and_no_process_is_left():
     process = demo("--seconds", "6", "--seed", "1", "--json", "--port", "0", OPENAI_API_KEY=CANARY)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     assert len(out.splitlines()) == 1
     summary = json.loads(out)
@@ -103,7 +104,7 @@ def test_ctrl_c_prints_the_report_and_exits_0():
                                                  for line in lines)
     time.sleep(1.5)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     assert "Savings" in out and "GPU, idle" in out and "play money" in out
     assert no_children_of(process.pid)
@@ -116,7 +117,7 @@ def test_a_second_ctrl_c_ends_it_at_once():
     process.send_signal(signal.SIGINT)
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=15)
+    process.communicate(timeout=PATIENCE_S)
     assert process.returncode in (0, 130)
     assert no_children_of(process.pid)
 
@@ -126,7 +127,7 @@ def test_a_killed_demo_takes_its_processes_along():
     read_until(process, "openai:")
     assert len(children_of(process.pid)) == 4
     process.kill()
-    process.communicate(timeout=15)
+    process.communicate(timeout=PATIENCE_S)
     assert no_children_of(process.pid)
 
 
@@ -136,7 +137,7 @@ def test_a_port_in_use_is_told_and_nothing_is_started():
         taken.listen()
         port = taken.getsockname()[1]
         process = demo("--port", str(port))
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 2
     assert f"port {port} " in err and "--port" in err and "Traceback" not in err
     assert out == ""
@@ -145,7 +146,7 @@ def test_a_port_in_use_is_told_and_nothing_is_started():
 
 def test_the_real_api_needs_a_key_and_says_that_it_costs_money():
     process = demo("--real-api", "--port", "0", OPENAI_API_KEY="")
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 2 and "OPENAI_API_KEY" in err
     assert out == ""
 

@@ -147,8 +147,8 @@ def close(
     to: Annotated[str, typer.Option("--to", metavar="DATE", help=(
         "First moment that is left out, in the report's time zone: all of November is --to 2026-12-01."))],
     from_: Annotated[str | None, typer.Option("--from", metavar="DATE", help=(
-        "Of the first period that is ever closed: where it begins. Default: the day of the first row. Every other "
-        "begins where the last one ended."))] = None,
+        "Of the first period that is ever closed: where it begins, no later than the ledger. Default: the day of the "
+        "first row or cost. Every other begins where the last one ended."))] = None,
     without_bill: Annotated[str | None, typer.Option("--without-bill", metavar="REASON", help=(
         "Close it although some day is not reconciled to a provider's bill, and say why."))] = None,
     who: Annotated[str | None, typer.Option("--who", help="Who closes it. Default: this machine's user.")] = None,

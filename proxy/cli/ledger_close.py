@@ -7,6 +7,8 @@ from pathlib import Path
 
 import typer
 
+DAYS_SHOWN = 5
+
 
 def run(to: str, from_: str | None, without_bill: str | None, who: str, time_zone: str | None, ledger: str | None,
         config: Path | None, *, as_json: bool) -> None:
@@ -14,7 +16,7 @@ def run(to: str, from_: str | None, without_bill: str | None, who: str, time_zon
     from proxy.cli.currency import currency_in
     from proxy.cli.progress import sum_up
     from proxy.ledger.location import locate
-    from proxy.reports.closing import CONVERTED, Refused, close
+    from proxy.reports.closing import CONVERTED, Refused, close, held_to
     from proxy.reports.period import parse, show
     from proxy.reports.statement import zone_of
 
@@ -28,16 +30,24 @@ def run(to: str, from_: str | None, without_bill: str | None, who: str, time_zon
     except Refused as refused:
         typer.echo(f"breakeven ledger: {refused}", err=True)
         raise typer.Exit(1) from None
-    said = json.loads(period.statement)
+    said, held = json.loads(period.statement), held_to(period)
+    days = [f"{day} {provider}".strip() for day, provider in held["open"]]
     total = said.get(CONVERTED, said)["total"]
     figures = {key: currency.text(total[key]) for key in ("baseline", "actual", "savings")}
     if as_json:
         typer.echo(json.dumps({
             "id": period.id, "from": show(period.from_ns, zone), "to": show(period.to_ns, zone), "time_zone": name,
-            "reconciliation": period.reconciliation_id, "without_bill": period.reason or None, "who": period.who,
-            "hash": period.hash, "currency": currency.code, **figures,
+            "reconciliations": [{key: bill[key] for key in ("id", "provider", "from", "to")} for bill in held["bills"]],
+            "unreconciled_days": days, "without_bill": period.reason or None, "who": period.who, "hash": period.hash,
+            "currency": currency.code, **figures,
         }, indent=2))
         return
     typer.echo(f"Closed {show(period.from_ns, zone)} to {show(period.to_ns, zone)} as period {period.id}: "
                f"{', '.join(f'{name} {amount}' for name, amount in figures.items())} {currency.code}")
+    for bill in held["bills"]:
+        typer.echo(f"Reconciled to the bill of {bill['provider'] or 'the API'} for {bill['from']} to {bill['to']} "
+                   f"(reconciliation {bill['id']})")
+    if days:
+        more = f" and {len(days) - DAYS_SHOWN} more" if len(days) > DAYS_SHOWN else ""
+        typer.echo(f"Not reconciled: {', '.join(days[:DAYS_SHOWN])}{more}")
     typer.echo(f"SHA-256 of the statement: {period.hash}")

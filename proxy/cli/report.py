@@ -93,9 +93,9 @@ def _report(from_: str | None, to: str | None, by: str | None, format_: str, led
     from proxy.ledger.location import locate
     from proxy.reports import render
     from proxy.reports.books import read_books
-    from proxy.reports.closing import standing
     from proxy.reports.page import to_html
     from proxy.reports.period import resolve
+    from proxy.reports.standing import standing
     from proxy.reports.statement import check, read, zone_of
 
     _fits(by, format_)

@@ -20,8 +20,9 @@ WHO_MAX = 200
 
 @dataclass(frozen=True, slots=True)
 class Reconciled:
-    """One reconciliation: amounts in nano-USD. `files`: name, sha256 and format of each; `causes`: nano-USD by cause;
-    `cells`: day, model, ours, theirs, causes of each."""
+    """One reconciliation: amounts in nano-USD. `provider`: whose bill, "" everybody's; that of some of a provider's
+    backends names them ("openai at a, b"), and stands for no provider. `files`: name, sha256 and format of each;
+    `causes`: nano-USD by cause; `cells`: day, model, ours, theirs, causes of each."""
 
     kind: Literal["api", "gpu"]
     provider: str

@@ -10,7 +10,8 @@ import datetime as dt
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -19,21 +20,35 @@ from sqlalchemy import Connection, func, select
 from proxy.core.currency import DOLLARS, USD, Currency, rate_of
 from proxy.core.money import NS_PER_MINUTE, NS_PER_S
 from proxy.core.savings import GroupRow, IdentityBroken, Statement
-from proxy.ledger import closing, reconciliations, store
+from proxy.ledger import closing, store
 from proxy.ledger.closing import ClosedPeriod
 from proxy.ledger.errors import LedgerUnavailable
-from proxy.ledger.reconciliations import Reconciled
-from proxy.ledger.schema import gpu_time, prices, rollup
+from proxy.ledger.schema import (
+    adjustments,
+    archives,
+    closed_periods,
+    corrections,
+    gpu_time,
+    prices,
+    rates,
+    reconciliations,
+    requests,
+    rollup,
+)
+from proxy.reports.bills import Bills, bills_of
 from proxy.reports.period import show
 from proxy.reports.reading import CONVERTED
-from proxy.reports.reconcile.bill import DAY_S, day_of
-from proxy.reports.statement import GROUPS, read_all, zone_of
+from proxy.reports.statement import GROUPS, PERIOD_DAYS_MAX, read_all, zone_of
 
 FIGURES = ("requests", "tokens", "baseline", "api", "gpu_serving", "gpu_failed", "gpu_foreign", "gpu_startup",
            "gpu_idle", "energy", "overhead", "corrections", "baseline_list", "baseline_contracted", "unpriced",
            "unknown_baseline", "estimated_tokens")
 REASON_MAX, WHO_MAX = 500, 200
-DAY_NS = DAY_S * NS_PER_S
+DAY_NS = 24 * 60 * NS_PER_MINUTE
+DAYS_SHOWN = 3
+NUMBERED = (closed_periods, rates, adjustments, corrections, reconciliations, archives)  # by `id`, as they come
+
+Seen = tuple[int, ...]
 
 
 class Refused(Exception):
@@ -52,30 +67,60 @@ def close(url: str, to_ns: int, *, who: str, time_zone: str = "UTC", from_ns: in
             raise ValueError(f"closing needs {name}: one line of 1 to {most} characters")
     if to_ns % NS_PER_MINUTE:
         raise ValueError("a period ends with a minute")
-    zone = zone_of(time_zone)
-    path = store.path_of(url)
-    with store.reading(url):  # says so if it is missing, older or newer
-        pass
+    zone, path = zone_of(time_zone), store.path_of(url)
+    period = None
+    while period is None:  # again, if a row, a rate or a bill came meanwhile
+        with store.reading(url) as connection:  # computed while others write
+            seen, begin = _seen(connection, to_ns), _begin(connection, from_ns, to_ns, zone)
+            if to_ns > now - closing.GRACE_NS:
+                raise Refused(f"the period ends {show(to_ns, zone)}: it can be closed an hour after its end")
+            bills = bills_of(connection, begin, to_ns)
+            if without_bill is None:
+                _refuse_open(bills)
+            statement = canonical(connection, begin, to_ns, time_zone, bills, currency)
+        alone = bills.alone(begin, to_ns)
+        period = _append(url, path, seen, ClosedPeriod(
+            0, begin, to_ns, now, time_zone, None if alone is None else alone.id, (without_bill or "").strip(),
+            who.strip(), statement, closing.hash_of(statement)))
+    return period
+
+
+def _refuse_open(bills: Bills) -> None:
+    if bills.open:
+        days = ", ".join(f"{day} ({provider or 'price unknown'})" for day, provider in bills.open[:DAYS_SHOWN])
+        more = f" and {len(bills.open) - DAYS_SHOWN} more" if len(bills.open) > DAYS_SHOWN else ""
+        raise Refused(f"not reconciled to a bill within its tolerance: {days}{more}; run `breakeven reconcile`, book "
+                      "what was wrong with `breakeven ledger correct`, or say why not: --without-bill REASON")
+
+
+def _seen(connection: Connection, to_ns: int) -> Seen:
+    """Changes with whatever a statement of the time before `to_ns` is made from; but for rows, of which the first is
+    the newest."""
+    newest = [connection.execute(select(func.coalesce(func.max(table.c.id), 0))).scalar_one()
+              for table in (requests, *NUMBERED)]
+    minutes = select(func.count()).select_from(gpu_time).where(
+        gpu_time.c.minute >= closing.horizon(connection) // NS_PER_MINUTE, gpu_time.c.minute < to_ns // NS_PER_MINUTE)
+    return (*newest, connection.execute(minutes).scalar_one(),
+            connection.execute(select(func.count()).select_from(prices)).scalar_one())
+
+
+def _append(url: str, path: Path, seen: Seen, period: ClosedPeriod) -> ClosedPeriod | None:
+    """None where what it was made from has changed."""
     connection = store.writing(url)
     try:
         with store.transaction(connection):
-            begin = _begin(connection, from_ns, to_ns, zone)
-            if to_ns > now - closing.GRACE_NS:
-                raise Refused(f"the period ends {show(to_ns, zone)}: it can be closed an hour after its end")
-            bill = _bill(connection, begin, to_ns, without_bill)
-            statement = canonical(connection, begin, to_ns, time_zone, currency)
-            period = ClosedPeriod(0, begin, to_ns, now, time_zone, None if bill is None else bill.id,
-                                  (without_bill or "").strip(), who.strip(), statement, closing.hash_of(statement))
-            number = closing.append(connection, period)
+            late = select(requests.c.id).where(requests.c.id > seen[0], requests.c.sent_ns < period.to_ns).limit(1)
+            if _seen(connection, period.to_ns)[1:] != seen[1:] or connection.execute(late).first() is not None:
+                return None
+            return replace(period, id=closing.append(connection, period))
     except store.ERRORS as error:
         raise LedgerUnavailable(store.explain(path, error)) from error
     finally:
         connection.close()
-    return ClosedPeriod(**{**asdict(period), "id": number})
 
 
 def _begin(connection: Connection, from_ns: int | None, to_ns: int, zone: ZoneInfo) -> int:
-    """Where the period begins: where the last one ended, else on the day of the first row."""
+    """Where the period begins: where the last one ended, else on the day of the first cost or row, or before it."""
     last = closing.horizon(connection)
     if last:
         if from_ns not in (None, last):
@@ -84,15 +129,31 @@ def _begin(connection: Connection, from_ns: int | None, to_ns: int, zone: ZoneIn
         if to_ns <= last:
             raise Refused(f"everything before {show(last, zone)} is closed already")
         return last
+    first = _first(connection)
     if from_ns is None:
-        minutes = [connection.execute(select(func.min(table.c.minute))).scalar() for table in (rollup, gpu_time)]
-        known = [minute for minute in minutes if minute is not None]
-        if not known:
+        if first is None:
             raise Refused("the ledger is empty: there is nothing to close")
-        from_ns = _start_of_day(min(known) * 60, zone)
+        from_ns = _start_of_day(first // NS_PER_S, zone)
+    elif first is not None and from_ns > first:
+        raise ValueError(
+            f"the ledger begins {show(first, zone)}: what was paid or sent before {show(from_ns, zone)} would be in no "
+            "closed period; leave --from out, or close that time first, as a period of its own")
     if from_ns >= to_ns:
         raise ValueError(f"the period ends before it begins, on {show(from_ns, zone)}")
+    if to_ns - from_ns > PERIOD_DAYS_MAX * DAY_NS:
+        raise ValueError(f"from {show(from_ns, zone)}, where the ledger begins, these are more than {PERIOD_DAYS_MAX} "
+                         "days: close it in parts, the first with an earlier --to")
     return from_ns
+
+
+def _first(connection: Connection) -> int | None:
+    """When the first thing was paid, watched or sent: a rate card may begin long before the first row."""
+    paid = select(func.min(rates.c.from_ns)).where(rates.c.kind != "electricity")  # which costs through a GPU
+    found = [connection.execute(paid).scalar()]
+    for table in (rollup, gpu_time):
+        minute = connection.execute(select(func.min(table.c.minute))).scalar()
+        found.append(None if minute is None else minute * NS_PER_MINUTE)
+    return min((at_ns for at_ns in found if at_ns is not None), default=None)
 
 
 def _start_of_day(second: int, zone: ZoneInfo) -> int:
@@ -100,47 +161,17 @@ def _start_of_day(second: int, zone: ZoneInfo) -> int:
     return int(day.timestamp()) // 60 * NS_PER_MINUTE
 
 
-def _bill(connection: Connection, from_ns: int, to_ns: int, without_bill: str | None) -> Reconciled | None:
-    """The newest reconciliation of the period. Refused where some API's day has none that is within its tolerance."""
-    found = reconciliations.covering(connection, from_ns, to_ns)
-    if without_bill is None and (open_ := unreconciled(connection, from_ns, to_ns, found)):
-        days = ", ".join(f"{day} ({provider or 'price unknown'})" for day, provider in open_[:3])
-        more = f" and {len(open_) - 3} more" if len(open_) > 3 else ""
-        raise Refused(f"not reconciled to a bill within its tolerance: {days}{more}; run `breakeven reconcile`, book "
-                      "what was wrong with `breakeven ledger correct`, or say why not: --without-bill REASON")
-    return found[-1] if found else None
-
-
-def unreconciled(connection: Connection, from_ns: int, to_ns: int,
-                 found: list[Reconciled]) -> list[tuple[str, str]]:
-    """UTC days and providers with API spend that no reconciliation covers, or whose newest is not within."""
-    day = (rollup.c.minute // (DAY_S // 60)).label("day")
-    spent = select(day, rollup.c.price_version).where(
-        rollup.c.minute >= from_ns // NS_PER_MINUTE, rollup.c.minute < -(-to_ns // NS_PER_MINUTE),
-        rollup.c.backend_kind == "api", (rollup.c.api_nano > 0) | (rollup.c.api_unknown > 0)).distinct()
-    provider_of = {version: provider for version, provider in connection.execute(
-        select(prices.c.version, prices.c.provider))}
-    wanted = {(number, provider_of.get(version, "")) for number, version in connection.execute(spent)}
-    return [(day_of(number * DAY_S), provider) for number, provider in sorted(wanted)
-            if not _reconciled(found, number * DAY_NS, provider)]
-
-
-def _reconciled(found: list[Reconciled], start_ns: int, provider: str) -> bool:
-    covering = [one for one in found if one.from_ns <= start_ns and start_ns + DAY_NS <= one.to_ns
-                and one.provider in ("", provider)]
-    return bool(covering) and covering[-1].within
-
-
 # ---------------------------------------------------------------- what is stored, and whether it still comes out
-def canonical(connection: Connection, from_ns: int, to_ns: int, time_zone: str, currency: Currency = DOLLARS) -> str:
-    """The statement as it is stored: JSON with sorted keys, whole nano-dollars; in another currency these, and beside
-    them its rates and every figure in it."""
+def canonical(connection: Connection, from_ns: int, to_ns: int, time_zone: str, bills: Bills,
+              currency: Currency = DOLLARS) -> str:
+    """The statement as it is stored: JSON with sorted keys, whole nano-dollars, and the bills that it was held to; in
+    another currency also its rates and every figure in it."""
     statements = read_all(connection, from_ns, to_ns, GROUPS, time_zone=time_zone)
     content = {"version": 1, "from_ns": from_ns, "to_ns": to_ns, "time_zone": time_zone, "currency": "USD",
                "total": _figures(statements["route"].total), "overheads": dict(statements["route"].overheads),
                "backends": {name: {"gpu": share.gpu, "energy": share.energy}
                             for name, share in statements["route"].backends.items() if share.gpu or share.energy},
-               "by": {by: _groups(statement) for by, statement in statements.items()}}
+               "by": {by: _groups(statement) for by, statement in statements.items()}, "reconciled": bills.to_dict()}
     if currency.code != USD:
         content[CONVERTED] = _converted(read_all(connection, from_ns, to_ns, GROUPS, time_zone=time_zone,
                                                  currency=currency))
@@ -180,13 +211,15 @@ def _problems(connection: Connection, period: ClosedPeriod) -> Iterator[str]:
     if closing.hash_of(period.statement) != period.hash:
         yield f"{name}: its statement is not what its hash was made of"
         return
+    stored = json.loads(period.statement)
+    bills = bills_of(connection, period.from_ns, period.to_ns, held_to(period)["up_to"])
     try:
-        now = json.loads(canonical(connection, period.from_ns, period.to_ns, period.time_zone,
+        now = json.loads(canonical(connection, period.from_ns, period.to_ns, period.time_zone, bills,
                                    closed_in(period.statement)))
     except (IdentityBroken, ValueError) as broken:
         yield f"{name}: {broken}"
         return
-    yield from _differences(name, json.loads(period.statement), now)
+    yield from _differences(name, stored, now)
 
 
 def _differences(where: str, stored: Any, now: Any) -> Iterator[str]:
@@ -205,45 +238,7 @@ def _shown(value: Any) -> str:
     return json.dumps(value)[:80]
 
 
-# ---------------------------------------------------------------- what a report says of its period
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """How final a period's figures are. `status`: closed, open, or partly closed."""
-
-    status: str
-    closed: tuple[ClosedPeriod, ...]
-    reconciled: tuple[Reconciled, ...]  # to an API's bill; the newest of each provider and span
-    unreconciled: tuple[tuple[str, str], ...]  # UTC days and providers
-
-    def to_dict(self, zone: ZoneInfo) -> dict[str, Any]:
-        return {
-            "status": self.status,
-            "closed": [{"id": one.id, "from": show(one.from_ns, zone), "to": show(one.to_ns, zone),
-                        "closed": show(one.closed_ns, zone), "who": one.who, "without_bill": one.reason or None,
-                        "reconciliation": one.reconciliation_id, "hash": one.hash} for one in self.closed],
-            "reconciled": [{"id": one.id, "provider": one.provider, "at": show(one.at_ns, zone), "within": one.within,
-                            "from": day_of(one.from_ns // NS_PER_S), "to": day_of(one.to_ns // NS_PER_S - 1)}
-                           for one in self.reconciled],
-            "unreconciled_days": [f"{day} {provider}".strip() for day, provider in self.unreconciled],
-        }
-
-    def line(self, zone: ZoneInfo) -> str:
-        """One line for people."""
-        said = {"closed": "Closed", "open": "Open", "partly closed": "Partly closed"}[self.status]
-        if self.status == "closed":
-            said += f" on {show(self.closed[-1].closed_ns, zone)[:10]} by {self.closed[-1].who}"
-        if good := [one for one in self.reconciled if one.within]:
-            bills = ", ".join(sorted({one.provider or "the API" for one in good}))
-            said += f"; reconciled to the bill of {bills} on {show(good[-1].at_ns, zone)[:10]}"
-        if self.unreconciled:
-            said += f"; {len(self.unreconciled):,} day(s) not reconciled"
-        return "".join(char if char.isprintable() else "?" for char in said) + "."
-
-
-def standing(connection: Connection, from_ns: int, to_ns: int) -> Standing:
-    periods = tuple(one for one in closing.closed(connection) if one.from_ns < to_ns and one.to_ns > from_ns)
-    found = reconciliations.covering(connection, from_ns, to_ns)
-    whole = bool(periods) and periods[0].from_ns <= from_ns and to_ns <= periods[-1].to_ns
-    newest = {(one.provider, one.from_ns, one.to_ns): one for one in found}
-    return Standing("closed" if whole else "partly closed" if periods else "open", periods, tuple(newest.values()),
-                    tuple(unreconciled(connection, from_ns, to_ns, found)))
+def held_to(period: ClosedPeriod) -> dict[str, Any]:
+    """The bills that a closed period was held to, and the days that none agreed with, as it was stored."""
+    found: dict[str, Any] = json.loads(period.statement).get("reconciled", {"bills": [], "open": [], "up_to": 0})
+    return found

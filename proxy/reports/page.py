@@ -22,8 +22,8 @@ from markupsafe import Markup
 from proxy.core.money import NS_PER_S
 from proxy.reports import charts, figures, pricebook, view
 from proxy.reports.books import Books
-from proxy.reports.closing import Standing
 from proxy.reports.render import to_dict
+from proxy.reports.standing import Standing
 from proxy.reports.statement import zone_of
 
 PAGE_ROWS_MAX = 200  # groups of a table on the screen; what is beyond stands in one line

@@ -18,10 +18,10 @@ from proxy.core.currency import USD, Currency, plain
 from proxy.core.savings import GroupRow, Statement
 from proxy.reports import view
 from proxy.reports.books import Books
-from proxy.reports.closing import Standing
 from proxy.reports.figures import Places, exact, exchanged, per, places_for, printable, rounded, unit
 from proxy.reports.machine import of_books
 from proxy.reports.period import show
+from proxy.reports.standing import Standing
 from proxy.reports.statement import zone_of
 
 AMOUNTS = ("baseline", "api", "gpu", "gpu_serving", "gpu_failed", "gpu_foreign", "gpu_startup", "gpu_idle",

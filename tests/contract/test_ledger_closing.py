@@ -22,8 +22,11 @@ from proxy.ledger.hours import close as sum_up
 from proxy.ledger.journal import Journal
 from proxy.ledger.reconciliations import Reconciled, record
 from proxy.ledger.verify import balanced
+from proxy.reports import closing as at_closing
 from proxy.reports.audit import audit
-from proxy.reports.closing import Refused, canonical, close, problems, standing
+from proxy.reports.bills import bills_of
+from proxy.reports.closing import Refused, canonical, close, held_to, problems
+from proxy.reports.standing import standing
 from proxy.reports.statement import build, zone_of
 
 DAY = 24 * NS_PER_HOUR
@@ -68,7 +71,7 @@ def shut(url, **options):
 
 def figures(url):
     with store.reading(url) as connection:
-        return canonical(connection, *NOVEMBER, "UTC")
+        return canonical(connection, *NOVEMBER, "UTC", bills_of(connection, *NOVEMBER))
 
 
 def still(url, period):
@@ -203,8 +206,9 @@ def test_verify_says_where_a_closed_period_no_longer_comes_out(url, tmp_path):
     assert result.exit_code == 1 and "was closed as 34" in result.output
 
 
-def bill(first, beyond, *, within=True, provider="openai", kind="api"):
-    return Reconciled(kind, provider, first, beyond, [], "0.005", within, 1, 1, 0, {}, [], "finance")
+def bill(first, beyond, *, within=True, provider="openai", kind="api", cells=()):
+    return Reconciled(kind, provider, first, beyond, [{"sha256": "5ea1"}], "0.005", within, 1, 1, 0, {}, cells,
+                      "finance")
 
 
 def test_a_period_that_is_not_reconciled_is_refused_day_by_day(url):
@@ -216,8 +220,146 @@ def test_a_period_that_is_not_reconciled_is_refused_day_by_day(url):
     record(url, bill(T0 + 2 * DAY, T0 + 3 * DAY, within=False), LATER)
     with pytest.raises(Refused, match=r"tolerance: 2026-11-03 \(openai\);"):
         shut(url, without_bill=None)
-    good = record(url, bill(T0 + 2 * DAY, T0 + 3 * DAY), LATER)
-    assert shut(url, without_bill=None).reconciliation_id == good
+    record(url, bill(T0 + 2 * DAY, T0 + 3 * DAY), LATER)
+    shut(url, without_bill=None)
+
+
+def test_a_closed_period_names_the_bills_that_each_of_its_days_rests_on(url):
+    first = record(url, bill(T0, T0 + 2 * DAY), LATER)
+    record(url, bill(T0, NOVEMBER[1], provider="anthropic"), LATER)  # of which there is no spend
+    second = record(url, bill(T0 + 2 * DAY, T0 + 3 * DAY), LATER)
+    period = shut(url, without_bill=None)
+    assert period.reconciliation_id is None, "none of them covers it whole"
+    assert held_to(period) == {"open": [], "up_to": second, "bills": [
+        {"id": first, "provider": "openai", "from": "2026-11-01", "to": "2026-11-02", "sha256": ["5ea1"]},
+        {"id": second, "provider": "openai", "from": "2026-11-03", "to": "2026-11-03", "sha256": ["5ea1"]}]}
+    record(url, bill(T0, NOVEMBER[1], within=False), LATER + 1)
+    assert problems(url) == [], "what is reconciled later does not change what it was held to"
+
+
+def test_a_bill_that_covers_all_of_it_is_its_reconciliation(url):
+    number = record(url, bill(T0 - DAY, NOVEMBER[1] + DAY, cells=[
+        {"day": "2026-11-01", "model": "m", "ours": 1_000, "theirs": 1_004, "causes": [{"name": "price", "nano": 4}]}]),
+        LATER)
+    period = shut(url, without_bill=None)
+    assert period.reconciliation_id == number and held_to(period)["open"] == []
+
+
+def test_a_bill_of_all_that_was_spent_is_not_one_of_the_whole_period(url):
+    number = record(url, bill(T0, T0 + 3 * DAY), LATER)
+    period = shut(url, without_bill=None)
+    assert period.reconciliation_id is None and [one["id"] for one in held_to(period)["bills"]] == [number]
+    with store.reading(url) as connection:
+        said = standing(connection, *NOVEMBER).line(zone_of("UTC"))
+    assert "; reconciled to the bill of openai (2026-11-01 to 2026-11-03) on 2026-12-11." in said
+
+
+def test_a_bill_of_a_part_or_out_of_tolerance_never_passes_as_the_whole(url):
+    part = record(url, bill(T0, T0 + 2 * DAY), LATER)
+    record(url, bill(T0 + DAY, NOVEMBER[1], within=False), LATER)  # newer, of the second day, too
+    period = shut(url)
+    assert period.reconciliation_id is None and [one["id"] for one in held_to(period)["bills"]] == [part]
+    assert held_to(period)["open"] == [["2026-11-02", "openai"], ["2026-11-03", "openai"]]
+    with store.reading(url) as connection:
+        found = standing(connection, *NOVEMBER)
+    assert found.line(zone_of("UTC")) == ("Closed on 2026-12-11 by finance; reconciled in part, to the bill of openai "
+                                          "(2026-11-01 to 2026-11-02) on 2026-12-11; 2 day(s) not reconciled.")
+    said = found.to_dict(zone_of("UTC"))
+    assert [one["id"] for one in said["reconciled"]] == said["closed"][0]["reconciliations"] == [part]
+
+
+def test_each_provider_needs_a_bill_of_its_own(url):
+    other = replace(PRICE, provider="anthropic", version="v2")
+
+    async def run():
+        async with Journal(url) as journal:
+            await journal.record_price(other)
+
+    asyncio.run(run())
+    fill(url, replace(ROWS[-1], request_id="claude", price_version="v2"))
+    whole = record(url, bill(T0, NOVEMBER[1]), LATER)
+    with pytest.raises(Refused, match=r"tolerance: 2026-11-03 \(anthropic\);"):
+        shut(url, without_bill=None)
+    second = record(url, bill(T0, NOVEMBER[1], provider="anthropic"), LATER)
+    assert [one["id"] for one in held_to(shut(url, without_bill=None))["bills"]] == [whole, second]
+    with store.reading(url) as connection:
+        assert "to the bill of anthropic, openai on" in standing(connection, *NOVEMBER).line(zone_of("UTC"))
+
+
+def test_a_large_bill_that_agrees_hides_no_small_period_that_does_not(url):
+    """Half of November was not metered, which is little beside October."""
+    cells = [{"day": day, "model": "m", "ours": ours, "theirs": theirs, "causes": [{"nano": theirs - ours}]}
+             for day, ours, theirs in (("2026-10-15", 10**9, 10**9), ("2026-11-01", 1_000, 2_000))]
+    record(url, bill(T0 - 31 * DAY, NOVEMBER[1], cells=cells), LATER)
+    with pytest.raises(Refused, match="2026-11-01"):
+        shut(url, without_bill=None)
+
+
+def test_the_first_closed_period_begins_with_the_first_cost(url):
+    """GPUs were paid for before anybody asked them; leaving that out would be silent."""
+    fill(url, card=[replace(CARD[0], name="early", from_ns=T0 - 9 * DAY), *CARD], now_ns=T0)
+    with pytest.raises(ValueError, match=r"the ledger begins 2026-10-23T00:00:00\+00:00: what was paid or sent"):
+        shut(url)
+    period = close(url, NOVEMBER[1], who="finance", without_bill="a test", now_ns=LATER)
+    assert period.from_ns == T0 - 9 * DAY
+    assert json.loads(period.statement)["backends"]["early"]["gpu"] == nano("1.39") * 24 * 39
+    assert problems(url) == []
+
+
+def test_the_first_closed_period_may_begin_earlier_but_no_later_than_the_first_row(tmp_path):
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    fill(url, *ROWS)
+    with pytest.raises(ValueError, match="leave --from out, or close that time first, as a period of its own"):
+        shut(url, from_ns=T0 + DAY)
+    assert shut(url, from_ns=T0 - DAY).from_ns == T0 - DAY
+
+
+def test_a_first_period_of_too_many_years_is_closed_in_parts(url):
+    fill(url, card=[replace(CARD[0], name="old", from_ns=T0 - 4_000 * DAY), *CARD], now_ns=T0)
+    with pytest.raises(ValueError, match="more than 3660 days: close it in parts, the first with an earlier --to"):
+        shut(url, from_ns=None)
+
+
+def meanwhile(monkeypatch, does):
+    """Once, while the statement is computed."""
+    compute = at_closing.canonical
+
+    def computed(*arguments):
+        monkeypatch.setattr(at_closing, "canonical", compute)
+        does()
+        return compute(*arguments)
+
+    monkeypatch.setattr(at_closing, "canonical", computed)
+
+
+def test_others_write_while_a_statement_is_computed(url, monkeypatch):
+    def write():
+        with sqlite3.connect(url.removeprefix("sqlite:///"), timeout=0, isolation_level=None) as other:
+            other.execute("BEGIN IMMEDIATE")
+            other.execute("COMMIT")
+
+    meanwhile(monkeypatch, write)
+    still(url, shut(url))
+
+
+@pytest.mark.parametrize("does", [
+    lambda url: fill(url, replace(ROWS[5], request_id="late")),
+    lambda url: fill(url, card=DEARER, now_ns=LATER),
+    lambda url: fill(url, minutes=[GpuMinute("own", T0 // NS_PER_MINUTE + 7, 0, 1, 0, 0, 5_555)]),
+    lambda url: correct(url, "api1", reason="invoice", who="finance", api_nano=9, now_ns=T0 + DAY),
+    lambda url: record(url, bill(T0, NOVEMBER[1]), LATER),
+])
+def test_what_comes_while_a_statement_is_computed_is_in_it(url, monkeypatch, does):
+    meanwhile(monkeypatch, lambda: does(url))
+    still(url, shut(url))
+
+
+def test_a_period_is_not_closed_twice_at_once(url, monkeypatch):
+    meanwhile(monkeypatch, lambda: shut(url))
+    with pytest.raises(ValueError, match="the next one begins there"):
+        shut(url)
+    with store.reading(url) as connection:
+        assert len(books.closed(connection)) == 1
 
 
 def test_what_has_not_ended_or_is_closed_is_refused(url):
@@ -253,10 +395,19 @@ def test_the_command(url):
     done = run("--to", "2026-11-20", "--without-bill", "trial", "--json")
     said = json.loads(done.output)
     assert done.exit_code == 0 and said["from"].startswith("2026-11-01") and said["without_bill"] == "trial"
+    assert said["reconciliations"] == [] and said["unreconciled_days"][0] == "2026-11-01 openai"
     asked = ["report", "--ledger", url, "--from", "2026-11-01", "--to", "2026-11-20"]
     report = json.loads(CliRunner().invoke(app, [*asked, "--format", "json"]).output)
     assert report["status"] == "closed" and said["savings"] == report["savings"]
     assert "Closed on" in CliRunner().invoke(app, asked).output
+
+
+def test_the_command_names_the_bills(url):
+    record(url, bill(T0, T0 + 2 * DAY), LATER)
+    done = CliRunner().invoke(app, ["ledger", "close", "--ledger", url, "--who", "finance", "--to", "2026-11-20",
+                                    "--without-bill", "the third is disputed"])
+    assert "Reconciled to the bill of openai for 2026-11-01 to 2026-11-02 (reconciliation 1)\nNot reconciled: " \
+        "2026-11-03 openai\n" in done.output
 
 
 def test_unknown_usage_is_not_hidden_by_closing(url):

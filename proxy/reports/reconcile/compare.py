@@ -25,11 +25,12 @@ TOLERANCE = Decimal("0.005")
 
 @dataclass(slots=True)
 class Reconciliation:
-    """All cells, and the verdict."""
+    """All cells, and the verdict; `whose` bill it is."""
 
     bill: Bill
     cells: Sequence[Cell | GpuCell]
     tolerance: Decimal
+    whose: str
     left_out: Mapping[str, int] = field(default_factory=dict)
     ignored: Mapping[str, int] = field(default_factory=dict)  # projects that were not asked for: their nano-USD
 
@@ -102,7 +103,7 @@ def compare(bill: Bill, metered: Metered, *, tolerance: Decimal = TOLERANCE, pro
         if one.model == ALL_MODELS:
             undivided(one, [other for other in ordered if other.day == one.day and other is not one])
     across_days(ordered)
-    return Reconciliation(bill, ordered, tolerance, metered.left_out, ignored)
+    return Reconciliation(bill, ordered, tolerance, metered.whose, metered.left_out, ignored)
 
 
 def tokens_of_charges(cells: Collection[Cell], counted: bool) -> None:

@@ -6,7 +6,7 @@ that a bill that was corrected against reconciles.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -81,11 +81,13 @@ class Ours:
 @dataclass(frozen=True, slots=True)
 class Metered:
     """All of a bill's time. `left_out`: backends whose rows name no price, so that nobody knows whose bill they are on,
-    and how many requests."""
+    and how many requests. `whose`: the provider all of whose backends these are, "" for those of everybody; of others
+    the backends are named beside it."""
 
     cells: Mapping[Key, Ours]
     prices: Mapping[str, Price]
     left_out: Mapping[str, int]
+    whose: str = ""
 
     def tier_of(self, part: Part) -> str:
         price = self.prices.get(part.version)
@@ -133,7 +135,19 @@ def read(connection: Connection, bill: Bill, backends: Collection[str] = ()) -> 
         if part.backend in mine:
             cells.setdefault((part.day, part.model), Ours()).parts.append(part)
     _corrections(connection, within, mine, cells)
-    return Metered(cells, known, left_out)
+    return Metered(cells, known, left_out, _whose(bill.provider, parts, mine, known))
+
+
+def _whose(provider: str, parts: Sequence[Part], mine: set[str], known: Mapping[str, Price]) -> str:
+    """A bill that was compared with some backends of a provider must not stand for all of it."""
+    here, beside = ({known[part.version].provider for part in parts
+                     if (part.backend in mine) == ours and part.version in known} for ours in (True, False))
+    if not provider and all(part.backend in mine for part in parts):
+        return ""
+    named = {provider} if provider and (provider in here or not here) else here
+    if len(named) == 1 and not named & beside:
+        return next(iter(named))
+    return f"{' and '.join(sorted(named)) or 'API'} at {', '.join(sorted(mine))}"
 
 
 def _corrections(connection: Connection, within: tuple[object, ...], mine: set[str], cells: dict[Key, Ours]) -> None:

@@ -30,7 +30,7 @@ def to_dict(found: Reconciliation) -> dict[str, Any]:
     to it."""
     bill = found.bill
     return {
-        "kind": "gpu" if bill.is_gpu else "api", "provider": bill.provider, "currency": "USD",
+        "kind": "gpu" if bill.is_gpu else "api", "provider": found.whose, "currency": "USD",
         "from": day_of(bill.first), "to": day_of(bill.beyond - 1),
         "files": [{"name": safe_cell(file.name), "sha256": file.sha256, "format": file.what} for file in bill.files],
         "tolerance_percent": str(found.tolerance * 100), "within": found.within, "ours": usd_string(found.ours),
@@ -79,7 +79,7 @@ def print_table(found: Reconciliation, out: TextIO, *, width: int = 132, colour:
 def _page(found: Reconciliation) -> list[RenderableType]:
     bill, percent = found.bill, _percent(found)
     limit = f"{(found.tolerance * 100).normalize():f} %"
-    what = "GPU bill" if bill.is_gpu else f"{bill.provider or 'API'} bill"
+    what = "GPU bill" if bill.is_gpu else f"{found.whose or 'API'} bill"
     title = Text.assemble(("Reconciliation ", "bold"), f"{what}, {day_of(bill.first)} to {day_of(bill.beyond - 1)}",
                           ("   UTC days, USD", "dim"))
     sums = Table.grid(padding=(0, 2))

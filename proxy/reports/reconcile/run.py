@@ -24,7 +24,7 @@ def reconcile(url: str, bill: Bill, now_ns: int, *, tolerance: Decimal = TOLERAN
     LedgerUnavailable when the ledger cannot be read."""
     with store.reading(url) as connection:
         if bill.is_gpu:
-            return Reconciliation(bill, gpu.compare(connection, bill, now_ns, aliases or {}), tolerance)
+            return Reconciliation(bill, gpu.compare(connection, bill, now_ns, aliases or {}), tolerance, bill.provider)
         return compare(bill, ours.read(connection, bill, backends), tolerance=tolerance, projects=projects,
                        aliases=aliases)
 
@@ -33,7 +33,7 @@ def kept(found: Reconciliation, who: str) -> Reconciled:
     """As the ledger keeps it."""
     bill = found.bill
     return Reconciled(
-        "gpu" if bill.is_gpu else "api", bill.provider, bill.first * NS_PER_S, bill.beyond * NS_PER_S,
+        "gpu" if bill.is_gpu else "api", found.whose, bill.first * NS_PER_S, bill.beyond * NS_PER_S,
         [{"name": file.name, "sha256": file.sha256, "format": file.what} for file in bill.files],
         str(found.tolerance), found.within, found.ours, found.theirs, found.apart, found.causes,
         [summary(cell) for cell in found.counted], who)

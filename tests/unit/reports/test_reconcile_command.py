@@ -70,6 +70,23 @@ def test_a_bill_that_agrees_is_kept_and_exits_with_0(url, tmp_path):
     assert kept.files[0]["name"] == "bill.csv" and len(kept.files[0]["sha256"]) == 64
 
 
+def test_a_bill_held_to_some_of_a_providers_backends_stands_for_none(url, tmp_path):
+    """Two accounts, two bills: the second must not be taken for both."""
+    async def more():
+        async with Journal(url) as journal:
+            await journal.record_price(replace(PRICE, provider="anthropic", version="v2"))
+            await journal.settle(replace(sent(17), backend="second"))
+            await journal.settle(replace(sent(18), backend="claude", price_version="v2"))
+
+    asyncio.run(more())
+    bill = csv(tmp_path, *RIGHT, "2026-11-03,gpt-4o,2,2000,200,0.007")
+    for backends in (["openai"], ["openai", "second"], ["claude"], ["claude", "second"], []):
+        run(url, bill, *(option for name in backends for option in ("--backend", name)))
+    with store.reading(url) as connection:
+        names = [one.provider for one in reconciliations.covering(connection, T0, T0 + DAY)]
+    assert names == ["openai at openai", "openai", "anthropic", "anthropic and openai at claude, second", ""]
+
+
 def test_a_bill_that_differs_exits_with_1_and_its_json_says_why(url, tmp_path):
     bill = csv(tmp_path, RIGHT[0], "2026-11-02,gpt-4o,10,10000,1000,0.035")
     result = run(url, bill, "--backend", "openai", "--format", "json")

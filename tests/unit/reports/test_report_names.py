@@ -15,6 +15,7 @@ from proxy.core.savings import NONE, RESERVED, TOTAL, UNALLOCATED, apart
 from proxy.ledger import store
 from proxy.ledger.journal import Journal
 from proxy.reports import page, render, view
+from proxy.reports.bills import Bills
 from proxy.reports.books import open_books
 from proxy.reports.closing import canonical
 from proxy.reports.dashboard.traffic import Span, of_spans
@@ -72,7 +73,7 @@ def test_the_page_and_a_closed_period_have_all_of_them(url):
     for name in SHOWN:
         assert f"<bdi>{name.replace(chr(34), '&#34;')}</bdi>" in html
     with store.reading(url) as connection:
-        closed = json.loads(canonical(connection, T0, T0 + DAY, "UTC"))
+        closed = json.loads(canonical(connection, T0, T0 + DAY, "UTC", Bills((), (), 0)))
     assert set(closed["by"]["route"]) == set(closed["by"]["backend"]) == {*SHOWN, NONE, UNALLOCATED}
     assert sum(row["savings"] for row in closed["by"]["route"].values()) == closed["total"]["savings"]
 

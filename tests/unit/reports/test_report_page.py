@@ -14,9 +14,9 @@ from proxy.core.money import nano
 from proxy.ledger.closing import ClosedPeriod
 from proxy.reports import charts, page, pricebook, view
 from proxy.reports.books import open_books
-from proxy.reports.closing import Standing
 from proxy.reports.figures import Amount
 from proxy.reports.period import parse
+from proxy.reports.standing import Standing
 from proxy.reports.view import Step
 from tests.support import report_month
 

@@ -1,0 +1,59 @@
+"""How final the figures of a period are: closed or open, and which bills they were held to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import Connection
+
+from proxy.ledger import closing
+from proxy.ledger.closing import ClosedPeriod
+from proxy.ledger.reconciliations import Reconciled
+from proxy.reports.bills import bills_of, span_of
+from proxy.reports.closing import held_to
+from proxy.reports.period import show
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How final a period's figures are. `status`: closed, open, or partly closed. `reconciled`: the bills that its API
+    spend agrees with, by `names` as people call them; `unreconciled`: UTC days and providers that none agrees with."""
+
+    status: str
+    closed: tuple[ClosedPeriod, ...]
+    reconciled: tuple[Reconciled, ...]
+    unreconciled: tuple[tuple[str, str], ...]
+    names: tuple[str, ...] = ()
+
+    def to_dict(self, zone: ZoneInfo) -> dict[str, Any]:
+        return {
+            "status": self.status,
+            "closed": [{"id": one.id, "from": show(one.from_ns, zone), "to": show(one.to_ns, zone),
+                        "closed": show(one.closed_ns, zone), "who": one.who, "without_bill": one.reason or None,
+                        "reconciliations": [bill["id"] for bill in held_to(one)["bills"]], "hash": one.hash}
+                       for one in self.closed],
+            "reconciled": [{**span_of(one), "at": show(one.at_ns, zone)} for one in self.reconciled],
+            "unreconciled_days": [f"{day} {provider}".strip() for day, provider in self.unreconciled],
+        }
+
+    def line(self, zone: ZoneInfo) -> str:
+        """One line for people."""
+        said = {"closed": "Closed", "open": "Open", "partly closed": "Partly closed"}[self.status]
+        if self.status == "closed":
+            said += f" on {show(self.closed[-1].closed_ns, zone)[:10]} by {self.closed[-1].who}"
+        if self.reconciled:
+            said += (f"; reconciled {'in part, ' if self.unreconciled else ''}to the bill of {', '.join(self.names)} "
+                     f"on {show(max(one.at_ns for one in self.reconciled), zone)[:10]}")
+        if self.unreconciled:
+            said += f"; {len({day for day, _ in self.unreconciled}):,} day(s) not reconciled"
+        return "".join(char if char.isprintable() else "?" for char in said) + "."
+
+
+def standing(connection: Connection, from_ns: int, to_ns: int) -> Standing:
+    periods = tuple(one for one in closing.closed(connection) if one.from_ns < to_ns and one.to_ns > from_ns)
+    whole = bool(periods) and periods[0].from_ns <= from_ns and to_ns <= periods[-1].to_ns
+    bills = bills_of(connection, from_ns, to_ns)
+    return Standing("closed" if whole else "partly closed" if periods else "open", periods, bills.agreed, bills.open,
+                    tuple(bills.names(from_ns, to_ns)))

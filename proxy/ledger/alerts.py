@@ -1,13 +1,14 @@
 """What people were told, so that a restart tells nobody twice.
 
 An alert's rows are events: `fired` and `recovered` when it begins and is over, then for each webhook `delivered`, or
-`given_up`, with the number of the event in `detail`.
+`given_up`, with the number of the event in `detail`. A webhook's events end in their order, so of what it was told the
+newest says it all. However long the history is, a round reads what is new in it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from proxy.ledger.schema import alert_events
 
 Change = Literal["fired", "recovered"]
 CHANGES, ENDS = ("fired", "recovered"), ("delivered", "given_up")
+ROUND_MAX = 1000  # that a webhook is told of in one round
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,26 +32,44 @@ class Event:
     detail: Mapping[str, Any]
 
 
-def firing(connection: Connection) -> dict[str, Event]:
-    """The alerts that have begun and are not over."""
-    newest = (select(func.max(alert_events.c.id)).where(alert_events.c.event.in_(CHANGES))
-              .group_by(alert_events.c.alert))
-    rows = connection.execute(select(alert_events).where(
-        alert_events.c.id.in_(newest), alert_events.c.event == "fired")).mappings()
-    return {row["alert"]: _event(row) for row in rows}
+class History:
+    """What all rows come to: the alerts that have begun and are not over, and how far each webhook was told. Rows are
+    only appended: a look reads those that came since the one before, and the first one counts in SQL."""
 
+    def __init__(self) -> None:
+        self.firing: dict[str, Event] = {}
+        self._told: dict[str, int] = {}  # the last event that it was told of, or that it was given up on
+        self._seen = 0
 
-def waiting(connection: Connection, webhooks: Collection[str], since_ns: int) -> list[tuple[Event, str]]:
-    """Events that a webhook was not told of and was not given up on, oldest first. Before `since_ns`, only those that
-    came after one it was told of: a webhook that is new has not missed what was before it."""
-    rows = connection.execute(select(alert_events).order_by(alert_events.c.id)).mappings().all()
-    ended = {(int(json.loads(row["detail"])["of"]), row["webhook"]) for row in rows if row["event"] in ENDS}
-    first: dict[str, int] = {}
-    for number, name in ended:
-        first[name] = min(number, first.get(name, number))
-    return [(_event(row), name) for row in rows if row["event"] in CHANGES for name in webhooks
-            if (row["id"], name) not in ended
-            and (row["at_ns"] >= since_ns or row["id"] > first.get(name, row["id"]))]
+    def look(self, connection: Connection) -> None:
+        """`connection` has one view of the ledger."""
+        rows, later = alert_events.c, alert_events.alias()
+        newest = connection.execute(select(func.max(rows.id))).scalar() or 0
+        began = connection.execute(select(alert_events).where(
+            rows.id > self._seen, rows.event == "fired",
+            ~select(later.c.id).where(later.c.alert == rows.alert, later.c.id > rows.id,
+                                      later.c.event.in_(CHANGES)).exists())).mappings()
+        firing = {row["alert"]: _event(row) for row in began}
+        if self.firing:
+            over = set(connection.execute(select(rows.alert).where(
+                rows.id > self._seen, rows.event == "recovered")).scalars())
+            firing = {name: event for name, event in self.firing.items() if name not in over} | firing
+        ends = connection.execute(select(rows.webhook, func.max(func.json_extract(rows.detail, "$.of"))).where(
+            rows.id > self._seen, rows.event.in_(ENDS)).group_by(rows.webhook))
+        told = {name: max(number, self._told.get(name, 0)) for name, number in ends}
+        self.firing, self._told, self._seen = firing, self._told | told, newest
+
+    def waiting(self, connection: Connection, webhook: str, since_ns: int) -> list[Event]:
+        """The first ROUND_MAX that this webhook was not told of and was not given up on, oldest first, as of the last
+        look. A webhook that is new has not missed what was before `since_ns`."""
+        rows = alert_events.c
+        after = self._told.get(webhook)
+        if after is None:
+            after = connection.execute(select(rows.id).where(rows.at_ns < since_ns).order_by(
+                rows.id.desc()).limit(1)).scalar() or 0
+        found = connection.execute(select(alert_events).where(
+            rows.id > after, rows.id <= self._seen, rows.event.in_(CHANGES)).order_by(rows.id).limit(ROUND_MAX))
+        return [_event(row) for row in found.mappings()]
 
 
 def change(connection: Connection, at_ns: int, alert: str, event: Change, detail: Mapping[str, Any]) -> int:

@@ -15,13 +15,13 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Protocol
 
 from proxy.config.alerts import Alerts, Webhook
 from proxy.core.money import NS_PER_HOUR
-from proxy.ledger import alerts as kept
 from proxy.ledger import store
-from proxy.ledger.alerts import Event
+from proxy.ledger.alerts import Event, History
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.journal import Journal
 
@@ -55,6 +55,7 @@ class Alerter:
         """`look(now_ns)`: what holds now, read from the ledger, in a thread. `count(webhook, outcome)`."""
         self._url, self._settings, self._journal = url, settings, journal
         self._look, self._leads, self._count = look, leads, count
+        self._history = History()
         self._tries: Counter[tuple[int, str]] = Counter()
         self._taken: set[tuple[int, str]] = set()  # by the webhook, and the ledger could not be written: not sent again
         self._telling: dict[str, asyncio.Task[None]] = {}
@@ -69,11 +70,9 @@ class Alerter:
         earlier round began has what is new the next time."""
         await self._note_changes(await asyncio.to_thread(self._look, now_ns), now_ns)
         busy = self._busy()  # before it is read who was told
-        waiting = await asyncio.to_thread(self._waiting, now_ns)
-        for one in self._settings.webhooks:
-            events = [event for event, name in waiting if name == one.name]
-            if events and one.name not in busy:
-                self._telling[one.name] = asyncio.create_task(self._tell(one, events, now_ns), name=f"alert {one.name}")
+        idle = {one.name: one for one in self._settings.webhooks if one.name not in busy}
+        for name, events in (await asyncio.to_thread(self._waiting, list(idle), now_ns)).items():
+            self._telling[name] = asyncio.create_task(self._tell(idle[name], events, now_ns), name=f"alert {name}")
 
     async def told(self, within_s: float | None = None) -> None:
         """Until nobody is being told of anything; what takes longer is broken off."""
@@ -99,39 +98,50 @@ class Alerter:
 
     def _firing(self) -> dict[str, Event]:
         with store.reading(self._url) as connection:
-            return kept.firing(connection)
+            self._history.look(connection)
+        return self._history.firing
 
-    def _waiting(self, now_ns: int) -> list[tuple[Event, str]]:
+    def _waiting(self, webhooks: Sequence[str], now_ns: int) -> dict[str, list[Event]]:
+        if not webhooks:
+            return {}
         with store.reading(self._url) as connection:
-            return kept.waiting(connection, [one.name for one in self._settings.webhooks], now_ns - FORGOTTEN_NS)
+            self._history.look(connection)
+            found = {name: self._history.waiting(connection, name, now_ns - FORGOTTEN_NS) for name in webhooks}
+        return {name: events for name, events in found.items() if events}
 
     def _busy(self) -> dict[str, asyncio.Task[None]]:
         return {name: task for name, task in self._telling.items() if not task.done()}
 
     async def _tell(self, webhook: Webhook, events: list[Event], now_ns: int) -> None:
-        """In order; at the first that is not taken, or once the round's time is over, the rest wait for the next."""
+        """The root of its task. Whatever happens, the next round goes on."""
+        try:
+            await self._tell_in_order(webhook, await self._forget(webhook, events, now_ns))
+        except LedgerUnavailable as error:
+            log.error("alerts: webhook %s: %s", webhook.name, error.message)
+        except Exception as error:  # nobody awaits this task: unsaid, the webhook would never be told anything again
+            self._count(webhook.name, "failed")
+            log.error("alerts: webhook %s: internal error: %s", webhook.name, type(error).__name__)
+
+    async def _tell_in_order(self, webhook: Webhook, events: list[Event]) -> None:
+        """At the first that is not taken, or once the round's time is over, the rest wait for the next."""
         import aiohttp  # takes its time, and most gateways have no webhook
 
         clock = asyncio.get_running_loop().time
         until = clock() + self._settings.check_s
-        try:
-            events = await self._forget(webhook, events, now_ns)
-            async with aiohttp.ClientSession(trust_env=False) as session:
-                for at, event in enumerate(events):
-                    if clock() >= until:
-                        log.warning("alerts: webhook %s is slow: %d alerts wait for the next round", webhook.name,
-                                    len(events) - at)
-                        for _ in events[at:]:
-                            self._count(webhook.name, "delayed")
-                        return
-                    if not await self._ask(session, webhook, event):
-                        return
-        except LedgerUnavailable as error:  # the next round goes on
-            log.error("alerts: webhook %s: %s", webhook.name, error.message)
+        async with aiohttp.ClientSession(trust_env=False) as session:
+            for at, event in enumerate(events):
+                if clock() >= until:
+                    log.warning("alerts: webhook %s is slow: %d alerts wait for the next round", webhook.name,
+                                len(events) - at)
+                    for _ in events[at:]:
+                        self._count(webhook.name, "delayed")
+                    return
+                if not await self._ask(session, webhook, event):
+                    return
 
     async def _forget(self, webhook: Webhook, events: list[Event], now_ns: int) -> list[Event]:
         """Those that are still told; the older ones are given up, and it is said."""
-        late = [event for event in events if event.at_ns < now_ns - FORGOTTEN_NS]
+        late = list(takewhile(lambda event: event.at_ns < now_ns - FORGOTTEN_NS, events))  # in their order, too
         for event in late:
             await self._end(webhook, event, "given_up")
         if late:
@@ -144,19 +154,22 @@ class Alerter:
         from proxy.server.webhooks import post
 
         this = event.id, webhook.name
-        problem = None if this in self._taken else await post(session, webhook, message_of(event))
-        if problem is None:
-            if this not in self._taken:
-                self._count(webhook.name, "sent")
-                self._taken.add(this)
-            await self._end(webhook, event, "delivered")
-            self._taken.discard(this)
-            return True
-        self._count(webhook.name, "failed")
-        self._tries[this] += 1
-        log.warning("alerts: webhook %s %s", webhook.name, problem)
-        if self._tries[this] < TRIES_MAX:
-            return False
+        if this not in self._taken:
+            if self._tries[this] >= TRIES_MAX:
+                return await self._give_up(webhook, event)
+            self._tries[this] += 1  # before it is asked: what fails in a way that nobody thought of is given up as well
+            problem = await post(session, webhook, message_of(event))
+            if problem is not None:
+                self._count(webhook.name, "failed")
+                log.warning("alerts: webhook %s %s", webhook.name, problem)
+                return self._tries[this] >= TRIES_MAX and await self._give_up(webhook, event)
+            self._count(webhook.name, "sent")
+            self._taken.add(this)
+        await self._end(webhook, event, "delivered")
+        self._taken.discard(this)
+        return True
+
+    async def _give_up(self, webhook: Webhook, event: Event) -> bool:
         log.error("alerts: webhook %s did not take %r in %d rounds: given up", webhook.name, event.alert, TRIES_MAX)
         await self._end(webhook, event, "given_up")
         return True

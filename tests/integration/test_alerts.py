@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import hmac
 import json
+import sqlite3
 from dataclasses import dataclass, field, replace
 
 import aiohttp
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 from proxy.cli import app
 from proxy.config.alerts import Alerts
 from proxy.demo.children import Child
+from proxy.ledger import store
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.journal import Journal
 from proxy.ledger.reconciliations import Reconciled, record
@@ -248,6 +250,59 @@ async def test_what_was_taken_is_not_sent_again_where_the_ledger_could_not_note_
     await place.rounds(2)
     await place.rounds()
     assert len(receiver.got) == 1 and place.counted == [("finance", "sent")]
+
+
+async def test_a_round_reads_what_is_new_however_long_the_history(tmp_path, receiver, monkeypatch):
+    place, steps, rounds = Place(tmp_path, receiver), [], 5000
+    reading = store.reading
+
+    @contextlib.contextmanager
+    def counted(url):
+        with reading(url) as connection:
+            connection.connection.dbapi_connection.set_progress_handler(lambda: steps.append(100), 100)
+            yield connection
+
+    monkeypatch.setattr(store, "reading", counted)
+    async with place.process() as alerter:
+        place.holds = [Holds("budget a")]
+        await alerter.round(NOW)
+        await alerter.told()
+        with sqlite3.connect(tmp_path / "ledger.db") as ledger:
+            ledger.executemany(
+                "INSERT INTO alert_events (at_ns, alert, event, webhook, detail) VALUES (?, ?, ?, ?, ?)",
+                [(NOW, f"budget {row // 4}", ("fired", "delivered", "recovered", "delivered")[row % 4],
+                  ("", "finance")[row % 2], json.dumps({"of": 2 + row} if row % 2 else vars(Holds(""))))
+                 for row in range(4 * rounds)])
+        await alerter.round(NOW)
+        await alerter.told()
+        steps.clear()
+        place.holds = [Holds("budget b")]
+        await alerter.round(NOW)
+        await alerter.told()
+    assert sum(steps) < rounds, "instructions of the database"
+    assert [(one["state"], one["alert"]) for one in receiver.said] == [
+        ("firing", "budget a"), ("firing", "budget b"), ("recovered", "budget a")]
+
+
+async def test_of_many_alerts_so_many_are_told_in_a_round_and_the_rest_in_their_order(
+        tmp_path, receiver, monkeypatch):
+    monkeypatch.setattr("proxy.ledger.alerts.ROUND_MAX", 3)
+    place = Place(tmp_path, receiver)
+    place.holds = [Holds(f"budget {number}") for number in range(5)]
+    await place.rounds()
+    assert len(receiver.got) == 3
+    await place.rounds(2)
+    assert [one["alert"] for one in receiver.said] == [one.alert for one in place.holds]
+
+
+async def test_what_cannot_even_be_written_down_is_counted_and_said_and_given_up(tmp_path, receiver, caplog):
+    place = Place(tmp_path, receiver)
+    place.holds = [Holds("budget a", figures={"requests": 10**30}), Holds("budget b")]  # no JSON of the web's
+    await place.rounds(TRIES_MAX + 1)
+    assert [one["alert"] for one in receiver.said] == ["budget b"]
+    assert place.counted == [("finance", "failed")] * TRIES_MAX + [("finance", "given_up"), ("finance", "sent")]
+    said = [one.getMessage() for one in caplog.records if "internal error" in one.getMessage()]
+    assert len(said) == TRIES_MAX and not any("10000000" in one for one in said)
 
 
 MESSAGE = Message(7, NOW, "firing", "budget x", "budget", "5 < 6 & <!channel> \x1b[31mred\n", {"spent": "1.00"})

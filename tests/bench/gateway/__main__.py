@@ -1,9 +1,9 @@
 """`make bench`: what our gateway costs on top of the backend, beside nginx and any peer, with everything on.
 
-A mock backend and a load generator in C, compiled into .bench/; nginx (Debian: nginx-light) as a plain reverse proxy;
-our gateway as its real command: keys, budgets, limits, two engines and an API to choose from, the ledger on this disk
-with full sync; once more as machine code where `make compiled` was run. Contenders take turns, in another order each
-round; gateway on one CPU, backend and load on the other.
+A mock backend and a load generator in C, compiled into .bench/; nginx (Debian: nginx-light) as a plain reverse proxy; a
+relay in Python that knows nothing (bare.py); our gateway as its real command: keys, budgets, limits, two engines and an
+API to choose from, the ledger on this disk with full sync; once more as machine code where `make compiled` was run.
+Contenders take turns, in another order each round; gateway on one CPU, backend and load on the other.
 
     python -m tests.bench.gateway [--rounds 5] [--phases sat,paced] [--only nginx,ours] [--peers FILE] [--profile]
     python -m tests.bench.gateway --short          # two minutes
@@ -33,7 +33,7 @@ import yaml
 from proxy.config import ConfigError, load
 from tests.bench.gateway import contenders, holding, machine, phases, profile, show
 from tests.bench.gateway.contenders import Contender
-from tests.bench.gateway.figures import COMPILED, FLOOR, NORMAL, OURS, REFERENCE, TWO, Results
+from tests.bench.gateway.figures import BARE, COMPILED, FLOOR, NORMAL, OURS, REFERENCE, TWO, Results
 
 Make = Callable[[Sequence[int], Path], Contender]
 SETTINGS_NORMAL = {"sync": "normal"}
@@ -99,7 +99,8 @@ def supported(more: Mapping[str, Any]) -> bool:
 
 def field(options: argparse.Namespace, ports: Sequence[int]) -> dict[str, Make]:
     """Who takes part, by name."""
-    found: dict[str, Make] = {FLOOR: contenders.direct, REFERENCE: contenders.nginx, OURS: contenders.ours}
+    found: dict[str, Make] = {FLOOR: contenders.direct, REFERENCE: contenders.nginx, BARE: contenders.bare,
+                              OURS: contenders.ours}
     for name, more in ((NORMAL, SETTINGS_NORMAL), (TWO, SETTINGS_TWO)):
         if supported(more):
             found[name] = partial(contenders.ours, more=more)

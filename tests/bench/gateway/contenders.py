@@ -1,4 +1,5 @@
-"""Who is measured: the backend itself, nginx in front of it, our gateway with everything on, and peers from a file.
+"""Who is measured: the backend itself, nginx in front of it, a relay in Python that knows nothing, our gateway with
+everything on, and peers from a file.
 
 `--peers FILE` names more, as JSON; `{port}` is where it must listen, `{mock}` where the backend does:
 
@@ -131,6 +132,12 @@ def nginx(ports: Sequence[int], folder: Path) -> Contender:
     (folder / "nginx.conf").write_text(text)
     return Contender("nginx", port, (machine.tool("nginx", "nginx-light"), "-p", str(folder), "-c",
                                      str(folder / "nginx.conf")))
+
+
+def bare(ports: Sequence[int], folder: Path) -> Contender:
+    """A relay in Python that knows nothing."""
+    (port,) = machine.free_ports(1)
+    return Contender("bare", port, (sys.executable, "-m", "tests.bench.gateway.bare", str(port), str(ports[0])))
 
 
 def ours(ports: Sequence[int], folder: Path, more: Mapping[str, Any] | None = None, *,

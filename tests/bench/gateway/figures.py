@@ -15,7 +15,8 @@ from typing import Any
 from tests.bench.gateway.phases import STREAMS_HELD, lag_ms
 
 Session = Mapping[str, Any]
-FLOOR, REFERENCE, OURS, NORMAL, TWO = "direct", "nginx", "ours", "ours (sync: normal)", "ours (two workers)"
+FLOOR, REFERENCE, BARE = "direct", "nginx", "bare"
+OURS, NORMAL, TWO = "ours", "ours (sync: normal)", "ours (two workers)"
 COMPILED = "ours (compiled)"
 
 

@@ -23,6 +23,7 @@ from proxy.ledger.standing import Used, used
 LATE_MINUTES = 2  # a minute older than this is booked whole
 WHOLE_S = 600.0  # how often the month is counted again
 SINCE_MAX = 100_000  # requests settled since the last look; while the ledger cannot be read, the oldest are let go of
+REACHING_KEPT = 4096  # models whose contracts are remembered
 Key = tuple[str, str]
 Settled = tuple[float, bool, Contract, int, int, int]  # when, of which world, and what
 
@@ -71,14 +72,21 @@ class Standings:
         """The contracts that reach a priced model, also one that the ledger knows and the configuration no more."""
         found = self._reaching.get((provider, model))
         if found is None:
-            found = self._reaching[provider, model] = tuple(
-                one for one in self._contracts if one.reaches(provider, model))
+            found = tuple(one for one in self._contracts if one.reaches(provider, model))
+            if found:  # a baseline may be priced by the client's own name: names that nothing reaches are not kept
+                if len(self._reaching) >= REACHING_KEPT:
+                    self._reaching.clear()
+                self._reaching[provider, model] = found
         return found
 
     def _added(self, before: tuple[Standing, Standing], rows: Iterable[Used]) -> tuple[Standing, Standing]:
         actual, alone = Standing(before[0]), Standing(before[1])
+        reaching: dict[Key, tuple[Contract, ...]] = {}  # also of those that nothing reaches: there are many rows
         for row in rows:
-            for contract in self._of(row.provider, row.model):
+            key = row.provider, row.model
+            if key not in reaching:
+                reaching[key] = self._of(*key)
+            for contract in reaching[key]:
                 (alone if row.baseline else actual).add(contract, row.minute * NS_PER_MINUTE, row.tokens, row.nano)
         return actual, alone
 

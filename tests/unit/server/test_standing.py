@@ -24,6 +24,7 @@ from proxy.reports.focus.writers import write_csv
 from proxy.reports.render import print_table, to_dict
 from proxy.reports.statement import GROUPS, build
 from proxy.server.planning import api_usd
+from proxy.server.standing import REACHING_KEPT
 from tests.support.focus_model import problems
 
 # m at 3 / 6 from August on: a request of 1,000 + 100 tokens is 3,600,000. n at 1 / 2: 1,200,000.
@@ -125,6 +126,18 @@ async def test_what_went_to_a_model_that_the_configuration_has_no_more_counts_al
     after.books = Books(tmp_path, prices + contract, config)
     await after.begin("2026-09-04")
     assert await bills(after, "2026-09-04", 3) == [1_080_000] * 2 + [600_000]
+
+
+@pytest.mark.parametrize("model", ["n", "n*"])
+async def test_names_that_clients_make_up_are_not_all_remembered(tmp_path, model):
+    standings = Gateway(tmp_path, VOLUME.replace("model: n", f'model: "{model}"')).books.planner.standings
+    for number in range(2 * REACHING_KEPT + 10):
+        standings.add("o", f"n{number}", ns("2026-09-03"), 1, 1, alone=True)
+    assert len(standings._reaching) == (0 if model == "n" else 10)
+    standings.add("o", "n", ns("2026-09-03"), 5, 7, alone=True)
+    (contract,) = standings._of("o", "n")
+    tokens = 5 if model == "n" else 2 * REACHING_KEPT + 15
+    assert standings.alone.tokens(contract, ns("2026-09-03")) == tokens, "counted all the same"
 
 
 def shares(gateway: Gateway, now: str) -> dict[str, float]:

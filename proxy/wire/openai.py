@@ -31,6 +31,7 @@ from proxy.wire.fields import DANGEROUS_ENGINE_FIELDS, FORBIDDEN_FIELDS, refuse_
 from proxy.wire.lean import Lean, lean
 from proxy.wire.prompt import Prompt
 from proxy.wire.splice import spliced
+from proxy.wire.stored import refuse_in_tools
 from proxy.wire.usage import read_usage, served_tier, usage_from_dict
 
 __all__ = [
@@ -170,6 +171,8 @@ def _parsed(endpoint: Endpoint, body: bytes, json_depth_max: int, urls: Mapping[
             limit = given
     tier = document.get("service_tier")
     prompt, prompt_count = _read_prompt(endpoint, document, urls)
+    if tools := document.get("tools"):
+        refuse_in_tools(tools, "tools")
     if prompt.urls_met != len(urls):
         return None
     features = _STREAM if stream else _NOTHING

@@ -3,7 +3,8 @@
 Bytes, not tokens: counting tokens needs the model's tokenizer and milliseconds; a token is at
 least one byte, so bytes bound tokens from above. Shapes we do not know count as text and are
 passed on; a URL anywhere in a part we do not know counts as remote media, because the question
-it answers is whether some server might fetch it.
+it answers is whether some server might fetch it. What names a file or a recording at a provider is
+refused, see stored.py.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
+
+from proxy.core.errors import InvalidRequest
+from proxy.wire.stored import refuse_in_tools, refuse_named, refuse_named_within, refuse_recording
 
 _MEDIA_KEYS = {
     "image_url": "images", "input_image": "images", "image": "images", "image_embeds": "images",
@@ -41,33 +45,52 @@ class Prompt:
     remote_media: bool = False
     features: set[str] = field(default_factory=set)
 
-    def messages(self, messages: list[Any]) -> None:
-        """Chat messages: content as text or parts, tool calls, anything else that is text."""
-        for message in messages:
-            for key, value in message.items():
-                if type(value) is str and key not in _MEDIA_KEYS:  # as a rule
-                    self.chars += len(value) if value.isascii() else len(value.encode("utf-8", "replace"))
-                elif key == "content":
-                    self._content(value)
-                elif key in _MEDIA_KEYS:
-                    self._part({key: value})
-                elif isinstance(value, (dict, list)):  # calls of tools, thinking given back, what a template may print
-                    self.definitions(value)
+    def messages(self, messages: list[Any], field: str = "messages") -> None:
+        """Chat messages: content as text or parts, tool calls, anything else that is text. Raises InvalidRequest."""
+        message, key = None, ""
+        try:
+            for message in messages:
+                for key, value in message.items():
+                    if type(value) is str and key not in _MEDIA_KEYS:  # as a rule
+                        self.chars += len(value) if value.isascii() else len(value.encode("utf-8", "replace"))
+                    elif key == "content":
+                        self._content(value)
+                    elif key in _MEDIA_KEYS:
+                        self._part({key: value})
+                    elif isinstance(value, (dict, list)):  # calls of tools, thinking, what a template may print
+                        self.definitions(value)
+        except InvalidRequest as refused:
+            at = next(at for at, one in enumerate(messages) if one is message)
+            refused.param = f"{field}[{at}].{key}"
+            raise
 
-    def items(self, items: list[dict[str, Any]]) -> None:
-        """Input of the Responses API: messages, calls of tools and what came of them, reasoning given back."""
-        for item in items:
+    def items(self, items: list[dict[str, Any]], field: str = "input") -> None:
+        """Input of the Responses API: messages, calls of tools and what came of them, reasoning given back. Raises
+        InvalidRequest."""
+        for at, item in enumerate(items):
             for key, value in item.items():
-                if key == "content" or key == "output" or key == "summary":
-                    self._content(value)
-                elif key == "result" and item.get("type") == "image_generation_call":
-                    self._part({"image": value})
-                elif isinstance(value, str) and key not in _MEDIA_KEYS:
-                    self._text(value)
-                elif key in _MEDIA_KEYS:
-                    self._part({key: value})
-                else:
-                    self._unknown(key, value, 0)
+                try:
+                    self._member(item, key, value)
+                except InvalidRequest as refused:
+                    refused.param = f"{field}[{at}].{key}"
+                    raise
+
+    def _member(self, item: dict[str, Any], key: str, value: Any) -> None:
+        if key == "content" or key == "output" or key == "summary":
+            self._content(value)
+        elif key == "result" and item.get("type") == "image_generation_call":
+            self._part({"image": value})
+        elif key == "action" and item.get("type") == "web_search_call":  # the pages that it has read
+            self.definitions(value)
+        elif key in _MEDIA_KEYS:
+            self._part({key: value})
+        elif isinstance(value, str):
+            refuse_named(key, value)
+            self._text(value)
+        else:
+            if key == "tools":
+                refuse_in_tools(value, key)
+            self._unknown(key, value, 0)
 
     def texts(self, prompt: Any) -> None:
         """A text, token ids, or a list of either."""
@@ -107,6 +130,8 @@ class Prompt:
                 if value is None:
                     continue
                 medium = _MEDIA_KEYS[key]
+                if key == "audio":
+                    refuse_recording(value)
                 self._media(value)
                 if isinstance(value, list):
                     self.media_count += max(0, len(value) - 1)
@@ -115,6 +140,8 @@ class Prompt:
                 self._media(value)
             elif key in _TEXT_KEYS and isinstance(value, str):
                 self._text(value)
+            elif key == "annotations":  # of an answer given back: where its text is from
+                self.definitions(value)
             elif key not in _LABELS:
                 self._unknown(key, value, 0)
         if medium is not None:
@@ -127,6 +154,7 @@ class Prompt:
             self._url(value)
         elif isinstance(value, dict):
             for key, inner in value.items():
+                refuse_named(key, inner)
                 if isinstance(inner, str) and (key == "url" or key.endswith("_url")):
                     self._url(inner)
                 elif isinstance(inner, str):
@@ -140,8 +168,7 @@ class Prompt:
                     self._unknown(key, inner, 1)
         elif isinstance(value, list):
             for inner in value:
-                if isinstance(inner, (str, dict)):
-                    self._media(inner)
+                self._media(inner)
 
     def _url(self, url: str) -> None:
         # Exactly `data:`, with nothing before it: two parsers that disagree about a leading blank
@@ -158,6 +185,7 @@ class Prompt:
         return self.urls[medium]
 
     def _unknown(self, key: str, value: Any, depth: int) -> None:
+        refuse_named(key, value)
         if isinstance(value, str):
             if key == "url" or key.endswith("_url"):
                 self.media_count += 1
@@ -168,6 +196,7 @@ class Prompt:
             flat = orjson.dumps(value)
             self.chars += len(flat)
             self.remote_media |= b"://" in flat
+            refuse_named_within(flat)
         elif isinstance(value, dict):
             for inner_key, inner in value.items():
                 self._unknown(inner_key, inner, depth + 1)

@@ -12,9 +12,8 @@ from typing import Any
 
 from proxy.core.errors import InvalidRequest
 from proxy.wire.prompt import Prompt
+from proxy.wire.stored import is_own
 
-# Tools that the caller runs itself. Whatever else stands in `tools` is run by the provider, at prices of its own.
-OWN_TOOLS = frozenset({"function", "custom"})
 LOGPROBS = "message.output_text.logprobs"  # of `include`
 DEFINITIONS = ("tools", "text", "structured_outputs", "previous_input_messages")  # reach the model as JSON
 FEATURE_FIELDS = frozenset({"tools", "text", "reasoning", "include", "top_logprobs", "store", "structured_outputs"})
@@ -28,6 +27,16 @@ _REFUSED = {
     "prompt": "Stored prompts are not served: they belong to the provider's account, and nobody here knows how long "
               "they are. Send the text in 'instructions' and 'input'.",
 }
+# An item's own payload, where less of it would be looked up by the item's id; of no type at all, it is a message.
+_OWN: dict[str | None, tuple[str, ...]] = {
+    None: ("content",), "message": ("content",), "reasoning": ("encrypted_content", "content"),
+    "compaction": ("encrypted_content",), "image_generation_call": ("result",), "file_search_call": ("results",)}
+_LABELS = frozenset({"id", "type", "role", "status", "phase", "object", "created_by", "call_id", "name"})
+_ITEMS = ("Items cannot be named by id: they lie in the provider's account, which all callers share. Send the item "
+          "itself, with all that it holds.")
+_REASONING = ("Reasoning cannot be named by id: it lies in the provider's account, which all callers share. Ask with "
+              "\"include\": [\"reasoning.encrypted_content\"] and send the items as they come, or leave reasoning out, "
+              "or go on by 'previous_response_id'.")
 
 
 def read_input(document: dict[str, Any], urls: Mapping[str, int]) -> Prompt:
@@ -41,7 +50,7 @@ def read_input(document: dict[str, Any], urls: Mapping[str, int]) -> Prompt:
         prompt.texts(given)
     elif isinstance(given, list) and given and all(isinstance(item, dict) for item in given):
         for at, item in enumerate(given):
-            _refuse_references(item, f"input[{at}]")
+            _refuse_reference(item, f"input[{at}]")
         prompt.items(given)
     else:
         what = "Missing required parameter" if given is None else "Expected a string or a non-empty array of objects"
@@ -94,23 +103,24 @@ def _hosted(tools: Any) -> bool:
     if not isinstance(tools, list):
         return bool(tools)
     for tool in tools:
-        kind = tool.get("type") if isinstance(tool, dict) else None
-        if isinstance(tool, dict) and kind == "namespace":
+        if isinstance(tool, dict) and tool.get("type") == "namespace":
             if _hosted(tool.get("tools")):
                 return True
-        elif not isinstance(kind, str) or kind not in OWN_TOOLS:
+        elif not is_own(tool):
             return True
     return False
 
 
-def _refuse_references(item: dict[str, Any], where: str) -> None:
-    if item.get("type") == "item_reference" or (item and item.keys() <= {"id", "type"}):
-        raise InvalidRequest("Items cannot be named by id: they lie in the provider's account, which all callers share."
-                             " Send the item itself.", param=where, code="unsupported_value")
-    for field in ("content", "output"):
-        parts = item.get(field)
-        for part in parts if isinstance(parts, list) else (parts,):
-            if isinstance(part, dict) and part.get("file_id") is not None:
-                raise InvalidRequest("Files cannot be named by id: they lie in the provider's account, which all "
-                                     "callers share. Send the content, as 'file_data' or a data: URL.",
-                                     param=f"{where}.{field}", code="unsupported_value")
+def _refuse_reference(item: dict[str, Any], where: str) -> None:
+    """An item with an id must have what it is about in itself: OpenAI looks up by id what it lacks."""
+    kind = item.get("type")
+    if kind != "item_reference":
+        if item.get("id") is None:
+            return
+        own = _OWN.get(kind) if kind is None or isinstance(kind, str) else None
+        if own is not None:
+            if any(item.get(name) for name in own):
+                return
+        elif any(value is not None for name, value in item.items() if name not in _LABELS):
+            return
+    raise InvalidRequest(_REASONING if kind == "reasoning" else _ITEMS, param=where, code="unsupported_value")

@@ -184,7 +184,7 @@ def test_features_that_are_switched_off_are_not_needed(more):
     ({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}, "audio", False),
     ({"type": "audio_url", "audio_url": {"url": "ftp://x/"}}, "audio", True),
     ({"type": "video_url", "video_url": {"url": "https://x/"}}, "video", True),
-    ({"type": "file", "file": {"file_id": "file-1"}}, "files", False),
+    ({"type": "file", "file": {"file_data": "JVBE", "file_id": None}}, "files", False),
     ({"type": "file", "file": {"file_data": "https://x/"}}, "files", True),
     ({"type": "image", "source": {"type": "url", "url": "https://x/"}}, "images", True),
     ({"type": "document", "source": {"type": "base64", "data": "JVBE"}}, "files", False),
@@ -197,6 +197,67 @@ def test_media_and_where_they_come_from(part, feature, remote):
     assert request.features == ({feature} if feature else frozenset())
     assert request.remote_media is remote
     assert request.media_count == 1 or feature is None
+
+
+@pytest.mark.parametrize("part", [
+    {"type": "file", "file": {"file_id": "file-other"}}, {"type": "file", "file": "x", "file_id": "file-other"},
+    {"type": "image_url", "image_url": {"file_id": "file-other"}}, {"type": "input_image", "file_id": "file-other"},
+    {"type": "image", "source": {"type": "file", "file_id": "file-other"}},
+    {"type": "document", "source": {"type": "file", "file_id": "file-other"}},
+    {"type": "new_thing", "new_thing": {"deep": [{"file_ids": ["file-other"]}]}},
+    {"type": "new_thing", "a": {"b": {"c": {"d": {"e": {"f": {"g": {"h": {"i": {"file_id": "file-other"}}}}}}}}}}])
+def test_files_are_not_named_by_id(part):
+    for document in ({"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": [part]}]},
+                     {"messages": [{"role": "system", "content": "x"}, {"role": "tool", "content": part}]}):
+        for endpoint, more in ((CHAT, {}), (Endpoint.EMBEDDINGS, {"input": "x"})):
+            with pytest.raises(InvalidRequest, match=r"Files cannot be named by id.*Send the content") as caught:
+                parse_request(endpoint, orjson.dumps({"model": "m", **document, **more}), None)
+            assert (caught.value.param, caught.value.code) == ("messages[1].content", "unsupported_value")
+
+
+def test_a_recording_is_not_named_by_id():
+    with pytest.raises(InvalidRequest, match="Send what was said, as 'content'") as caught:
+        chat([{"role": "user", "content": "x"}, {"role": "assistant", "audio": {"id": "audio_other"}}])
+    assert caught.value.param == "messages[1].audio"
+    assert chat([{"role": "assistant", "content": "x", "audio": None}]).media_count == 0
+    assert parts({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}).media_count == 1
+
+
+HOSTED = [
+    ({"type": "file_search", "vector_store_ids": ["vs_other"]}, "Vector stores"),
+    ({"type": "code_interpreter", "container": "cntr_other"}, "Containers"),
+    ({"type": "code_interpreter", "container": {"type": "auto", "file_ids": ["file-other"]}}, "Files"),
+    ({"type": "image_generation", "input_image_mask": {"file_id": "file-other"}}, "Files"),
+    ({"type": "shell", "environment": {"type": "container_reference", "container_id": "cntr_other"}}, "Containers"),
+    ({"type": "shell", "environment": {"type": "container_auto", "skills": [
+        {"type": "skill_reference", "skill_id": "skill_other"}]}}, "Skills"),
+    ({"type": "namespace", "name": "n", "tools": [{"type": "file_search", "vector_store_ids": ["vs_other"]}]},
+     "Vector stores"),
+]
+
+
+@pytest.mark.parametrize(("tool", "what"), HOSTED)
+def test_what_a_hosted_tool_would_read_is_not_named_by_id(tool, what):
+    given = [{"role": "user", "content": "x"}]
+    for endpoint, document, param in (
+            (CHAT, {"messages": given, "tools": [tool]}, "tools"),
+            (Endpoint.RESPONSES, {"input": given, "tools": [tool]}, "tools"),
+            (Endpoint.RESPONSES, {"input": [*given, {"type": "additional_tools", "tools": [tool]}]}, "input[1].tools")):
+        with pytest.raises(InvalidRequest, match=f"{what} cannot be named by id") as caught:
+            parse_request(endpoint, orjson.dumps({"model": "m", **document}), None)
+        assert caught.value.param == param
+
+
+@pytest.mark.parametrize("tool", [
+    {"type": "code_interpreter", "container": {"type": "auto", "file_ids": []}}, {"type": "web_search"},
+    {"type": "function", "name": "f", "parameters": {"properties": {"file_id": {"type": "string"}, "file_ids": {
+        "default": ["x"]}, "container": {"default": "x"}}, "required": ["file_id"], "file_id": "x"}},
+    {"type": "function", "function": {"name": "f", "parameters": {"file_id": "x"}}},
+    {"name": "f", "input_schema": {"properties": {"vector_store_ids": {"type": "array"}}}}])
+def test_tools_that_name_nothing_stored_pass(tool):
+    assert "tools" in chat(tools=[tool]).features
+    given = [{"role": "user", "content": "x"}, {"type": "additional_tools", "tools": [{"type": "custom", "name": "c"}]}]
+    parse_request(Endpoint.RESPONSES, orjson.dumps({"model": "m", "input": given, "tools": [tool]}), None)
 
 
 def test_base64_is_no_prompt_text_and_everything_else_is():

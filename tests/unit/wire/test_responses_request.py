@@ -43,8 +43,9 @@ def test_the_plainest_request():
     ([{"type": "function_call_output", "call_id": "c", "output": "warm"}], len("function_call_output") + 1 + 4),
     ([{"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "warm"}]}],
      len("function_call_output") + 1 + 4),
-    ([{"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "hm"}]}],
-     len("reasoning") + len("rs_1") + 2),
+    ([{"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]}], len("reasoning") + 2),
+    ([{"type": "reasoning", "id": "rs_1", "encrypted_content": "gAAA", "summary": []}],
+     len("reasoning") + len("rs_1") + 4),
 ])
 def test_everything_that_reaches_the_model_is_counted(given, chars):
     assert asked(given).prompt_chars == chars
@@ -116,10 +117,51 @@ def test_tools_handed_over_in_the_input_count_as_tools():
      "input[0].output"),
     ({"input": [{"type": "computer_call_output", "output": {"type": "computer_screenshot", "file_id": "f"}}]},
      "input[0].output"),
+    ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": {"file_id": "f"}}]}]},
+     "input[0].content"),
+    ({"input": [{"type": "code_interpreter_call", "id": "ci_1", "code": "1", "container_id": "cntr_other"}]},
+     "input[0].container_id"),
 ])
 def test_what_no_upstream_takes_and_what_belongs_to_others_is_refused_by_name(document, param):
     error = refused(**document)
     assert error.param == param and error.message
+
+
+@pytest.mark.parametrize("item", [
+    {"type": "reasoning", "id": "rs_other", "summary": []}, {"id": "rs_other", "summary": []},
+    {"type": "reasoning", "id": "rs_other", "summary": [{"type": "summary_text", "text": "mine"}]},
+    {"type": "reasoning", "id": "rs_other", "summary": [], "encrypted_content": "", "content": []},
+    {"type": "reasoning", "id": "rs_other", "encrypted_content": None, "content": None, "status": "completed"},
+    {"type": ["reasoning"], "id": "rs_other"}, {"id": "msg_x", "role": None}, {"id": "msg_x", "role": "assistant"},
+    {"type": "message", "id": "msg_x", "role": "assistant", "status": "completed", "content": []},
+    {"type": "image_generation_call", "id": "ig_x", "status": "completed", "result": None},
+    {"type": "file_search_call", "id": "fs_x", "queries": ["q"], "results": None},
+    {"type": "compaction", "id": "cmp_x", "encrypted_content": None},
+    {"type": "function_call", "id": "fc_x", "call_id": "c", "name": "f", "arguments": None},
+    {"type": "new_call", "id": "nc_x", "status": "completed", "payload": None}, {"type": "item_reference"}])
+def test_an_item_that_is_only_its_id_is_refused(item):
+    error = refused(input=[{"role": "user", "content": "a"}, item])
+    assert (error.param, error.code) == ("input[1]", "unsupported_value")
+    assert ('"include": ["reasoning.encrypted_content"]' in error.message) == (item.get("type") == "reasoning")
+
+
+@pytest.mark.parametrize("item", [
+    {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "gAAA"},
+    {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}],
+     "encrypted_content": None},
+    {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]},
+    {"id": "msg_1", "role": "assistant", "content": "a", "status": None},
+    {"type": "function_call", "id": "fc_1", "call_id": "c", "name": "f", "arguments": ""},
+    {"type": "function_call_output", "id": "fco_1", "call_id": "c", "output": ""},
+    {"type": "image_generation_call", "id": "ig_1", "status": "completed", "result": "AAAA"},
+    {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {
+        "type": "open_page", "url": "https://x/"}},
+    {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [
+        {"type": "output_text", "text": "a", "annotations": [
+            {"type": "url_citation", "url": "https://x/"}, {"type": "file_citation", "file_id": "file-1"}]}]}])
+def test_what_an_answer_held_is_handed_on(item):
+    request = asked([{"role": "user", "content": "a"}, item])
+    assert not request.remote_media and orjson.loads(request.body)["input"][1] == item
 
 
 def test_what_is_given_as_nothing_is_not_refused():

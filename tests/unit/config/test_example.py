@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[3]
 EXAMPLE = (ROOT / "config/example.yaml").read_text()
 ENV = {"OPENAI_API_KEY": "canary-1", "ANTHROPIC_API_KEY": "canary-2", "ALERTS_SECRET": "canary-3"}
 SETTING = re.compile(r"^( *)#([a-z_]+: .*)$", re.MULTILINE)
+EUROS = re.compile(r"  #currency: USD\n(?:.*\n)*?  # In euros, .*\n  #\n((?:  # .*\n)+)")
+IN_EUROS = EUROS.sub(lambda match: re.sub(r"^  # ", "  ", match[1], flags=re.MULTILINE), EXAMPLE)
 DEFAULTS = [(match.start(), match[2]) for match in SETTING.finditer(EXAMPLE)]
 
 
@@ -46,6 +48,14 @@ def test_the_minimal_file_has_ten_lines():
 def test_a_commented_setting_is_at_its_default(tmp_path, start, line):
     in_use = EXAMPLE[:start] + SETTING.sub(r"\1\2", EXAMPLE[start:], count=1)
     assert taken(tmp_path, in_use) == taken(tmp_path, EXAMPLE)
+
+
+def test_the_example_is_in_dollars_and_says_how_it_would_be_in_euros(tmp_path):
+    """Who starts from it and reads no further has no report at a rate that somebody made up."""
+    dollars, euros = taken(tmp_path, EXAMPLE), taken(tmp_path, IN_EUROS)
+    assert (dollars.report.currency, dollars.report.exchange_rates) == ("USD", ())
+    assert euros.report.currency == "EUR" and len(euros.report.exchange_rates) == 1
+    assert euros.model_copy(update={"report": dollars.report}) == dollars, "and nothing else is another"
 
 
 def mentioned(value: Any, path: tuple = ()) -> set[tuple[type[BaseModel], str]]:
@@ -78,7 +88,7 @@ def models(model: type[BaseModel], seen: dict[type[BaseModel], None]) -> dict[ty
 
 
 def test_every_setting_is_in_the_example():
-    found = mentioned(yaml.safe_load(SETTING.sub(r"\1\2", EXAMPLE)))
+    found = mentioned(yaml.safe_load(SETTING.sub(r"\1\2", IN_EUROS)))
     assert len(models(Settings, {})) == 21
     for model in models(Settings, {}):
         wanted = {name for name, info in fields_of(model).items() if name != "name" or info.is_required()}

@@ -1,8 +1,11 @@
 """The rate card of a configuration against the lines that were recorded: what must be added, and where two differ.
 
-Invariant: after `new_lines` have been appended, what is in force from now on is what the card says. For the time
-before, a line that the card did not have yet holds from its `from`, and nothing is paid after its `until`, whatever was
-recorded for then; what else was recorded, and what was in force before the card's first `from`, is left alone.
+Invariant, of each name: after `new_lines` have been appended, what is in force from now on, or from the card's first
+`from` where that is to come, is what the card says. For the time before now, a line that the card did not have yet
+holds from its `from`, and nothing is paid after its `until`, whatever was recorded for then. All else that was
+recorded is left alone, between now and a first `from` to come too: of a backend with 2 USD on record since the 12th,
+and a card of the 15th that says 0 USD from the 21st and no more, 2 USD are paid until the 21st. What runs is paid
+until somebody says that it ended, and such a card does not. What the card no longer names at all ends now.
 """
 
 from __future__ import annotations

@@ -66,6 +66,12 @@ def test_gpus_of_no_rent_that_leave_the_card_draw_no_electricity_any_more():
 
 def test_a_card_that_speaks_of_later_alone_leaves_what_holds_until_then():
     assert new_lines([line(2, 10)], [line(3, 5_000)], NOW, complete=True) == [line(3, 5_000)]
+    have = [line(2, 12)]
+    have += new_lines(have, [line(0, 21)], 15, complete=True)  # given back on the 21st: until then it is paid
+    assert [in_force(have, day).usd for day in (12, 14, 15, 20, 21)] == [2, 2, 2, 2, 0]
+    for ends_now in ([line(2, 12, 15), line(0, 21)], [line(0, 15), line(0, 21)], [line(0, 15)], []):
+        have = [line(2, 12), *new_lines([line(2, 12)], ends_now, 15, complete=True)]
+        assert [says(have, day) for day in (12, 14, 15, 20, 21)] == [(2, "included")] * 2 + [None] * 3
 
 
 def test_gpus_that_were_given_back_cost_nothing_since_whatever_began_before():
@@ -98,11 +104,14 @@ def test_what_is_in_force_from_now_on_is_what_the_card_says(starts):
     have, now_ns = [], 0
     for card, more_ns in starts:
         now_ns += more_ns
+        before = [*have]
         have += new_lines(have, card, now_ns, complete=True)
         assert new_lines(have, card, now_ns, complete=True) == []
         speaks = min((one.from_ns or min(now_ns, one.until_ns or now_ns) for one in card), default=now_ns)
         for at_ns in range(max(now_ns, speaks), 25):
             assert says(have, at_ns) == says(card, at_ns)
+        for at_ns in range(now_ns, speaks):  # of which the card says nothing
+            assert says(have, at_ns) == says(before, at_ns)
 
 
 @given(cards, cards, st.integers(0, 20))

@@ -154,6 +154,9 @@ def close(
     who: Annotated[str | None, typer.Option("--who", help="Who closes it. Default: this machine's user.")] = None,
     time_zone: Annotated[str | None, typer.Option("--time-zone", metavar="NAME", help=(
         "Such as Europe/Berlin. Default: the configuration's, or UTC."))] = None,
+    currency: Annotated[str | None, typer.Option("--currency", metavar="CODE", help=(
+        "USD, or report.currency of --config. Default: the configuration's, or USD. Needed where the last closed "
+        "period is in another."))] = None,
     ledger: Ledger = None, config: Config = None, as_json: AsJson = False,
 ) -> None:
     """Make a period's figures final: its statement is stored with its hash, and comes out the same for ever.
@@ -161,14 +164,15 @@ def close(
     Whatever is found later (a late row, a correction, a GPU price dated back) is booked as a row of its own in the
     period that is open then. `breakeven ledger verify` holds every closed statement to what is computed again.
 
-    Exit 1: it has not ended, or is not reconciled (`breakeven reconcile`), or is closed already.
+    Exit 1: it has not ended, is not reconciled (`breakeven reconcile`), is closed already, or would be in another
+    currency than the last one.
 
     Example: breakeven ledger close --to 2026-12-01 --config config/minimal.yaml
     """
     from proxy.cli.ledger_close import run
 
     with _errors():
-        run(to, from_, without_bill, who or _me(), time_zone, ledger, config, as_json=as_json)
+        run(to, from_, without_bill, who or _me(), time_zone, currency, ledger, config, as_json=as_json)
 
 
 @ledger_app.command()

@@ -10,29 +10,33 @@ import typer
 DAYS_SHOWN = 5
 
 
-def run(to: str, from_: str | None, without_bill: str | None, who: str, time_zone: str | None, ledger: str | None,
-        config: Path | None, *, as_json: bool) -> None:
+def run(to: str, from_: str | None, without_bill: str | None, who: str, time_zone: str | None, asked: str | None,
+        ledger: str | None, config: Path | None, *, as_json: bool) -> None:
     """Close the period and say so; exit 1 with the reason where it cannot be closed. ValueError, LedgerUnavailable."""
     from proxy.cli.currency import currency_in
     from proxy.cli.progress import sum_up
+    from proxy.core.currency import plain, rate_of
     from proxy.ledger.location import locate
     from proxy.reports.closing import CONVERTED, Refused, close, held_to
+    from proxy.reports.figures import rate_words
     from proxy.reports.period import parse, show
     from proxy.reports.statement import zone_of
 
     location = locate(ledger, config)
     name = time_zone or location.time_zone
-    zone, currency = zone_of(name), currency_in(config, location.currency)
+    zone, currency = zone_of(name), currency_in(config, location.currency, asked)
     sum_up(location.url)
     try:
         period = close(location.url, parse(to, zone), who=who, time_zone=name, without_bill=without_bill,
-                       from_ns=None if from_ is None else parse(from_, zone), currency=currency)
+                       from_ns=None if from_ is None else parse(from_, zone), currency=currency,
+                       meant=asked is not None)
     except Refused as refused:
         typer.echo(f"breakeven ledger: {refused}", err=True)
         raise typer.Exit(1) from None
     said, held = json.loads(period.statement), held_to(period)
     days = [f"{day} {provider}".strip() for day, provider in held["open"]]
     total = said.get(CONVERTED, said)["total"]
+    rates = [rate_of(one) for one in said.get(CONVERTED, {}).get("exchange_rates", ())]
     figures = {key: currency.text(total[key]) for key in ("baseline", "actual", "savings")}
     if as_json:
         typer.echo(json.dumps({
@@ -40,10 +44,16 @@ def run(to: str, from_: str | None, without_bill: str | None, who: str, time_zon
             "reconciliations": [{key: bill[key] for key in ("id", "provider", "from", "to")} for bill in held["bills"]],
             "unreconciled_days": days, "without_bill": period.reason or None, "who": period.who, "hash": period.hash,
             "currency": currency.code, **figures,
+            "exchange_rates": [{"from": one.day, "per_usd": plain(one.per_usd), "source": one.source} for one in rates],
         }, indent=2))
         return
     typer.echo(f"Closed {show(period.from_ns, zone)} to {show(period.to_ns, zone)} as period {period.id}: "
                f"{', '.join(f'{name} {amount}' for name, amount in figures.items())} {currency.code}")
+    if rates:
+        typer.echo(f"Its exchange rates are kept: {'; '.join(rate_words(currency.code, one) for one in rates)}")
+    else:
+        typer.echo("It is closed in USD, and no exchange rates are kept with it"
+                   f"{'' if config else ' (--config FILE closes in the currency of its report)'}")
     for bill in held["bills"]:
         typer.echo(f"Reconciled to the bill of {bill['provider'] or 'the API'} for {bill['from']} to {bill['to']} "
                    f"(reconciliation {bill['id']})")

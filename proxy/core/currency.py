@@ -4,6 +4,10 @@ Invariant: a rate says how many units of the currency a dollar is, in at most RA
 of the report's time zone until the next begins. So an amount of nano-dollars times a rate is a whole number of 10**-18
 of the currency: nothing is rounded, and what adds up in USD adds up in the currency, wherever a period is cut. Before
 the first rate there is none, and nothing stands in for it.
+
+What a commitment falls short by is a running amount that requests take back. So a calendar month (UTC) of it has one
+rate, or a promise that was kept would owe something where the rate changed meanwhile. It is the one in force at noon of
+the month's first day, which is that day wherever finance is; where there was none yet, the first after.
 """
 
 from __future__ import annotations
@@ -16,8 +20,9 @@ from operator import mul
 from typing import Any
 
 from proxy.core.cells import FIELDS, Slice
+from proxy.core.contracts import months
 from proxy.core.gpucost import GpuShare
-from proxy.core.money import NANO_DIGITS, NANO_PER_USD, NS_PER_S, usd_string
+from proxy.core.money import NANO_DIGITS, NANO_PER_USD, NS_PER_HOUR, NS_PER_S, usd_string
 
 USD = "USD"
 RATE_PLACES = 9
@@ -76,11 +81,13 @@ Force = tuple[int, int | None, Rate | None]  # from, to, and what is in force be
 @dataclass(frozen=True, slots=True)
 class Currency:
     """What amounts are in: whole numbers of 10**-`digits` of it. `force`: its rates, in order, none at the same time as
-    another. `place`: the file and line in which they are said."""
+    another. `place`: the file and line in which they are said. `owed`: the rates at which closed periods converted what
+    commitments fall short by, in order."""
 
     code: str = USD
     force: tuple[Force, ...] = ()
     place: str = ""
+    owed: tuple[Force, ...] = ()
 
     @classmethod
     def since(cls, code: str, rates: Iterable[Rate], place: str = "") -> Currency:
@@ -138,6 +145,29 @@ class Currency:
             raise MissingRate(self.place, self._missing(at))
         return found
 
+    def stretches_owed(self, from_ns: int, to_ns: int) -> list[Force]:
+        """[from, to) by the rates of what commitments fall short by: one for each month. What a closed period converted
+        it at stays, and is the rate of the rest of its month. MissingRate as in `stretches`."""
+        if self.code == USD:
+            return [(from_ns, to_ns, None)]
+        self.stretches(from_ns, to_ns)
+        found: list[Force] = []
+        for start, end, at, last in months(from_ns, to_ns):
+            closed = [one for one in self.owed if one[0] < end and start < one[1]]
+            rate = closed[-1][2] if closed else self._of_month(start, end)
+            for begin, stop, held in closed:
+                cuts = [min(max(at, cut), last) for cut in (begin, stop)]
+                found += [(at, cuts[0], rate), (*cuts, held)]
+                at = cuts[1]
+            found.append((at, last, rate))
+        return [one for one in found if one[0] < one[1]]
+
+    def _of_month(self, start_ns: int, end_ns: int) -> Rate | None:
+        there = [(end, rate) for begin, end, rate in self.force
+                 if begin < end_ns and (end is None or start_ns < end)]
+        noon = start_ns + 12 * NS_PER_HOUR
+        return next((rate for end, rate in there if end is None or noon < end), there[-1][1])
+
     def used(self, from_ns: int, to_ns: int) -> list[Rate]:
         """The rates in force some time in the period, each once."""
         return list(dict.fromkeys(rate for *_, rate in self.stretches(from_ns, to_ns) if rate is not None))
@@ -147,14 +177,18 @@ class Currency:
         (_, _, rate), = self.stretches(at_ns, at_ns + 1)
         return nano * factor(rate)
 
-    def fixed(self, from_ns: int, to_ns: int, rates: Sequence[Rate]) -> Currency:
-        """The same, with these rates in [from, to), whatever was said of that time since."""
+    def fixed(self, from_ns: int, to_ns: int, rates: Sequence[Rate], owed: Sequence[Rate] | None = None) -> Currency:
+        """The same, with these rates in [from, to), whatever was said of that time since. `owed`: those of its months;
+        None where the period was closed before a month had one: each moment's own."""
         kept: list[Force] = [(begin, end if end is not None and end <= from_ns else from_ns, rate)
                              for begin, end, rate in self.force if begin < from_ns]
         kept += [(max(begin, to_ns), end, rate) for begin, end, rate in self.force if end is None or end > to_ns]
         begins = [max(from_ns, rate.from_ns) for rate in rates]
-        kept += zip(begins, [*begins[1:], to_ns], rates, strict=True)
-        return replace(self, force=tuple(sorted(kept, key=lambda one: one[0])))
+        its = list(zip(begins, [*begins[1:], to_ns], rates, strict=True))
+        by_month = its if owed is None else [
+            (first, last, rate) for (_, _, first, last), rate in zip(months(from_ns, to_ns), owed, strict=True)]
+        return replace(self, force=tuple(sorted([*kept, *its], key=lambda one: one[0])),
+                       owed=tuple(dict.fromkeys([*self.owed, *by_month])))
 
     def _missing(self, at_ns: int) -> str:
         when = dt.datetime.fromtimestamp(at_ns // NS_PER_S, dt.UTC).strftime("%Y-%m-%dT%H:%MZ")

@@ -24,7 +24,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 from proxy.core.cells import FIELDS, Place, Slice
-from proxy.core.currency import DOLLARS, Currency
+from proxy.core.currency import DOLLARS, Currency, Rate
 from proxy.core.gpucost import GpuShare
 from proxy.core.money import NS_PER_MINUTE
 from proxy.core.pricing import INPUTS, OUTPUTS
@@ -150,6 +150,14 @@ class Statement:
         return self.total.corrections_baseline
 
     @property
+    def rates(self) -> list[Rate]:
+        """The exchange rates that are in it, each once; none in USD."""
+        used = self.currency.used(self.from_ns, self.to_ns)
+        if any(name.startswith("commitment ") for name in self.contracts):
+            used += [rate for *_, rate in self.currency.stretches_owed(self.from_ns, self.to_ns) if rate is not None]
+        return sorted(dict.fromkeys(used), key=lambda rate: rate.from_ns)
+
+    @property
     def savings_percent(self) -> Decimal | None:
         """Of the baseline, two places; None when there is no baseline."""
         if not self.total.baseline:
@@ -202,6 +210,11 @@ def apart(name: str) -> str:
     """The group of what has a name: that, in quotes where it would be taken for a row of the books' own. No two names
     have the same group."""
     return f'"{name}"' if name.strip('"') in RESERVED else name or NONE
+
+
+def once(group: str) -> str:
+    """What statements of before called the group of `apart`: as it is really named."""
+    return group[1:-1] if group.startswith('"') and group.strip('"') in RESERVED else group
 
 
 def row_of(group: str, cells: Cells, label: str = "") -> GroupRow:

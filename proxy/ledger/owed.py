@@ -6,7 +6,7 @@ It is owed twice: in truth, and in pure-API billing, which has the same contract
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
@@ -18,7 +18,7 @@ from proxy.core.gpucost import RateLine
 from proxy.core.money import NS_PER_MINUTE
 from proxy.ledger.standing import used
 
-KINDS = ("reservation", "commitment")
+RESERVED, COMMITTED = KINDS = ("reservation", "commitment")
 Model = tuple[bool, str, str]  # of pure-API billing or not, provider, model
 Sums = Mapping[Model, tuple[list[int], list[int]]]  # of each model: hours, and what had been spent before and with each
 
@@ -82,11 +82,12 @@ def _summed(rows: Iterable[tuple]) -> dict:  # type: ignore[type-arg]
     return found
 
 
-def owed(spending: Spending, lines: Iterable[RateLine], from_ns: int, to_ns: int) -> Owed:
-    """Of [from, to)."""
+def owed(spending: Spending, lines: Iterable[RateLine], from_ns: int, to_ns: int,
+         kinds: Sequence[str] = KINDS) -> Owed:
+    """Of [from, to), by contracts of these kinds."""
     cards: dict[str, list[RateLine]] = {}
     for line in lines:
-        if line.kind in KINDS:
+        if line.kind in kinds:
             cards.setdefault(f"{line.kind} {line.name}", []).append(line)
     paid, alone = ({name: owed_nano(card, partial(spending.nano, world), from_ns, to_ns)
                     for name, card in sorted(cards.items())} for world in (False, True))

@@ -17,9 +17,10 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, func, select
 
+from proxy.core.contracts import month
 from proxy.core.currency import DOLLARS, USD, Currency, rate_of
 from proxy.core.money import NS_PER_MINUTE, NS_PER_S
-from proxy.core.savings import GroupRow, IdentityBroken, Statement
+from proxy.core.savings import GroupRow, IdentityBroken, Statement, once
 from proxy.ledger import closing, store
 from proxy.ledger.closing import ClosedPeriod
 from proxy.ledger.errors import LedgerUnavailable
@@ -43,6 +44,7 @@ from proxy.reports.statement import GROUPS, PERIOD_DAYS_MAX, read_all, zone_of
 FIGURES = ("requests", "tokens", "baseline", "api", "gpu_serving", "gpu_failed", "gpu_foreign", "gpu_startup",
            "gpu_idle", "energy", "overhead", "corrections", "baseline_list", "baseline_contracted", "unpriced",
            "unknown_baseline", "estimated_tokens")
+VERSION = 2  # of a stored statement; version 1 is still held to what it says
 REASON_MAX, WHO_MAX = 500, 200
 DAY_NS = 24 * 60 * NS_PER_MINUTE
 DAYS_SHOWN = 3
@@ -56,11 +58,13 @@ class Refused(Exception):
 
 
 def close(url: str, to_ns: int, *, who: str, time_zone: str = "UTC", from_ns: int | None = None,
-          without_bill: str | None = None, now_ns: int | None = None, currency: Currency = DOLLARS) -> ClosedPeriod:
+          without_bill: str | None = None, now_ns: int | None = None, currency: Currency = DOLLARS,
+          meant: bool = False) -> ClosedPeriod:
     """Close all up to `to_ns`, from where the last closed period ended. With `without_bill`, why it may be closed
-    although it is not reconciled.
+    although it is not reconciled; `meant`: in this currency also if the last one was closed in another.
 
-    Refused where it has not ended or is not reconciled; ValueError for what makes no sense; LedgerUnavailable."""
+    Refused where it has not ended, is not reconciled or changes the currency; ValueError for what makes no sense;
+    LedgerUnavailable."""
     now = now_ns or time.time_ns()
     for name, text, most in (("who closes it", who, WHO_MAX), ("a reason", without_bill or "-", REASON_MAX)):
         if not text.strip() or len(text) > most or not text.isprintable():
@@ -74,6 +78,8 @@ def close(url: str, to_ns: int, *, who: str, time_zone: str = "UTC", from_ns: in
             seen, begin = _seen(connection, to_ns), _begin(connection, from_ns, to_ns, zone)
             if to_ns > now - closing.GRACE_NS:
                 raise Refused(f"the period ends {show(to_ns, zone)}: it can be closed an hour after its end")
+            if not meant:
+                _same_currency(connection, currency.code)
             bills = bills_of(connection, begin, to_ns)
             if without_bill is None:
                 _refuse_open(bills)
@@ -156,6 +162,17 @@ def _first(connection: Connection) -> int | None:
     return min((at_ns for at_ns in found if at_ns is not None), default=None)
 
 
+def _same_currency(connection: Connection, code: str) -> None:
+    """What is closed stays, so another currency than the last period's is never taken because a file was left out."""
+    for last in closing.closed(connection)[-1:]:
+        before = closed_in(last.statement).code
+        if before != code:
+            how = "--currency USD" if before == USD else (
+                f"the --config FILE that says report.currency: {before} and its rates")
+            raise Refused(f"the last closed period is in {before}, and this one would be in {code} for ever; close it "
+                          f"with {how}, or say that {code} is meant: --currency {code}")
+
+
 def _start_of_day(second: int, zone: ZoneInfo) -> int:
     day = dt.datetime.fromtimestamp(second, zone).replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
     return int(day.timestamp()) // 60 * NS_PER_MINUTE
@@ -163,26 +180,30 @@ def _start_of_day(second: int, zone: ZoneInfo) -> int:
 
 # ---------------------------------------------------------------- what is stored, and whether it still comes out
 def canonical(connection: Connection, from_ns: int, to_ns: int, time_zone: str, bills: Bills,
-              currency: Currency = DOLLARS) -> str:
+              currency: Currency = DOLLARS, version: int = VERSION) -> str:
     """The statement as it is stored: JSON with sorted keys, whole nano-dollars, and the bills that it was held to; in
-    another currency also its rates and every figure in it."""
+    another currency also its rates and every figure in it. Of an older `version`, as it was then: see `_groups`."""
     statements = read_all(connection, from_ns, to_ns, GROUPS, time_zone=time_zone)
-    content = {"version": 1, "from_ns": from_ns, "to_ns": to_ns, "time_zone": time_zone, "currency": "USD",
+    content = {"version": version, "from_ns": from_ns, "to_ns": to_ns, "time_zone": time_zone, "currency": "USD",
                "total": _figures(statements["route"].total), "overheads": dict(statements["route"].overheads),
                "backends": {name: {"gpu": share.gpu, "energy": share.energy}
                             for name, share in statements["route"].backends.items() if share.gpu or share.energy},
-               "by": {by: _groups(statement) for by, statement in statements.items()}, "reconciled": bills.to_dict()}
+               "by": {by: _groups(statement, version) for by, statement in statements.items()},
+               "reconciled": bills.to_dict()}
     if currency.code != USD:
         content[CONVERTED] = _converted(read_all(connection, from_ns, to_ns, GROUPS, time_zone=time_zone,
-                                                 currency=currency))
+                                                 currency=currency), version)
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def _converted(statements: dict[str, Statement]) -> dict[str, Any]:
+def _converted(statements: dict[str, Statement], version: int) -> dict[str, Any]:
+    """`commitment_rates`: one of each calendar month, in order."""
     one = statements["route"]
+    of_months = {month(start)[0]: rate for start, _, rate in one.currency.stretches_owed(one.from_ns, one.to_ns)}
     return {"currency": one.currency.code, "digits": one.currency.digits, "total": _figures(one.total),
             "exchange_rates": [rate.to_dict() for rate in one.currency.used(one.from_ns, one.to_ns)],
-            "by": {by: _groups(statement) for by, statement in statements.items()}}
+            "commitment_rates": [rate.to_dict() for rate in of_months.values() if rate is not None],
+            "by": {by: _groups(statement, version) for by, statement in statements.items()}}
 
 
 def closed_in(statement: str) -> Currency:
@@ -191,8 +212,18 @@ def closed_in(statement: str) -> Currency:
     return DOLLARS if said is None else Currency.since(said["currency"], map(rate_of, said["exchange_rates"]))
 
 
-def _groups(statement: Statement) -> dict[str, dict[str, int]]:
-    return {row.group: _figures(row) for row in statement.rows}
+def _groups(statement: Statement, version: int) -> dict[str, dict[str, int]]:
+    """Version 1 called groups by their real names alone: what was named `(none)` was one with what has no name, and
+    what was named `(unallocated)` was left out."""
+    if version > 1:
+        return {row.group: _figures(row) for row in statement.rows}
+    found: dict[str, dict[str, int]] = {}
+    for row in statement.rows:
+        figures, name = _figures(row), once(row.group)
+        if name in found and row.allocated:
+            figures = {figure: amount + found[name][figure] for figure, amount in figures.items()}
+        found[name] = figures
+    return found
 
 
 def _figures(row: GroupRow) -> dict[str, int]:
@@ -212,10 +243,13 @@ def _problems(connection: Connection, period: ClosedPeriod) -> Iterator[str]:
         yield f"{name}: its statement is not what its hash was made of"
         return
     stored = json.loads(period.statement)
+    if stored["version"] > VERSION:
+        yield f"{name}: a later Breakeven closed it (version {stored['version']} of its statement); verify it with that"
+        return
     bills = bills_of(connection, period.from_ns, period.to_ns, held_to(period)["up_to"])
     try:
         now = json.loads(canonical(connection, period.from_ns, period.to_ns, period.time_zone, bills,
-                                   closed_in(period.statement)))
+                                   closed_in(period.statement), stored["version"]))
     except (IdentityBroken, ValueError) as broken:
         yield f"{name}: {broken}"
         return

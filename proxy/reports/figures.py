@@ -7,7 +7,7 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from fractions import Fraction
 from typing import NamedTuple
 
-from proxy.core.currency import DOLLARS, EXACT, Currency, plain
+from proxy.core.currency import DOLLARS, EXACT, Currency, Rate, plain
 from proxy.core.money import NANO_DIGITS, round_nano
 from proxy.core.savings import Statement
 
@@ -111,9 +111,11 @@ def unit(nano: int | None, currency: Currency = DOLLARS) -> str:
 
 def rates(statement: Statement) -> list[str]:
     """The exchange rates that are in a statement, in words; none in USD."""
-    currency = statement.currency
-    return [f"{plain(one.per_usd)} {currency.code} per USD from {one.day} ({printable(one.source)})"
-            for one in currency.used(statement.from_ns, statement.to_ns)]
+    return [rate_words(statement.currency.code, one) for one in statement.rates]
+
+
+def rate_words(code: str, rate: Rate) -> str:
+    return f"{plain(rate.per_usd)} {code} per USD from {rate.day} ({printable(rate.source)})"
 
 
 def exchanged(statement: Statement) -> str:

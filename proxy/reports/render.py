@@ -86,9 +86,8 @@ def _exchange(statement: Statement) -> dict[str, Any]:
     currency = statement.currency
     if currency.code == USD:
         return {}
-    used = currency.used(statement.from_ns, statement.to_ns)
     return {"books_currency": USD, "exchange_rates": [
-        {"from": one.day, "per_usd": plain(one.per_usd), "source": one.source} for one in used]}
+        {"from": one.day, "per_usd": plain(one.per_usd), "source": one.source} for one in statement.rates]}
 
 
 def _lines(statement: Statement) -> list[view.Line]:

@@ -50,6 +50,7 @@ class Truth:
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
+        self.kinds = ("reservation", "commitment")  # of contracts, that are counted
         self._paid = Prices(line for line in scene.prices() if line.paid)
         self._listed = Prices(line for line in scene.prices() if line.listed)
         self._cells: dict[Cell, int] = {}
@@ -254,6 +255,8 @@ class Truth:
         """What each owes beside requests; `alone`: would owe, had APIs answered everything."""
         found = {}
         for (kind, name), card in cards(self.scene.rates()).items():
+            if kind not in self.kinds:
+                continue
             if kind == "reservation":
                 found[f"{kind} {name}"] = sum(Accrual(Fraction(line.usd) * NANO, line.from_ns).nano(start, end)
                                               for start, end, line in card.stretches(from_ns, to_ns))
@@ -269,7 +272,7 @@ class Truth:
         rows = self._counted[0][of_cell[self._counted[0][:, 1]]]
         spent = COUNTED.index("baseline_contracted" if alone else "api") + 2
         total = 0
-        for month_ns, next_ns, start, end in _months(from_ns, to_ns):
+        for month_ns, next_ns, start, end in months(from_ns, to_ns):
             ((_, _, line),) = card.stretches(start, start + 1)
             for at_ns, sign in ((start, -1), (end, 1)):
                 promised = nearest_of(Fraction(line.usd) * NANO * (at_ns - month_ns) / (next_ns - month_ns))
@@ -278,7 +281,7 @@ class Truth:
         return total
 
 
-def _months(from_ns: int, to_ns: int) -> Iterator[tuple[int, int, int, int]]:
+def months(from_ns: int, to_ns: int) -> Iterator[tuple[int, int, int, int]]:
     """The calendar months of UTC that a period touches: each, its end, and the period's part of it."""
     while from_ns < to_ns:
         first = dt.datetime.fromtimestamp(from_ns // S, dt.UTC).date().replace(day=1)

@@ -18,7 +18,7 @@ from proxy.core.usage import BUCKETS
 from proxy.ledger import cells
 from proxy.ledger.amounts import price_of
 from proxy.ledger.closing import adjustments_of
-from proxy.ledger.owed import Spending, owed
+from proxy.ledger.owed import COMMITTED, RESERVED, Spending, owed
 from proxy.ledger.reconciliations import Reconciled, covering
 from proxy.ledger.schema import prices
 from proxy.reports import queries
@@ -55,12 +55,15 @@ class Export:
         currency = frozen(self.connection, self.currency)
         stretches = [one for hour in hours(self.from_ns, self.to_ns) for one in currency.stretches(*hour)]
         for number, (start, end, rate) in enumerate(stretches, 1):
-            for booked in rows(slice_of(self.connection, lines, spending, start, end), book):
-                row = booked if rate is None else converted(booked, currency.code, rate)
-                for name in _whole:
-                    if (amount := row.get(name)) is not None:
-                        added[name, row.get("ChargeClass")] += int(EXACT.scaleb(amount, currency.digits))
-                yield row
+            (_, _, of_month), = currency.stretches_owed(start, end)
+            lacking = Slice(start, end, contracts=owed(spending, lines, start, end, (COMMITTED,)))
+            for piece, at in ((slice_of(self.connection, lines, spending, start, end), rate), (lacking, of_month)):
+                for booked in rows(piece, book):
+                    row = booked if at is None else converted(booked, currency.code, at)
+                    for name in _whole:
+                        if (amount := row.get(name)) is not None:
+                            added[name, row.get("ChargeClass")] += int(EXACT.scaleb(amount, currency.digits))
+                    yield row
             if self.progress is not None:
                 self.progress(number, len(stretches))
         check(added, read(self.connection, self.from_ns, self.to_ns, by="backend", currency=currency))
@@ -94,11 +97,12 @@ def book_of(connection: Connection, lines: list[RateLine], public: PriceBook, bi
 
 
 def slice_of(connection: Connection, lines: list[RateLine], spending: Spending, from_ns: int, to_ns: int) -> Slice:
+    """All but what commitments fall short by, which has a rate of its own."""
     found = cells.read(connection, lines, from_ns, to_ns)
     why = reasons(connection, from_ns, to_ns)
     made = [_cell(place, sums, why.get(place, NO_REASON)) for place, sums in sorted(found.cells.items())]
     return Slice(from_ns, to_ns, made, found.gpus, overheads(lines, from_ns, to_ns),
-                 owed(spending, lines, from_ns, to_ns), adjustments_of(connection, from_ns, to_ns))
+                 owed(spending, lines, from_ns, to_ns, (RESERVED,)), adjustments_of(connection, from_ns, to_ns))
 
 
 def _cell(place: Place, sums: list[int], why: Reason) -> Cell:

@@ -362,3 +362,29 @@ def test_a_period_cannot_be_closed_where_a_rate_is_missing(config):
                                                                                                  "from: 2026-11-08"))
     done = close(config, "2026-11-04")
     assert done.exit_code == 2 and "no rate of EUR holds at 2026-11-02T23:00Z" in done.stderr
+
+
+def test_another_currency_than_the_last_periods_must_be_meant(config, tmp_path):
+    """Closing cannot be undone, and a file is soon forgotten."""
+    def without_config(to, *more):
+        return CliRunner().invoke(app, ["ledger", "close", "--ledger", f"sqlite:///{tmp_path}/ledger.db", "--to", to,
+                                        "--who", "finance", "--without-bill", "a test", "--time-zone", BERLIN, *more])
+
+    done = close(config, "2026-11-02", "--from", "2026-11-01")
+    assert done.exit_code == 0
+    assert "Its exchange rates are kept: 0.9217 EUR per USD from 2026-10-01 (ECB, monthly average)" in done.stdout
+    done = without_config("2026-11-03")
+    assert done.exit_code == 1 and done.stderr == (
+        "breakeven ledger: the last closed period is in EUR, and this one would be in USD for ever; close it with the "
+        "--config FILE that says report.currency: EUR and its rates, or say that USD is meant: --currency USD\n")
+    assert close(config, "2026-11-02T12:00").exit_code == 0
+    done = without_config("2026-11-03", "--currency", "USD")
+    assert done.exit_code == 0
+    assert "It is closed in USD, and no exchange rates are kept with it (--config FILE" in done.stdout
+    assert without_config("2026-11-03T12:00", "--json").exit_code == 0, "the last one is in USD"
+    done = close(config, "2026-11-04")
+    assert done.exit_code == 1 and "close it with --currency USD, or say that EUR is meant" in done.stderr
+    said = json.loads(close(config, "2026-11-04", "--currency", "EUR", "--json").stdout)
+    assert said["currency"] == "EUR" and [one["per_usd"] for one in said["exchange_rates"]] == ["0.931234567"]
+    assert without_config("2026-11-05", "--currency", "GBP").exit_code == 2
+    assert closing.problems(f"sqlite:///{tmp_path}/ledger.db") == []

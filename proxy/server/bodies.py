@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
 import orjson
 
 from proxy.config.backend import Backend
 from proxy.core.errors import PreviousNotFound
+from proxy.core.usage import Usage
 from proxy.server.exchange import Exchange
 from proxy.upstream.transport import Answer
 from proxy.wire.endpoints import Endpoint
 from proxy.wire.events import id_of
+from proxy.wire.responses import called
+from proxy.wire.usage import read_usage, tier_of, usage_from_dict
 
 ANSWERS = frozenset({"choices", "data", "output"})  # an answer has one of these
 
@@ -42,25 +48,70 @@ class Bodies:
         exchange.body_bytes = size
 
 
-def no_answer(body: bytes) -> str | None:
-    """Why a 200 holds no answer at all; None when it may be one."""
-    try:
-        answer = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return "sent something that is not JSON"
-    if not isinstance(answer, dict):
-        return "sent something that is not an answer"
-    if answer.get("error") or answer.get("object") == "error":
-        return "reported an error in its answer"
-    return None if not ANSWERS.isdisjoint(answer) else "sent something that is not an answer"
+class Whole:
+    """An answer in one piece. It may have 64 MiB, so it is parsed once at most; one of the Responses API always, whose
+    usage need not be near its end, and which has an `error` that is null."""
 
+    __slots__ = ("_body", "_document", "_endpoint", "_parsed")
 
-def response_id(body: bytes) -> str | None:
-    """A response's own id."""
-    try:
-        return id_of(orjson.loads(body))
-    except orjson.JSONDecodeError:
-        return None
+    def __init__(self, endpoint: Endpoint, body: bytes) -> None:
+        self._endpoint, self._body, self._parsed = endpoint, body, False
+        self._document: Any = None
+
+    @property
+    def document(self) -> Any:
+        """None where it is not JSON."""
+        if not self._parsed:
+            self._parsed = True
+            with contextlib.suppress(orjson.JSONDecodeError):
+                self._document = orjson.loads(self._body)
+        return self._document
+
+    @property
+    def _members(self) -> dict[str, Any]:
+        return self.document if isinstance(self.document, dict) else {}
+
+    def usage(self) -> Usage | None:
+        if self._endpoint is Endpoint.RESPONSES:
+            return usage_from_dict(self._members.get("usage"), self._endpoint)
+        return read_usage(self._endpoint, self._body)
+
+    def wrong(self, usage: Usage | None) -> str | None:
+        """Why it is no answer at all, though its status is 200; None when it may be one."""
+        if usage is not None and b'"error"' not in self._body:
+            return None
+        if self.document is None:
+            return "sent something that is not JSON"
+        if not isinstance(self.document, dict):
+            return "sent something that is not an answer"
+        if self.document.get("error") or self.document.get("object") == "error":
+            return "reported an error in its answer"
+        return None if not ANSWERS.isdisjoint(self.document) else "sent something that is not an answer"
+
+    def tier(self) -> str | None:
+        """Of service, that it says it was served with: the one that is billed."""
+        return tier_of(self._members)
+
+    def response_id(self) -> str | None:
+        return id_of(self._members)
+
+    def called(self) -> bool:
+        """Whether tools that the provider runs may have been called."""
+        return self._endpoint is not Endpoint.RESPONSES or called(self._members)
+
+    def written_bytes(self) -> int:
+        """Of text, for one that does not say what it used; 0 where there is none."""
+        answer = self._members
+        try:
+            if "output" in answer:
+                parts = [part for item in answer["output"] for part in (item, *(item.get("content") or ()))]
+                texts = [part.get("text") or part.get("arguments") or part.get("input") or "" for part in parts]
+            else:
+                texts = [(choice.get("message") or {}).get("content") or choice.get("text") or ""
+                         for choice in answer["choices"]]
+            return sum(len(text.encode()) for text in texts if isinstance(text, str))
+        except (KeyError, TypeError, AttributeError):
+            return 0
 
 
 def is_forgotten(status: int, body: bytes) -> bool:
@@ -99,18 +150,3 @@ def _quoted(text: str) -> bytes:
 
 def is_stream(answer: Answer) -> bool:
     return answer.headers.get("content-type", "").startswith("text/event-stream")
-
-
-def written_bytes(body: bytes) -> int:
-    """Bytes of text in a whole answer, for one that does not say what it used; 0 where there is none."""
-    try:
-        answer = orjson.loads(body)
-        if "output" in answer:
-            parts = [part for item in answer["output"] for part in (item, *(item.get("content") or ()))]
-            texts = [part.get("text") or part.get("arguments") or part.get("input") or "" for part in parts]
-        else:
-            texts = [(choice.get("message") or {}).get("content") or choice.get("text") or ""
-                     for choice in answer["choices"]]
-        return sum(len(text.encode()) for text in texts if isinstance(text, str))
-    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-        return 0

@@ -209,7 +209,7 @@ class Purse:
 def _bill_nano(offer: Offer, call: Call, prompt: int, output: int) -> int | None:
     """The most that an API may bill for so many tokens; None where no price is known, or not the one asked for."""
     wire, tier = call.wire, call.wire.service_tier
-    if paid_extras(wire) or (TIERS.get(tier) is None and offer.price(wire.model, call.arrived_ns, tier) is None):
+    if wire.paid_extras or (TIERS.get(tier) is None and offer.price(wire.model, call.arrived_ns, tier) is None):
         return None
     return offer.dearest_nano(wire.model, call.arrived_ns, prompt, output)
 
@@ -303,17 +303,6 @@ def output_tokens_most(wire: WireRequest, limit: int) -> int:
     if predicted is not None:
         most += len(orjson.dumps(predicted))
     return most * wire.n * wire.prompt_count
-
-
-def paid_extras(wire: WireRequest) -> bool:
-    """Whether it asks a provider for what is billed beside tokens: searches, and tools of the provider's own."""
-    if wire.endpoint is Endpoint.RESPONSES:
-        return "hosted_tools" in wire.features
-    tools = wire.document.get("tools")
-    if isinstance(tools, list) and any(
-            isinstance(tool, dict) and tool.get("type", "function") != "function" for tool in tools):
-        return True
-    return wire.document.get("web_search_options") is not None
 
 
 def quota_exceeded(refused: Refused) -> QuotaExceeded:

@@ -15,15 +15,7 @@ from proxy.config.model import Backend
 from proxy.core.entries import EndReason, UsageSource
 from proxy.core.errors import GatewayError, UpstreamCut, UpstreamError, UpstreamFailed, UpstreamTimeout
 from proxy.core.usage import Usage
-from proxy.server.bodies import (
-    is_forgotten,
-    is_stream,
-    limit_field,
-    no_answer,
-    renamed,
-    response_id,
-    written_bytes,
-)
+from proxy.server.bodies import Whole, is_forgotten, is_stream, limit_field, renamed
 from proxy.server.dispatch import Placement
 from proxy.server.exchange import ClientGone, Exchange
 from proxy.server.faults import Forgotten, fault_of
@@ -33,7 +25,7 @@ from proxy.upstream.transport import Answer, Opening, Outgoing, Upstream
 from proxy.wire.endpoints import Endpoint
 from proxy.wire.events import EventMeter
 from proxy.wire.metering import StreamMeter, Strip
-from proxy.wire.openai import UsageInjection, read_usage, served_tier, upstream_body
+from proxy.wire.openai import UsageInjection, upstream_body
 
 ANSWER_BYTES_MAX = 64 * 2**20
 EARLY_BYTES_MAX = 4096
@@ -217,22 +209,23 @@ class Attempt:
             if (held := self._call.held) is not None and is_forgotten(answer.status, body):
                 raise Forgotten(held.response_id)
             raise fault_of(answer.status, answer.headers, body, self._backend)
-        usage = read_usage(self._call.wire.endpoint, body)
-        doubtful = usage is None or b'"error"' in body
-        if doubtful and (wrong := no_answer(body)) is not None:
+        whole = Whole(self._call.wire.endpoint, body)
+        usage = whole.usage()
+        if (wrong := whole.wrong(usage)) is not None:
             return self._failed(UpstreamFailed(f"{self._backend.name} {wrong}"), usage)
         gone = self._exchange.gone
         if usage is not None and not gone:
             self._delivered = usage.output_total
         # Our own GPUs have no tiers to bill.
-        tier = None if self._placement.attempt.kind == "gpu" else served_tier(body)
+        tier = None if self._placement.attempt.kind == "gpu" else whole.tier()
         outcome = self._outcome("client_abort" if gone else "complete", answer.status, usage,
                                 "upstream_final" if usage else "estimated", tier,
-                                0 if usage else written_bytes(body))
+                                0 if usage else whole.written_bytes(),
+                                not self._call.wire.paid_extras or whole.called())
         content_type = answer.headers.get("content-type", "application/json")
         relayed = Relayed(outcome, body, (answer.status, content_type), dict(answer.headers))
         if usage is not None and not gone and self._is_kept:
-            relayed.response_id = response_id(body)
+            relayed.response_id = whole.response_id()
         return relayed
 
     async def _stream(self, answer: Answer) -> Relayed:
@@ -394,13 +387,15 @@ class Attempt:
         return relayed
 
     def _outcome(self, reason: EndReason, status: int, usage: Usage | None, source: UsageSource,
-                 tier: str | None = None, written: int = 0) -> Outcome:
+                 tier: str | None = None, written: int = 0, extras: bool = True) -> Outcome:
         if source == "estimated":
             usage = self._estimated(written)
         elif usage is not None and usage.cache_write_5m and self._placement.attempt.kind == "gpu":
             usage = usage.cached_as(usage.cache_read)  # vLLM says so of a response; nobody bills it
+        if isinstance(self.meter, EventMeter):
+            extras = self.meter.called
         return Outcome(status, reason, usage or NO_USAGE, source, self._sent_ns, self._first_ns,
-                       self._call.at_ns(self._clock()), self._delivered, tier or self.meter.service_tier)
+                       self._call.at_ns(self._clock()), self._delivered, tier or self.meter.service_tier, extras)
 
     def _estimated(self, written: int) -> Usage:
         """Counted where nothing was reported: a frame of text is a token, or several if it is long; what was

@@ -26,7 +26,6 @@ from proxy.server.recount import counted
 from proxy.wire.openai import WireRequest
 
 NO_USAGE = Usage()
-HOSTED = "hosted_tools"
 
 
 @record
@@ -42,6 +41,7 @@ class Outcome:
     ended_ns: int
     delivered: int = 0
     service_tier: str | None = None  # as the upstream reported it
+    extras: bool = True  # what is billed beside tokens may have been used, where it was asked for
 
 
 class Settlement:
@@ -113,12 +113,12 @@ class Settlement:
             end_reason, NO_USAGE, "none", 0, 0, "", 0, 0, None, "", "", 0, None, plan_reason)
 
     def _api_cost(self, offer: Offer, call: Call, outcome: Outcome) -> tuple[int | None, Price | None]:
-        """(nano-dollars, price) of an API; None where no price is known, or what was used is not: tools that a
-        provider runs are billed by the call, and no answer says how many calls."""
+        """(nano-dollars, price) of an API; None where no price is known, or what was used is not: searches, and tools
+        that a provider runs, are billed by the call, at prices that are not in the book."""
         price, _ = offer.both(call.wire.model, call.arrived_ns, outcome.service_tier, outcome.ended_ns)
         if outcome.usage_source == "none":  # refused is free; sent and never heard of again is unknown
             return (None if outcome.end_reason in ("timeout", "interrupted") else 0), price
-        if HOSTED in call.wire.features:
+        if call.wire.paid_extras and outcome.extras:
             return None, price
         return (price.cost_nano(outcome.usage) if price else None), price
 
@@ -127,7 +127,7 @@ class Settlement:
         prices are."""
         offer, wire, usage = self._planner.offers[call.route.baseline], call.wire, outcome.usage
         model = offer.model_for(wire.model)
-        if HOSTED in wire.features:
+        if wire.paid_extras and outcome.extras:
             return Baseline(None, model, "", 0, None, None)
         tier = wire.service_tier if served.on_gpu else outcome.service_tier
         paid, listed = offer.both(wire.model, call.arrived_ns, tier, outcome.ended_ns, alone=True)

@@ -31,7 +31,7 @@ from proxy.wire.fields import DANGEROUS_ENGINE_FIELDS, FORBIDDEN_FIELDS, refuse_
 from proxy.wire.lean import Lean, lean
 from proxy.wire.prompt import Prompt
 from proxy.wire.splice import spliced
-from proxy.wire.stored import refuse_in_tools
+from proxy.wire.stored import is_own, refuse_in_tools
 from proxy.wire.usage import read_usage, served_tier, usage_from_dict
 
 __all__ = [
@@ -54,7 +54,8 @@ _DEFINITIONS = ("tools", "functions", "response_format", "documents", "guided_js
 _REASONING_FIELDS = ("reasoning_effort", "reasoning", "thinking", "thinking_token_budget")
 _FEATURE_FIELDS = frozenset((  # without any of them, a request asks for nothing in particular
     *_DEFINITIONS, *_REASONING_FIELDS, "guided_regex", "guided_choice", "guided_grammar", "logprobs", "prompt_logprobs",
-    "top_logprobs", "modalities", "prediction"))
+    "web_search_options", "top_logprobs", "modalities", "prediction"))
+_EXTRAS = frozenset({"hosted_tools", "extras"})
 _NOTHING: frozenset[str] = frozenset()
 _STREAM = frozenset({"stream"})
 _STREAM_OPTIONS = frozenset({"include_usage", "continuous_usage_stats"})
@@ -118,6 +119,11 @@ class WireRequest:
     def choices(self) -> int:
         """How many choices the answer will have: `n` for each prompt."""
         return self.n * self.prompt_count
+
+    @property
+    def paid_extras(self) -> bool:
+        """Whether it asks a provider for what is billed beside tokens: searches, and tools of the provider's own."""
+        return not self.features.isdisjoint(_EXTRAS)
 
     def strip(self, injected: UsageInjection) -> Strip:
         """What of an answer to `upstream_body(usage=injected)` the client did not ask for."""
@@ -331,6 +337,7 @@ def _features(document: dict[str, Any], stream: bool, n: int) -> set[str]:
         "stream": stream,
         "n": n > 1,
         "tools": bool(given("tools") or given("functions")),
+        "extras": given("web_search_options") is not None or _hosted(given("tools")),
         "json_schema": kind in ("json_schema", "structural_tag", "grammar")
         or bool(given("structured_outputs") or given("guided_json") or given("guided_regex")
                 or given("guided_choice") or given("guided_grammar")),
@@ -342,6 +349,12 @@ def _features(document: dict[str, Any], stream: bool, n: int) -> set[str]:
         "reasoning": any(given(name) is not None for name in _REASONING_FIELDS),
     }
     return {name for name, is_given in found.items() if is_given}
+
+
+def _hosted(tools: Any) -> bool:
+    """Whether the provider would run any of these."""
+    return isinstance(tools, list) and any(
+        isinstance(tool, dict) and "type" in tool and not is_own(tool) for tool in tools)
 
 
 def _stream_options(document: dict[str, Any], stream: bool) -> tuple[bool, bool]:

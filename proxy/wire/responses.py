@@ -17,6 +17,7 @@ from proxy.wire.stored import is_own
 LOGPROBS = "message.output_text.logprobs"  # of `include`
 DEFINITIONS = ("tools", "text", "structured_outputs", "previous_input_messages")  # reach the model as JSON
 FEATURE_FIELDS = frozenset({"tools", "text", "reasoning", "include", "top_logprobs", "store", "structured_outputs"})
+TOKENS_ALONE = frozenset({"message", "reasoning", "function_call", "custom_tool_call"})  # items that cost nothing else
 
 ID_CHARS_MAX = 256
 _REFUSED = {
@@ -89,6 +90,15 @@ def features(document: dict[str, Any], stream: bool) -> set[str]:
         "store": document.get("store") is True,
     }
     return {name for name, is_given in found.items() if is_given}
+
+
+def called(answer: dict[str, Any]) -> bool:
+    """Whether tools that the provider runs were called, each of which its output has an item of; and where it does not
+    say."""
+    output = answer.get("output")
+    return not isinstance(output, list) or any(
+        not isinstance(item, dict) or not isinstance(kind := item.get("type"), str) or kind not in TOKENS_ALONE
+        for item in output)
 
 
 def _more_tools(document: dict[str, Any]) -> Iterator[Any]:

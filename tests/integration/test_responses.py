@@ -7,10 +7,12 @@ import json
 import re
 
 import openai
+import orjson
 import pydantic
 import pytest
 
 from proxy.demo.engine import Behaviour
+from proxy.demo.responses_wire import Response
 from proxy.ledger.verify import verify
 from tests.integration.test_disconnects import CALM, QUICK_API, Caller, at_rest, freed, paced
 from tests.support.world import world
@@ -34,6 +36,14 @@ async def there(request, tmp_path, monkeypatch):
 async def client(there):
     async with openai.AsyncOpenAI(base_url=there.url + "/v1", api_key="unused", max_retries=0) as one:
         yield one
+
+
+def searching(document):
+    """The provider's document of a response, with a search in it."""
+    def with_one(self, *given, **named):
+        told = document(self, *given, **named)
+        return {**told, "output": [{"type": "web_search_call", "id": "ws_1", "status": "completed"}, *told["output"]]}
+    return with_one
 
 
 def events_of(body):
@@ -339,7 +349,7 @@ async def test_an_input_that_no_backend_is_long_enough_for_is_named_as_it_is_cal
         assert (status, json.loads(body)["error"]["param"]) == (400, "input")
 
 
-async def test_tools_that_a_provider_runs_go_where_they_are_declared_and_have_no_known_price(tmp_path, monkeypatch):
+async def test_tools_that_a_provider_runs_have_a_price_where_they_were_not_called(tmp_path, monkeypatch):
     asked = {**HELLO, "tools": [{"type": "web_search"}]}
     async with world(tmp_path, monkeypatch) as there:
         status, _, body = await there.post(asked, PATH)
@@ -351,7 +361,17 @@ async def test_tools_that_a_provider_runs_go_where_they_are_declared_and_have_no
             status, headers, _ = await there.post({**asked, "stream": stream}, PATH)
             assert status == 200 and headers["x-breakeven-backend"] == "api"
         for row in await there.settled(2):
-            assert (row["api_nano"], row["baseline_nano"], row["usage_source"]) == (None, None, "upstream_final")
+            assert row["usage_source"] == "upstream_final" and row["api_nano"] > 0, "declared and never called"
+            assert row["baseline_nano"] == row["api_nano"]
+        await books_agree(there)
+        with monkeypatch.context() as patched:
+            patched.setattr(Response, "document", searching(Response.document))
+            for stream in (False, True):
+                status, headers, _ = await there.post({**asked, "stream": stream}, PATH)
+                assert status == 200 and (stream or headers["x-breakeven-cost-usd"] == "unknown")
+        await there.post({**asked, "stream": True}, PATH, x_sim_fault="no-done")  # nobody saw whether it was called
+        for row in (await there.settled(5))[2:]:
+            assert (row["api_nano"], row["baseline_nano"]) == (None, None)
         assert verify(there.ledger) == []
         status, headers, _ = await there.post({**HELLO, "tools": [WEATHER]}, PATH)
         assert status == 200 and headers["x-breakeven-cost-usd"] != "unknown"
@@ -360,6 +380,27 @@ async def test_tools_that_a_provider_runs_go_where_they_are_declared_and_have_no
                      budgets=[{"route": "gpt-4o", "budget": "5/day"}]) as there:
         status, _, body = await there.post(asked, PATH)
         assert status == 503 and "price_unknown" in json.loads(body)["error"]["message"]
+
+
+async def test_a_chat_that_may_search_has_no_known_price(tmp_path, monkeypatch):
+    chat = {"model": "gpt-4o", "messages": [{"role": "user", "content": "news?"}], "max_tokens": 5}
+    async with world(tmp_path, monkeypatch, engines=0) as there:
+        for more in ({"web_search_options": {}}, {}):
+            for stream in (False, True):
+                assert (await there.post({**chat, **more, "stream": stream}))[0] == 200, more
+        rows = await there.settled(4)
+        assert [row["api_nano"] is None for row in rows] == [True, True, False, False]
+        assert [row["baseline_nano"] is None for row in rows] == [True, True, False, False]
+        assert verify(there.ledger) == []
+
+
+@pytest.mark.parametrize("policy", ["api-only", "self-hosted-only"])
+async def test_an_answer_in_one_piece_is_parsed_once(tmp_path, monkeypatch, policy):
+    async with world(tmp_path, monkeypatch, route={"policy": policy}) as there:
+        parsed, loads = [], orjson.loads
+        monkeypatch.setattr(orjson, "loads", lambda text: parsed.append(bytes(text)) or loads(text))
+        _, _, body = await there.post({**HELLO, "instructions": "be brief " * 50}, PATH)
+        assert parsed.count(body) == 1
 
 
 async def test_under_a_budget_the_answer_is_limited_by_the_apis_own_name(tmp_path, monkeypatch):

@@ -165,6 +165,15 @@ def test_features_a_backend_must_have(more, feature):
     assert chat(**more).features == {feature}
 
 
+@pytest.mark.parametrize(("more", "extras"), [
+    ({}, False), ({"web_search_options": {}}, True), ({"web_search_options": None}, False),
+    ({"tools": [{"type": "function"}, {"type": "custom"}, {"function": {"name": "f"}}]}, False),
+    ({"tools": [{"type": "function"}, {"type": "web_search"}]}, True), ({"tools": [{"type": None}]}, True)])
+def test_what_is_billed_beside_tokens(more, extras):
+    request = chat(**more)
+    assert request.paid_extras is request.facts().paid_extras is extras
+
+
 @pytest.mark.parametrize("more", [
     {"tools": []}, {"tools": None}, {"response_format": {"type": "text"}}, {"logprobs": False}, {"n": 1},
     {"response_format": "odd"}, {"modalities": "audio"}, {"reasoning_effort": None}])

@@ -46,11 +46,13 @@ class Intent:
 @record
 class Kept:
     """That the upstream keeps the answer, so that its key may go on from it until then: what it is found by, and which
-    of the backend's replicas has it ("": the backend is an API)."""
+    of the backend's replicas has it ("": the backend is an API). `items`: by what its reasoning is found that the
+    answer did not say, but gave an id for."""
 
     digest: str
     replica: str
     expires_ns: int
+    items: tuple[str, ...] = ()
 
 
 @record

@@ -7,7 +7,7 @@ and no id that could be asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from sqlalchemy import Connection, delete, select
@@ -30,14 +30,17 @@ class Place(NamedTuple):
     expires_ns: int
 
 
-def place_of(entry: RequestEntry) -> Place:
-    assert entry.kept is not None
-    return Place(entry.backend, entry.kept.replica, entry.usage.total, entry.ended_ns, entry.kept.expires_ns)
+def places_of(entry: RequestEntry) -> Iterator[tuple[str, Place]]:
+    """By digest: the response, whose whole conversation is brought along, and reasoning in it, of its output alone."""
+    if (kept := entry.kept) is not None:
+        used = entry.usage
+        for digest, tokens in ((kept.digest, used.total), *((item, used.output_total) for item in kept.items)):
+            yield digest, Place(entry.backend, kept.replica, tokens, entry.ended_ns, kept.expires_ns)
 
 
 def keep(connection: Connection, entries: Iterable[RequestEntry]) -> None:
     """Remember those that are kept, and forget some whose time is over."""
-    rows = [{"digest": entry.kept.digest, **place_of(entry)._asdict()} for entry in entries if entry.kept is not None]
+    rows = [{"digest": digest, **place._asdict()} for entry in entries for digest, place in places_of(entry)]
     if not rows:
         return
     connection.execute(insert(responses).prefix_with("OR REPLACE"), rows)
@@ -46,10 +49,9 @@ def keep(connection: Connection, entries: Iterable[RequestEntry]) -> None:
     connection.execute(delete(responses).where(responses.c.digest.in_(over)))
 
 
-def find(url: str, digest: str, now_ns: int) -> Place | None:
-    """On a connection of its own, for another thread. LedgerUnavailable."""
-    wanted = select(*(responses.c[name] for name in Place._fields)).where(
-        responses.c.digest == digest, responses.c.expires_ns > now_ns)
+def find(url: str, digests: Collection[str], now_ns: int) -> dict[str, Place]:
+    """Those that are there. On a connection of its own, for another thread. LedgerUnavailable."""
+    wanted = select(responses.c.digest, *(responses.c[name] for name in Place._fields)).where(
+        responses.c.digest.in_(digests), responses.c.expires_ns > now_ns)
     with store.reading(url) as connection:
-        row = connection.execute(wanted).first()
-    return None if row is None else Place(*row)
+        return {digest: Place(*place) for digest, *place in connection.execute(wanted)}

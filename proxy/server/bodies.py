@@ -14,7 +14,7 @@ from proxy.server.exchange import Exchange
 from proxy.upstream.transport import Answer
 from proxy.wire.endpoints import Endpoint
 from proxy.wire.events import id_of
-from proxy.wire.responses import called
+from proxy.wire.responses import called, reasoning_of
 from proxy.wire.usage import read_usage, tier_of, usage_from_dict
 
 ANSWERS = frozenset({"choices", "data", "output"})  # an answer has one of these
@@ -94,6 +94,9 @@ class Whole:
 
     def response_id(self) -> str | None:
         return id_of(self._members)
+
+    def reasoning(self) -> tuple[str, ...]:
+        return reasoning_of(self._members)
 
     def called(self) -> bool:
         """Whether tools that the provider runs may have been called."""

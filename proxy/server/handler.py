@@ -183,6 +183,8 @@ class Handler:
                                  code="remote_media_refused")
         held = None if wire.previous is None else await self._do.keeper.find(
             principal.id, wire.previous, route.backends, wire.model)
+        if wire.reasoning:
+            held = await self._do.keeper.reasoning(principal.id, wire.reasoning, route.backends, held)
         call = self._do.purse.opened(
             self._do.planner.call(wire, route, request_id, arrived, arrived_ns, principal.id, tags, held), principal)
         self._do.rates.charge(principal, call.tokens_asked)
@@ -282,8 +284,8 @@ class Handler:
         if relayed.response_id is None:
             return None
         chosen = placement.attempt
-        return self._do.keeper.kept(call.key_id, relayed.response_id, chosen.backend, chosen.replica,
-                                    relayed.outcome.ended_ns)
+        return self._do.keeper.kept(call.key_id, relayed.response_id, relayed.reasoning, chosen.backend,
+                                    chosen.replica, relayed.outcome.ended_ns)
 
     async def _send(self, exchange: Exchange, call: Call, placement: Placement, attempt_no: int,
                     bare: frozenset[str]) -> tuple[Attempt, Relayed]:

@@ -48,6 +48,7 @@ class Relayed:
     upstream_headers: dict[str, str] | None = None
     error: UpstreamError | None = None
     response_id: str | None = None  # of an answer that the upstream keeps
+    reasoning: tuple[str, ...] = ()  # ids of what of it was not said
     replayable: bool = False
     abandoned: bool = False  # given up because the replica showed no progress: liveness has judged it already
     ttft_s: float | None = None  # since it was sent, as the upstream is judged
@@ -225,7 +226,7 @@ class Attempt:
         content_type = answer.headers.get("content-type", "application/json")
         relayed = Relayed(outcome, body, (answer.status, content_type), dict(answer.headers))
         if usage is not None and not gone and self._is_kept:
-            relayed.response_id = whole.response_id()
+            relayed.response_id, relayed.reasoning = whole.response_id(), whole.reasoning()
         return relayed
 
     async def _stream(self, answer: Answer) -> Relayed:
@@ -254,7 +255,7 @@ class Attempt:
         relayed = self._ended("complete", answer.status)
         relayed.last = self._early + last
         if isinstance(meter, EventMeter) and meter.usage is not None and self._is_kept:
-            relayed.response_id = meter.response_id
+            relayed.response_id, relayed.reasoning = meter.response_id, meter.reasoning
         if not exchange.started:
             relayed.head = (answer.status, answer.headers.get("content-type", "text/event-stream"))
             relayed.upstream_headers = dict(answer.headers)

@@ -19,7 +19,7 @@ import orjson
 from proxy.wire.chunks import error_text
 from proxy.wire.endpoints import Endpoint
 from proxy.wire.metering import STRING, StreamMeter, Strip
-from proxy.wire.responses import ID_CHARS_MAX, called
+from proxy.wire.responses import ID_CHARS_MAX, called, reasoning_of
 from proxy.wire.sse import data_frame, frame_data
 from proxy.wire.usage import tier_of, usage_from_dict
 
@@ -31,12 +31,13 @@ class EventMeter(StreamMeter):
     """Meters one stream; see the module. Between two calls at most twice EVENT_BYTES_MAX is kept: an event that has not
     ended, and the last one. `events` counts those before the last: the next one's `sequence_number`."""
 
-    __slots__ = ("called", "events", "response_id")
+    __slots__ = ("called", "events", "reasoning", "response_id")
 
     def __init__(self, *, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
         super().__init__(Endpoint.RESPONSES, strip=Strip.NOTHING, frame_bytes_max=event_bytes_max)
         self.events = 0
         self.response_id: str | None = None  # once it is over
+        self.reasoning: tuple[str, ...] = ()  # and ids of it that the answer did not say
         self.called = True  # tools that the provider runs, as far as is known
 
     def _frame(self, frame: bytes) -> bytes:
@@ -98,7 +99,8 @@ class EventMeter(StreamMeter):
         if isinstance(model, str) and self.served_model is None:
             self.served_model = model[:256]
         if kind in ENDS or kind == "response.failed":  # before, the tier is only what was asked for
-            self.response_id, self.called = id_of(answer), kind not in ENDS or called(answer)
+            self.response_id, self.reasoning = id_of(answer), reasoning_of(answer)
+            self.called = kind not in ENDS or called(answer)
             self.service_tier = tier_of(answer) or self.service_tier
             self._final = usage_from_dict(answer.get("usage"), Endpoint.RESPONSES) or self._final
 

@@ -107,13 +107,14 @@ class WireRequest:
     lean: Lean | None = None
     previous: str | None = None  # of the Responses API: the response that it goes on from
     stored: bool = False  # and whether the answer may be kept, to go on from
+    reasoning: tuple[str, ...] = ()  # ids of what it has of earlier answers' reasoning by name alone
 
     def facts(self) -> WireRequest:
         """The same without the text."""
         return WireRequest(self.endpoint, self.model, self.stream, self.n, self.max_tokens, self.wants_usage,
                            self.wants_continuous_usage, self.features, self.remote_media, self.prompt_chars,
                            self.prompt_token_ids, self.media_count, self.media_bytes, self.prompt_count,
-                           self.service_tier, _NO_DOCUMENT, b"", None, self.previous, self.stored)
+                           self.service_tier, _NO_DOCUMENT, b"", None, self.previous, self.stored, self.reasoning)
 
     @property
     def choices(self) -> int:
@@ -191,7 +192,8 @@ def _parsed(endpoint: Endpoint, body: bytes, json_depth_max: int, urls: Mapping[
         prompt.token_ids, prompt.media_count, prompt.media_bytes, prompt_count,
         tier[:32] if isinstance(tier, str) else None, document, body)
     if endpoint is Endpoint.RESPONSES:
-        return replace(request, previous=responses.previous(document), stored=document.get("store") is not False)
+        return replace(request, previous=responses.previous(document), stored=document.get("store") is not False,
+                       reasoning=responses.named_reasoning(document))
     return request
 
 

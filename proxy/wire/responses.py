@@ -20,6 +20,7 @@ FEATURE_FIELDS = frozenset({"tools", "text", "reasoning", "include", "top_logpro
 TOKENS_ALONE = frozenset({"message", "reasoning", "function_call", "custom_tool_call"})  # items that cost nothing else
 
 ID_CHARS_MAX = 256
+REASONING_MAX = 1000  # items that are only named, of a request
 _REFUSED = {
     "background": "Answers in the background are not served. Leave 'background' out; 'stream' shows an answer while it "
                   "is made.",
@@ -35,9 +36,9 @@ _OWN: dict[str | None, tuple[str, ...]] = {
 _LABELS = frozenset({"id", "type", "role", "status", "phase", "object", "created_by", "call_id", "name"})
 _ITEMS = ("Items cannot be named by id: they lie in the provider's account, which all callers share. Send the item "
           "itself, with all that it holds.")
-_REASONING = ("Reasoning cannot be named by id: it lies in the provider's account, which all callers share. Ask with "
-              "\"include\": [\"reasoning.encrypted_content\"] and send the items as they come, or leave reasoning out, "
-              "or go on by 'previous_response_id'.")
+_REASONING = ("Reasoning without its content can be named by id only where this key got it, from a response that was "
+              "kept, and only at the backend that has it. Ask with \"store\": false and \"include\": "
+              "[\"reasoning.encrypted_content\"] and send the items as they come, or leave reasoning out.")
 
 
 def read_input(document: dict[str, Any], urls: Mapping[str, int]) -> Prompt:
@@ -121,11 +122,38 @@ def _hosted(tools: Any) -> bool:
     return False
 
 
+def reasoning_of(answer: dict[str, Any]) -> tuple[str, ...]:
+    """Ids of reasoning that an answer names and does not say."""
+    output = answer.get("output")
+    return tuple(item["id"] for item in (output if isinstance(output, list) else ())
+                 if isinstance(item, dict) and _is_named(item))[:REASONING_MAX]
+
+
+def named_reasoning(document: dict[str, Any]) -> tuple[str, ...]:
+    """The same of a request's input, which `read_input` has looked at."""
+    given = document.get("input")
+    found = tuple(item["id"] for item in given if _is_named(item)) if isinstance(given, list) else ()
+    if len(found) > REASONING_MAX:
+        raise reasoning_refused()
+    return found
+
+
+def reasoning_refused(param: str = "input") -> InvalidRequest:
+    return InvalidRequest(_REASONING, param=param, code="unsupported_value")
+
+
+def _is_named(item: dict[str, Any]) -> bool:
+    ident = item.get("id")
+    return item.get("type") == "reasoning" and isinstance(ident, str) and 0 < len(ident) <= ID_CHARS_MAX and (
+        ident.isprintable() and not any(item.get(name) for name in _OWN["reasoning"]))
+
+
 def _refuse_reference(item: dict[str, Any], where: str) -> None:
-    """An item with an id must have what it is about in itself: OpenAI looks up by id what it lacks."""
+    """An item with an id must have what it is about in itself: OpenAI looks up by id what it lacks. Of reasoning alone
+    it is known who got it, see keeper.py."""
     kind = item.get("type")
     if kind != "item_reference":
-        if item.get("id") is None:
+        if item.get("id") is None or _is_named(item):
             return
         own = _OWN.get(kind) if kind is None or isinstance(kind, str) else None
         if own is not None:
@@ -133,4 +161,6 @@ def _refuse_reference(item: dict[str, Any], where: str) -> None:
                 return
         elif any(value is not None for name, value in item.items() if name not in _LABELS):
             return
-    raise InvalidRequest(_REASONING if kind == "reasoning" else _ITEMS, param=where, code="unsupported_value")
+    if kind == "reasoning":
+        raise reasoning_refused(where)
+    raise InvalidRequest(_ITEMS, param=where, code="unsupported_value")

@@ -95,6 +95,45 @@ async def test_a_key_goes_on_from_its_own_responses_alone(tmp_path, monkeypatch)
         assert "resp_" not in kept and "127.0.0.1" not in kept and len(kept) > 200
 
 
+async def test_a_key_hands_on_its_own_reasoning_alone_and_only_where_it_lies(tmp_path, monkeypatch):
+    async with both(tmp_path, monkeypatch, keys={"required": True}) as there:
+        store = KeyStore(there.ledger)
+        mine, other = (store.create(name)[1] for name in ("mine", "other"))
+        there.gateway.keys.refresh()
+        think = {"model": "gpt-4o", "reasoning": {"effort": "low"}, "max_output_tokens": 2000}
+        async with (openai.AsyncOpenAI(base_url=there.url + "/v1", api_key=mine, max_retries=0) as client,
+                    openai.AsyncOpenAI(base_url=there.url + "/v1", api_key=other, max_retries=0) as thief):
+            said = [{"role": "user", "content": "think hard about it"}]
+            for turn in range(4):
+                there.gateway.switch("auto" if turn else "all-api")
+                if turn == 2:
+                    there.gateway.handler._do.keeper._known.clear()
+                if turn % 2:
+                    answer = await client.responses.create(**think, input=said)
+                else:
+                    async with client.responses.stream(**think, input=said) as stream:
+                        answer = await stream.get_final_response()
+                thought = answer.output[0]
+                assert (thought.type, thought.encrypted_content, thought.content) == ("reasoning", None, None)
+                said = [*said, *answer.output, {"role": "user", "content": "and now?"}]
+            asked = len(there.api.log.since(0)) + len(there.engines[0].log.since(0))
+            for given in (said, [{"role": "user", "content": "a"}, thought.to_dict()]):
+                with pytest.raises(openai.BadRequestError) as refused:
+                    await thief.responses.create(**think, input=given)
+                assert refused.value.code == "unsupported_value" and "reasoning.encrypted_content" in str(refused.value)
+            with pytest.raises(openai.BadRequestError):  # nor is it a response
+                await client.responses.create(**think, input="go on", previous_response_id=thought.id)
+            assert len(there.api.log.since(0)) + len(there.engines[0].log.since(0)) == asked, "nobody was asked"
+            there.gateway.switch("all-api")
+            unkept = await client.responses.create(**think, input="think hard", store=False)
+            assert unkept.output[0].type == "reasoning"
+            with pytest.raises(openai.BadRequestError):
+                await client.responses.create(**think, input=[*unkept.output])
+        assert [row["backend"] for row in there.rows()][:4] == ["api"] * 4
+        assert [row["reason"] for row in there.rows()][1:4] == ["previous_response"] * 3
+        assert verify(there.ledger) == []
+
+
 async def test_of_replicas_the_very_one_goes_on(tmp_path, monkeypatch):
     async with both(tmp_path, monkeypatch, engines=3, route={"policy": "self-hosted-only"}) as there:
         asked = [{**FIRST, "input": f"{number} is the number " * 30} for number in range(12)]

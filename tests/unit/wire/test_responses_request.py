@@ -128,10 +128,8 @@ def test_what_no_upstream_takes_and_what_belongs_to_others_is_refused_by_name(do
 
 
 @pytest.mark.parametrize("item", [
-    {"type": "reasoning", "id": "rs_other", "summary": []}, {"id": "rs_other", "summary": []},
-    {"type": "reasoning", "id": "rs_other", "summary": [{"type": "summary_text", "text": "mine"}]},
-    {"type": "reasoning", "id": "rs_other", "summary": [], "encrypted_content": "", "content": []},
-    {"type": "reasoning", "id": "rs_other", "encrypted_content": None, "content": None, "status": "completed"},
+    {"id": "rs_other", "summary": []}, {"type": "reasoning", "id": ["rs_other"], "summary": []},
+    {"type": "reasoning", "id": "rs_" + "o" * 300, "summary": []}, {"type": "reasoning", "id": "", "summary": []},
     {"type": ["reasoning"], "id": "rs_other"}, {"id": "msg_x", "role": None}, {"id": "msg_x", "role": "assistant"},
     {"type": "message", "id": "msg_x", "role": "assistant", "status": "completed", "content": []},
     {"type": "image_generation_call", "id": "ig_x", "status": "completed", "result": None},
@@ -143,6 +141,16 @@ def test_an_item_that_is_only_its_id_is_refused(item):
     error = refused(input=[{"role": "user", "content": "a"}, item])
     assert (error.param, error.code) == ("input[1]", "unsupported_value")
     assert ('"include": ["reasoning.encrypted_content"]' in error.message) == (item.get("type") == "reasoning")
+
+
+@pytest.mark.parametrize("more", [
+    {"summary": []}, {"summary": [{"type": "summary_text", "text": "mine"}]}, {"encrypted_content": "", "content": []},
+    {"encrypted_content": None, "content": None, "status": "completed"}])
+def test_reasoning_that_is_only_its_id_is_told_of(more):
+    item = {"type": "reasoning", "id": "rs_other", **more}
+    request = asked([{"role": "user", "content": "a"}, item, {"type": "reasoning", "id": "rs_1", "content": "b"}])
+    assert request.reasoning == request.facts().reasoning == ("rs_other",)
+    assert refused(input=[item] * 1001).param == "input"
 
 
 @pytest.mark.parametrize("item", [
@@ -161,7 +169,7 @@ def test_an_item_that_is_only_its_id_is_refused(item):
             {"type": "url_citation", "url": "https://x/"}, {"type": "file_citation", "file_id": "file-1"}]}]}])
 def test_what_an_answer_held_is_handed_on(item):
     request = asked([{"role": "user", "content": "a"}, item])
-    assert not request.remote_media and orjson.loads(request.body)["input"][1] == item
+    assert not request.remote_media and not request.reasoning and orjson.loads(request.body)["input"][1] == item
 
 
 def test_what_is_given_as_nothing_is_not_refused():

@@ -15,7 +15,7 @@ from proxy.cli.replay_case import SOURCES
 from proxy.config import Settings
 from proxy.core.capacity import CHUNK_TOKENS, Capacity
 from proxy.core.roofline import prior
-from proxy.planner.names import PlanRefused, gpu_named, model_named
+from proxy.planner.names import PlanRefused, gpu_named, served_model
 from proxy.planner.sizing_demand import Demand, from_buckets, gathered
 from proxy.planner.sizing_plan import Assumption, Replica
 from proxy.replay.trace import Trace, read_trace
@@ -156,12 +156,11 @@ def _engine(cards: Cards, name: str, count: int) -> tuple[Capacity, str]:
     if cards.serve is None:
         raise PlanRefused("how fast the GPUs are depends on what runs there: give --serve MODEL, or --speed")
     gpu = gpu_named(name)
+    served_model(cards.serve)  # the gateway guesses a shape from a size in a name; a plan would for a slip of the hand
     engine = prior(gpu.name, count, cards.serve)
     if engine.source != "prior":
-        if not any(char.isdigit() for char in cards.serve):
-            model_named(cards.serve)
-        raise PlanRefused(f"{cards.serve} does not fit on {count} x {gpu.name}, or its size cannot be read from its "
-                          "name; take more cards or fewer bits (fp8, awq), or give --speed")
+        raise PlanRefused(f"{cards.serve} does not fit on {count} x {gpu.name}; take more cards or fewer bits (fp8, "
+                          "awq), or give --speed")
     return engine, f"a guess from {count} x {gpu.name} and {cards.serve}; `breakeven calibrate` measures"
 
 

@@ -64,7 +64,8 @@ MODELS: Mapping[str, Model] = MappingProxyType({model.name: model for model in (
 ALIASES = {"llama-3-8b": "llama-3.1-8b", "llama-3-70b": "llama-3.3-70b", "llama-3.1-70b": "llama-3.3-70b",
            "deepseek-r1-distill-llama-70b": "llama-3.3-70b", "deepseek-r1-distill-llama-8b": "llama-3.1-8b",
            "deepseek-r1-distill-qwen-32b": "qwen2.5-32b", "qwen1.5-72b-chat": "qwen1.5-72b"}
-NOISE = re.compile(r"-(?:instruct|chat|hf|it|base|v\d+(?:\.\d+)?|2501|fp8|bf16|fp16|awq|gptq|int4|int8|w4a16)(?=-|$)")
+PRECISION_WORDS = ("fp8", "bf16", "fp16", "awq", "gptq", "int4", "int8", "w4a16", "w8a8")
+NOISE = re.compile(rf"-(?:instruct|chat|hf|it|base|v\d+(?:\.\d+)?|2501|{'|'.join(PRECISION_WORDS)})(?=-|$)")
 
 
 def find_model(text: str) -> Model | None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 
 from proxy.core.gpus import GPUS, Gpu, find_gpu
-from proxy.core.models import ALIASES, MODELS, Model, find_model, plain_name
+from proxy.core.models import ALIASES, MODELS, PRECISION_WORDS, Model, find_model, plain_name
 
 GPU_FIELDS = ("memory_gib", "bandwidth_gb_s", "fp16_tflops", "watts")
 
@@ -22,6 +22,19 @@ def model_named(text: str) -> Model:
         near = nearest(plain_name(text), [*MODELS, *ALIASES])
         raise PlanRefused(f"model {text!r} is not known{near}; or give --parameters, --layers, --kv-heads, --head-dim")
     return model
+
+
+def served_model(text: str) -> Model:
+    """A known model with its precision after it, as in llama-3.3-70b-fp8; PlanRefused with the nearest names."""
+    if (model := find_model(text)) is not None:
+        return model
+    base, _, last = text.strip().rpartition("-")
+    if find_model(base) is not None:
+        near = nearest(last.lower(), PRECISION_WORDS)
+        raise PlanRefused(f"what {last!r} says of {base} is not known{near}; or give --speed")
+    near = nearest(plain_name(text), [*MODELS, *ALIASES])
+    raise PlanRefused(f"model {text!r} is not known{near}; its precision may follow ({', '.join(PRECISION_WORDS)}); or "
+                      "give --speed")
 
 
 def gpu_named(text: str) -> Gpu:

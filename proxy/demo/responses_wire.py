@@ -69,7 +69,10 @@ class Response:
 
     def thought(self, done: bool) -> dict[str, Any]:
         told = [{"type": "summary_text", "text": self.answer.text(self.hidden)}] if self.summary and done else []
-        return {"id": self.thought_id, "type": "reasoning", "summary": told}
+        thought = {"id": self.thought_id, "type": "reasoning", "summary": told}
+        if "reasoning.encrypted_content" in (self._body.get("include") or ()):
+            thought["encrypted_content"] = f"gAAAA{self.ident[-16:]}"
+        return thought
 
     def document(self, status: str, usage: dict[str, Any] | None, count: int | None = None,
                  error: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -129,6 +129,11 @@ async def test_a_key_hands_on_its_own_reasoning_alone_and_only_where_it_lies(tmp
             assert unkept.output[0].type == "reasoning"
             with pytest.raises(openai.BadRequestError):
                 await client.responses.create(**think, input=[*unkept.output])
+            said = [{"role": "user", "content": "think hard"}]
+            for _ in range(2):  # what the refusal says to do instead
+                answer = await client.responses.create(**think, input=said, store=False,
+                                                       include=["reasoning.encrypted_content"])
+                said = [*said, *answer.output, {"role": "user", "content": "and now?"}]
         assert [row["backend"] for row in there.rows()][:4] == ["api"] * 4
         assert [row["reason"] for row in there.rows()][1:4] == ["previous_response"] * 3
         assert verify(there.ledger) == []

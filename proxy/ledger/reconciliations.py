@@ -21,14 +21,14 @@ WHO_MAX = 200
 @dataclass(frozen=True, slots=True)
 class Reconciled:
     """One reconciliation: amounts in nano-USD. `provider`: whose bill, "" everybody's; that of some of a provider's
-    backends names them ("openai at a, b"), and stands for no provider. `files`: name, sha256 and format of each;
+    backends names them ("openai at a, b"), and stands for no provider. `files`: name, sha256, format of each, and whether it says money;
     `causes`: nano-USD by cause; `cells`: day, model, ours, theirs, causes of each."""
 
     kind: Literal["api", "gpu"]
     provider: str
     from_ns: int
     to_ns: int
-    files: Sequence[Mapping[str, str]]
+    files: Sequence[Mapping[str, Any]]
     tolerance: str
     within: bool
     ours_nano: int
@@ -39,6 +39,12 @@ class Reconciled:
     who: str
     at_ns: int = 0
     id: int = 0
+
+    @property
+    def money(self) -> bool:
+        """False where its files say tokens alone. Those kept before this was told count as they did, so that what was
+        closed with them comes out the same."""
+        return not self.files or any(file.get("money", True) for file in self.files)
 
 
 def record(url: str, found: Reconciled, now_ns: int | None = None) -> int:
@@ -67,20 +73,20 @@ def record(url: str, found: Reconciled, now_ns: int | None = None) -> int:
 
 
 def covering(connection: Connection, from_ns: int, to_ns: int, kind: str = "api") -> list[Reconciled]:
-    """Those that touch [from, to), without their cells, oldest first."""
+    """Those that touch [from, to) and say what it cost, without their cells, oldest first."""
     rows = connection.execute(select(*(column for column in reconciliations.columns if column.name != "cells")).where(
         reconciliations.c.kind == kind, reconciliations.c.from_ns < to_ns, reconciliations.c.to_ns > from_ns)
         .order_by(reconciliations.c.id)).mappings()
-    return [_of(row) for row in rows]
+    return [one for one in map(_of, rows) if one.money]
 
 
 def latest(connection: Connection) -> list[Reconciled]:
-    """The newest of each kind and provider."""
-    found: dict[tuple[str, str], Reconciled] = {}
+    """The newest of each kind and provider: of money, and of tokens alone, neither of which makes up for the other."""
+    found: dict[tuple[str, str, bool], Reconciled] = {}
     for row in connection.execute(select(*(column for column in reconciliations.columns if column.name != "cells"))
                                   .order_by(reconciliations.c.id)).mappings():
         one = _of(row)
-        found[one.kind, one.provider] = one
+        found[one.kind, one.provider, one.money] = one
     return list(found.values())
 
 

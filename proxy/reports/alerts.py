@@ -118,10 +118,11 @@ def _known_since(connection: Connection, begin_ns: int) -> bool:
 def _bills(connection: Connection) -> Iterator[Condition]:
     for one in reconciliations.latest(connection):
         if not one.within:
-            bill = "GPU bill" if one.kind == "gpu" else f"bill of {one.provider or 'the API'}"
+            bill = "GPU bill" if one.kind == "gpu" else f"{'bill' if one.money else 'usage export'} of " + (
+                one.provider or "the API")
             causes = ", ".join(list(one.causes)[:3])
             yield Condition(
-                f"reconciliation {one.kind} {one.provider}".strip(), "reconciliation",
+                f"reconciliation {one.kind if one.money else 'usage'} {one.provider}".strip(), "reconciliation",
                 f"The {bill} for {day_of(one.from_ns // NS_PER_S)} to {day_of(one.to_ns // NS_PER_S - 1)} does not "
                 f"agree with what we metered: {usd(one.theirs_nano):,.2f} against {usd(one.ours_nano):,.2f} USD "
                 f"({causes}).",

@@ -122,6 +122,7 @@ class File:
     name: str
     sha256: str
     what: str  # which format it was read as
+    money: bool = True  # False: it says what was used, not what it costs
 
 
 @dataclass(slots=True)
@@ -139,6 +140,11 @@ class Bill:
     @property
     def is_gpu(self) -> bool:
         return bool(self.gpu)
+
+    @property
+    def money(self) -> bool:
+        """Whether it says what anything costs. Tokens alone can agree while the prices are wrong."""
+        return bool(self.charges or self.gpu)
 
 
 def day_of(second: int) -> str:

@@ -31,12 +31,12 @@ def read(paths: Sequence[Path]) -> Bill:
         if len(content) > BYTES_MAX:
             raise BadBill(str(path), None, "", f"more than {BYTES_MAX >> 20} MiB")
         digest = hashlib.sha256(content).hexdigest()
-        before = len(bill.usage) + len(bill.charges) + len(bill.gpu)
+        before, charged = len(bill.usage) + len(bill.charges) + len(bill.gpu), len(bill.charges) + len(bill.gpu)
         what = _one(path, content, bill)
         if any(digest == other.sha256 for other in bill.files) and before != (
                 len(bill.usage) + len(bill.charges) + len(bill.gpu)):  # two exports without anything are the same
             raise BadBill(str(path), None, "", "the same file twice")
-        bill.files.append(File(path.name, digest, what))
+        bill.files.append(File(path.name, digest, what, len(bill.charges) + len(bill.gpu) > charged))
     if bill.gpu and (bill.usage or bill.charges):
         raise BadBill(str(paths[-1]), None, "", "a GPU bill and an API's bill: reconcile them one after the other")
     return bill

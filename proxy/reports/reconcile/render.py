@@ -21,6 +21,7 @@ from proxy.reports.reconcile.explain import Request
 from proxy.reports.reconcile.gpu import GpuCell
 from proxy.reports.render import safe_cell
 
+NO_MONEY = "no money in this bill: tokens valued at our prices"
 ADVICE = {**causes.ADVICE, **gpu.ADVICE}
 ROWS_MAX = 60  # days and models in a table; JSON has all
 
@@ -30,7 +31,8 @@ def to_dict(found: Reconciliation) -> dict[str, Any]:
     to it."""
     bill = found.bill
     return {
-        "kind": "gpu" if bill.is_gpu else "api", "provider": found.whose, "currency": "USD",
+        "kind": "gpu" if bill.is_gpu else "api", "money": bill.money, "note": "" if bill.money else NO_MONEY,
+        "provider": found.whose, "currency": "USD",
         "from": day_of(bill.first), "to": day_of(bill.beyond - 1),
         "files": [{"name": safe_cell(file.name), "sha256": file.sha256, "format": file.what} for file in bill.files],
         "tolerance_percent": str(found.tolerance * 100), "within": found.within, "ours": usd_string(found.ours),
@@ -83,13 +85,15 @@ def _page(found: Reconciliation) -> list[RenderableType]:
     title = Text.assemble(("Reconciliation ", "bold"), f"{what}, {day_of(bill.first)} to {day_of(bill.beyond - 1)}",
                           ("   UTC days, USD", "dim"))
     sums = Table.grid(padding=(0, 2))
-    for name, amount in (("Metered by us", found.ours), ("On the bill", found.theirs),
+    for name, amount in (("Metered by us", found.ours), ("On the bill" if bill.money else "Their tokens", found.theirs),
                          ("Difference", found.theirs - found.ours)):
         sums.add_row(name, Text(_usd(amount), justify="right"))
     verdict = Text(f"{'Within' if found.within else 'NOT within'} {limit}: the days and "
                    f"{'backends' if bill.is_gpu else 'models'} are {_usd(found.apart)} apart"
                    + (f", {percent} %" if percent is not None else ""), "green" if found.within else "bold red")
     page: list[RenderableType] = [Text(), title, Text(), sums, verdict]
+    if not bill.money:
+        page.append(Text(f"{NO_MONEY[0].upper()}{NO_MONEY[1:]}. No period counts as reconciled by it.", "yellow"))
     if found.causes:
         page += [Text(), _causes(found)]
     page += [Text(), _days(found)]
@@ -113,8 +117,9 @@ def _days(found: Reconciliation) -> RenderableType:
     different = [cell for cell in found.cells if cell.causes]
     shown = sorted(different, key=lambda cell: -abs(cell.difference))[:ROWS_MAX]
     agree = len(found.cells) - len(different)
+    to_the = "to the nano-dollar" if found.bill.money else "to the token"
     if not shown:
-        return Text(f"{agree:,} of {agree:,} agree to the nano-dollar.")
+        return Text(f"{agree:,} of {agree:,} agree {to_the}.")
     table = Table("day", "backend" if found.bill.is_gpu else "model", Column("ours", justify="right"),
                   Column("theirs", justify="right"), Column("difference", justify="right"), "why", box=SIMPLE_HEAD,
                   pad_edge=False, header_style="bold")
@@ -124,7 +129,7 @@ def _days(found: Reconciliation) -> RenderableType:
                               for cause in cell.causes)
         table.add_row(cell.day, Text(clean(cell.model)), *(Text(_usd(amount), justify="right") for amount in (
             cell.nano_ours, cell.theirs, cell.difference)), why)
-    rest = f"The other {agree:,} agree to the nano-dollar." if agree else ""
+    rest = f"The other {agree:,} agree {to_the}." if agree else ""
     if len(different) > len(shown):
         rest += f" {len(different) - len(shown):,} smaller differences: --format json."
     return Group(table, Text(rest.strip()))

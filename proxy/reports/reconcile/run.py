@@ -34,7 +34,7 @@ def kept(found: Reconciliation, who: str) -> Reconciled:
     bill = found.bill
     return Reconciled(
         "gpu" if bill.is_gpu else "api", found.whose, bill.first * NS_PER_S, bill.beyond * NS_PER_S,
-        [{"name": file.name, "sha256": file.sha256, "format": file.what} for file in bill.files],
+        [{"name": file.name, "sha256": file.sha256, "format": file.what, "money": file.money} for file in bill.files],
         str(found.tolerance), found.within, found.ours, found.theirs, found.apart, found.causes,
         [summary(cell) for cell in found.counted], who)
 

@@ -9,7 +9,8 @@ may be written as "10.0".
 
 Generic: `day` (2026-11-26, UTC), `model`, and what there is of `requests`, `input_tokens` (without cached ones),
 `cached_tokens`, `cache_write_tokens`, `output_tokens`, `cost` (USD), `tier`, `project`, `kind` (input, cached, written,
-output: of which tokens the row is the cost).
+output: of which tokens the row is the cost), `currency` (USD). Our own forms are closed: a column that is not known may
+be the one with the money, and is refused. Exports of providers have many that we need not know.
 
 GPU bill, generic: `day`, `resource`, `hours`, `rate` (USD per hour), `cost`. FOCUS (1.0 to 1.4): ChargePeriodStart,
 ResourceId or ResourceName, ConsumedQuantity with ConsumedUnit Hours (or PricingQuantity and PricingUnit),
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import csv
 import datetime as dt
+import difflib
 import io
 from collections import Counter
 from collections.abc import Iterator
@@ -52,7 +54,12 @@ YEARS = (1970, 2199)  # beyond them nanoseconds are no 63-bit number, or nobody 
 LAST_S = 7_258_118_399  # of 2199
 
 ROWS_MAX = 1_000_000
+GPU_GENERIC = "generic GPU bill"
 GENERIC_TOKENS = dict(zip(("input_tokens", "cached_tokens", "cache_write_tokens", "output_tokens"), KINDS, strict=True))
+
+
+GENERIC = ("day", "model", "requests", *GENERIC_TOKENS, "cost", "currency", "tier", "project", "kind")
+GPU_OWN = ("day", "resource", "hours", "rate", "cost", "currency")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,7 @@ class Columns:
 
 
 GPU_BILLS = (
-    Columns("generic GPU bill", ("day",), ("resource",), ("hours",), ("rate",), ("cost",), ("currency",)),
+    Columns(GPU_GENERIC, ("day",), ("resource",), ("hours",), ("rate",), ("cost",), ("currency",)),
     Columns("FOCUS", ("chargeperiodstart",), ("resourcename", "resourceid"), ("consumedquantity", "pricingquantity"),
             ("contractedunitprice", "listunitprice"), ("billedcost", "effectivecost"), ("billingcurrency",),
             ("consumedunit", "pricingunit"), ("chargecategory",), ("usage",)),
@@ -98,6 +105,8 @@ def read(file: str, content: str, bill: Bill) -> str:
             raise BadBill(file, 1, twice, "this column is there twice")
         for columns in GPU_BILLS:
             if all(have.intersection(group) for group in (columns.start, columns.resource, columns.cost)):
+                if columns.what == GPU_GENERIC:
+                    _known(file, names, GPU_OWN)
                 _gpu(file, _records(file, rows, names), columns, have, bill)
                 return columns.what
         if {"start_time", "amount_value"} <= have:
@@ -107,12 +116,23 @@ def read(file: str, content: str, bill: Bill) -> str:
             _dashboard(file, _records(file, rows, names), bill, costs=False)
             return "OpenAI usage, CSV"
         if {"day", "model"} <= have:
+            _known(file, names, GENERIC)
             _generic(file, _records(file, rows, names), have, bill)
             return "generic CSV"
     except csv.Error as error:
         raise BadBill(file, rows.line_num, "", f"not valid CSV: {error}") from None
     raise BadBill(file, 1, ", ".join(names)[:120] or "(empty)", "no bill that is known; write the columns day, model, "
                   "input_tokens, cached_tokens, output_tokens, cost, or day, resource, hours, rate, cost")
+
+
+def _known(file: str, names: list[str], known: tuple[str, ...]) -> None:
+    """Of our own forms every column that has a name is read, or none of the file is."""
+    missing = [name for name in known if name not in names]
+    for name in names:
+        if name and name not in known:
+            near = difflib.get_close_matches(name, missing, 1) or [one for one in missing if one == "cost"]
+            meant = f"; did you mean {near[0]}?" if near else "."
+            raise BadBill(file, 1, "", f"column {name[:40]!r} is not known{meant} Known are {', '.join(known)}")
 
 
 Record = tuple[Where, dict[str, str]]

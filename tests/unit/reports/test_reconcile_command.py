@@ -17,6 +17,7 @@ from proxy.core.usage import Usage
 from proxy.ledger import reconciliations, store
 from proxy.ledger.corrections import correct
 from proxy.ledger.journal import Journal
+from proxy.reports.bills import bills_of
 
 PRICE = Price("openai", "gpt-4o", (Tier({"input_text": Decimal("2.5"), "output_text": Decimal(10)}),), version="v1")
 NANO = 1_000 * 2_500 + 100 * 10_000
@@ -68,6 +69,24 @@ def test_a_bill_that_agrees_is_kept_and_exits_with_0(url, tmp_path):
     assert (kept.from_ns, kept.to_ns, kept.within, kept.ours_nano, kept.who) == (T0, T0 + 2 * DAY, True, 16 * NANO,
                                                                                 "finance")
     assert kept.files[0]["name"] == "bill.csv" and len(kept.files[0]["sha256"]) == 64
+
+
+def test_tokens_without_money_are_said_to_be_that_and_reconcile_no_period(url, tmp_path):
+    without = [line.rpartition(",")[0] for line in RIGHT]
+    usage = csv(tmp_path, *without, head="day,model,requests,input_tokens,output_tokens")
+    said = run(url, usage, "--backend", "openai").output
+    assert "No money in this bill: tokens valued at our prices" in said and "On the bill" not in said
+    assert "2 of 2 agree to the token" in said and "nano-dollar" not in said
+    as_json = json.loads(run(url, usage, "--backend", "openai", "--format", "json").output)
+    assert as_json["money"] is False and as_json["note"] == "no money in this bill: tokens valued at our prices"
+    with store.reading(url) as connection:
+        assert len(bills_of(connection, T0, T0 + 2 * DAY).open) == 2
+    money = csv(tmp_path, *RIGHT)
+    assert "No money" not in run(url, money, "--backend", "openai").output
+    run(url, csv(tmp_path, *without, head="day,model,requests,input_tokens,output_tokens"), "--backend", "openai")
+    with store.reading(url) as connection:
+        found = bills_of(connection, T0, T0 + 2 * DAY)
+    assert [one.id for one in found.agreed] == [3] and not found.open  # later tokens take nothing from the money
 
 
 def test_a_bill_held_to_some_of_a_providers_backends_stands_for_none(url, tmp_path):

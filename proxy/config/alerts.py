@@ -71,7 +71,7 @@ class Alerts(BaseModel):
     webhooks: tuple[Webhook, ...] = setting((), "Whom to tell", "Each gets every alert, once when it begins and once "
         "when it is over.", max_length=16)
     budget_percent: tuple[Annotated[Int, Field(ge=1, le=100)], ...] = setting(
-        (50, 80, 100), "Shares of a budget", "When what is spent and held of a budget (a key's, route's or tag's, or "
+        (50, 80, 100), "Shares of a budget", "When what is spent of a budget (a key's, route's or tag's, or "
         "api_spend_max) reaches so much. Empty: never.", unit="percent", max_length=8)
     savings_negative_hours: Int | None = setting(
         24, "Savings below zero", "When the report of the last so many hours is negative; null for never. Long enough "

@@ -1,7 +1,7 @@
 """What people should know now, from the books: budgets, savings, the fleet's breakeven, bills that do not agree.
 
-Each condition has a name that stays the same while it lasts, so that it is told once; a budget's has its window in it,
-so that the next month tells anew.
+Each condition has a name that stays the same while it lasts, so that it is told once; a budget's has its window and its
+limit in it, so that the next month tells anew, and so does a budget that was raised.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from sqlalchemy import Connection, func, select
 
-from proxy.core.budgets import GATEWAY, Budget, window_start_ns
+from proxy.core.budgets import GATEWAY, Budget, window_end_ns, window_start_ns
 from proxy.core.money import NS_PER_HOUR, NS_PER_MINUTE, NS_PER_S, usd
 from proxy.ledger import keys, reconciliations, store, treasury
 from proxy.ledger.schema import gpu_time, rollup
@@ -39,6 +39,8 @@ class Condition:
     kind: str
     text: str
     figures: dict[str, Any]
+    until_ns: int | None = None  # it is not over before, whatever later looks find
+    over: str = ""  # what is told when it is over, where that is not `text`
 
 
 def look(url: str, rules: Rules, budgets: Sequence[Budget], now_ns: int) -> list[Condition]:
@@ -62,17 +64,21 @@ def _budgets(connection: Connection, rules: Rules, budgets: Sequence[Budget], no
         return
     for window, use in treasury.used(connection, windows).items():
         name, budget = windows[window]
-        spent = use.total - use.open_nano  # what lies in leases is not spent
+        spent = use.posted_nano  # what is held is mostly given back
         for percent in sorted(set(rules.budget_percent)):
             if budget.limit_nano and spent * 100 >= percent * budget.limit_nano:
                 start = "" if budget.per == "total" else f" from {_minute(window[2])}"
+                limit = f"{usd(budget.limit_nano):,.2f} USD"
                 share = Fraction(spent * 100, budget.limit_nano)
                 yield Condition(
-                    f"budget {budget.scope} per {budget.per}{start}: {percent} %", "budget",
-                    f"The budget of {name} ({usd(budget.limit_nano):,.2f} USD per {budget.per}) is used to "
-                    f"{float(share):.1f} %, {usd(spent):,.2f} USD.",
+                    f"budget {budget.scope} of {budget}{start}: {percent} %", "budget",
+                    f"Of the budget of {name} ({limit} per {budget.per}) {float(share):.1f} % is spent, "
+                    f"{usd(spent):,.2f} USD.",
                     {"scope": budget.scope, "per": budget.per, "percent": percent, "limit": str(usd(budget.limit_nano)),
-                     "spent": str(usd(spent))})
+                     "spent": str(usd(spent))},
+                    window_end_ns(budget.per, window[2]),
+                    f"The {budget.per}{start} of the budget of {name} ({limit}) is over; {percent} % had been reached."
+                    if start else f"The budget of {name} ({limit} in all) is below {percent} % again, raised, or gone.")
 
 
 def _name(scope: str) -> str:

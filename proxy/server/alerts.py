@@ -45,6 +45,8 @@ class Condition(Protocol):
     kind: str
     text: str
     figures: Mapping[str, object]
+    until_ns: int | None
+    over: str
 
 
 class Alerter:
@@ -89,12 +91,14 @@ class Alerter:
         for name, one in conditions.items():
             if name not in firing:
                 await self._journal.alert(now_ns, name, "fired", {
-                    "kind": one.kind, "text": one.text, "figures": dict(one.figures)})
+                    "kind": one.kind, "text": one.text, "figures": dict(one.figures), "until_ns": one.until_ns,
+                    "over": one.over})
                 log.warning("alert: %s", one.text)
         for name, event in firing.items():
-            if name not in conditions:
-                await self._journal.alert(now_ns, name, "recovered", event.detail)
-                log.warning("alert is over: %s", event.detail["text"])
+            if name not in conditions and now_ns >= (event.detail.get("until_ns") or 0):
+                text = event.detail.get("over") or event.detail["text"]
+                await self._journal.alert(now_ns, name, "recovered", {**event.detail, "text": text})
+                log.warning("alert is over: %s", text)
 
     def _firing(self) -> dict[str, Event]:
         with store.reading(self._url) as connection:

@@ -117,6 +117,8 @@ class Holds:
     kind: str = "budget"
     text: str = "The budget of tag team=search is used to 80.0 %."
     figures: dict = field(default_factory=lambda: {"spent": "8.00"})
+    until_ns: int | None = None
+    over: str = ""
 
 
 class Place:
@@ -159,6 +161,17 @@ async def test_an_alert_is_sent_once_and_so_is_its_end_also_across_restarts(tmp_
     assert [one["state"] for one in receiver.said] == ["firing", "recovered", "firing"], "a new occurrence"
     assert len({one["id"] for one in receiver.said}) == 3
     assert place.counted == [("finance", "sent")] * 3
+
+
+async def test_what_has_a_window_is_not_over_inside_it_and_then_says_that_the_window_is(tmp_path, receiver):
+    place = Place(tmp_path, receiver)
+    place.holds = [Holds("budget a", until_ns=NOW + 10, over="The month is over.")]
+    await place.rounds()
+    place.holds = []
+    await place.rounds(2, NOW + 9)
+    assert [one["state"] for one in receiver.said] == ["firing"], "whatever was given back meanwhile"
+    await place.rounds(2, NOW + 10)
+    assert [(one["state"], one["text"]) for one in receiver.said[1:]] == [("recovered", "The month is over.")]
 
 
 async def test_what_was_not_taken_is_tried_again_also_after_a_restart_and_given_up_at_last(tmp_path, receiver):

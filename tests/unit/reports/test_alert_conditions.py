@@ -60,8 +60,11 @@ def test_a_budget_tells_each_share_once_reached_and_a_new_window_is_new(url):
     budget = spend(url, "tag:team=a", at, "8.5")
     told = conditions(url, at, [budget], budget_percent=(50, 80, 100))
     assert [one.figures["percent"] for one in told] == [50, 80]
-    assert told[0].alert == "budget tag:team=a per day from 2026-12-11T00:00Z: 50 %"
-    assert "tag team=a (10.00 USD per day) is used to 85.0 %, 8.50 USD" in told[0].text
+    assert told[0].alert == "budget tag:team=a of 10/day from 2026-12-11T00:00Z: 50 %"
+    assert "tag team=a (10.00 USD per day) 85.0 % is spent, 8.50 USD" in told[0].text
+    assert told[0].until_ns == window_start_ns("day", at) + DAY
+    assert told[0].over == ("The day from 2026-12-11T00:00Z of the budget of tag team=a (10.00 USD) is over; 50 % had "
+                            "been reached.")
     assert conditions(url, at + DAY, [budget], budget_percent=(50,)) == []
     spend(url, "tag:team=a", at + 60 * 10**9, "1.5")
     assert [one.figures["percent"] for one in conditions(url, at, [budget], budget_percent=(100,))] == [100]
@@ -72,7 +75,20 @@ def test_keys_have_budgets_too(url):
     at = T0 + 40 * DAY
     spend(url, f"key:{key_id}", at, "3", limit="4")
     (told,) = conditions(url, at, budget_percent=(50,))
-    assert "key search (4.00 USD per day) is used to 75.0 %" in told.text
+    assert "key search (4.00 USD per day) 75.0 % is spent" in told.text
+
+
+def test_what_is_only_held_is_not_spent(url):
+    at = T0 + 40 * DAY
+    budget = spend(url, "tag:team=a", at, "4.4")
+
+    async def seen():
+        async with Journal(url) as journal:
+            line = Line(budget, window_start_ns("day", at), nano("5.5"))
+            await journal.reserve(Hold("held", 1, (line,), at + DAY))
+            return conditions(url, at, [budget], budget_percent=(40, 50, 80))
+
+    assert [one.figures["percent"] for one in asyncio.run(seen())] == [40]
 
 
 def test_savings_below_zero_over_a_window_that_the_books_cover(url):

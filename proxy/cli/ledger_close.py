@@ -17,6 +17,7 @@ def run(to: str, from_: str | None, without_bill: str | None, who: str, time_zon
     from proxy.cli.progress import sum_up
     from proxy.core.currency import plain, rate_of
     from proxy.ledger.location import locate
+    from proxy.reports.bills import days_of
     from proxy.reports.closing import CONVERTED, Refused, close, held_to
     from proxy.reports.figures import rate_words
     from proxy.reports.period import parse, show
@@ -58,6 +59,8 @@ def run(to: str, from_: str | None, without_bill: str | None, who: str, time_zon
         typer.echo(f"Reconciled to the bill of {bill['provider'] or 'the API'} for {bill['from']} to {bill['to']} "
                    f"(reconciliation {bill['id']})")
     if days:
-        more = f" and {len(days) - DAYS_SHOWN} more" if len(days) > DAYS_SHOWN else ""
-        typer.echo(f"Not reconciled: {', '.join(days[:DAYS_SHOWN])}{more}")
+        open_ = days_of(held["open"])
+        shown = ", ".join(f"{day} ({', '.join(whose)})" for day, whose in list(open_.items())[:DAYS_SHOWN])
+        more = f" and {len(open_) - DAYS_SHOWN} more" if len(open_) > DAYS_SHOWN else ""
+        typer.echo(f"{len(open_):,} day(s) not reconciled: {shown}{more}; closed without a bill: {period.reason}")
     typer.echo(f"SHA-256 of the statement: {period.hash}")

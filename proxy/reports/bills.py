@@ -59,6 +59,14 @@ class Bills:
                 "bills": [{**span_of(one), "sha256": [file["sha256"] for file in one.files]} for one in self.agreed]}
 
 
+def days_of(open_: Sequence[Sequence[str]]) -> dict[str, list[str]]:
+    """The days that no bill agrees with, once each, with the providers of each for people."""
+    found: dict[str, list[str]] = {}
+    for day, provider in open_:
+        found.setdefault(day, []).append(provider or "price unknown")
+    return found
+
+
 def span_of(one: Reconciled) -> dict[str, Any]:
     return {"id": one.id, "provider": one.provider, "from": day_of(one.from_ns // NS_PER_S),
             "to": day_of(one.to_ns // NS_PER_S - 1)}

@@ -36,7 +36,7 @@ from proxy.ledger.schema import (
     requests,
     rollup,
 )
-from proxy.reports.bills import Bills, bills_of
+from proxy.reports.bills import Bills, bills_of, days_of
 from proxy.reports.period import show
 from proxy.reports.reading import CONVERTED
 from proxy.reports.statement import GROUPS, PERIOD_DAYS_MAX, read_all, zone_of
@@ -66,7 +66,9 @@ def close(url: str, to_ns: int, *, who: str, time_zone: str = "UTC", from_ns: in
     Refused where it has not ended, is not reconciled or changes the currency; ValueError for what makes no sense;
     LedgerUnavailable."""
     now = now_ns or time.time_ns()
-    for name, text, most in (("who closes it", who, WHO_MAX), ("a reason", without_bill or "-", REASON_MAX)):
+    if without_bill is not None and not without_bill.strip():
+        raise ValueError("--without-bill is empty: give a reason; it stays with the period for good")
+    for name, text, most in (("who closes it", who, WHO_MAX), ("a reason", "-" if without_bill is None else without_bill, REASON_MAX)):
         if not text.strip() or len(text) > most or not text.isprintable():
             raise ValueError(f"closing needs {name}: one line of 1 to {most} characters")
     if to_ns % NS_PER_MINUTE:
@@ -93,8 +95,9 @@ def close(url: str, to_ns: int, *, who: str, time_zone: str = "UTC", from_ns: in
 
 def _refuse_open(bills: Bills) -> None:
     if bills.open:
-        days = ", ".join(f"{day} ({provider or 'price unknown'})" for day, provider in bills.open[:DAYS_SHOWN])
-        more = f" and {len(bills.open) - DAYS_SHOWN} more" if len(bills.open) > DAYS_SHOWN else ""
+        found = days_of(bills.open)
+        days = ", ".join(f"{day} ({', '.join(whose)})" for day, whose in list(found.items())[:DAYS_SHOWN])
+        more = f" and {len(found) - DAYS_SHOWN} more day(s)" if len(found) > DAYS_SHOWN else ""
         raise Refused(f"not reconciled to a bill within its tolerance: {days}{more}; run `breakeven reconcile`, book "
                       "what was wrong with `breakeven ledger correct`, or say why not: --without-bill REASON")
 

@@ -11,9 +11,11 @@ from sqlalchemy import Connection
 from proxy.ledger import closing
 from proxy.ledger.closing import ClosedPeriod
 from proxy.ledger.reconciliations import Reconciled
-from proxy.reports.bills import bills_of, span_of
+from proxy.reports.bills import bills_of, days_of, span_of
 from proxy.reports.closing import held_to
 from proxy.reports.period import show
+
+REASON_SHOWN_MAX = 80  # characters; --format json has it all
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,9 @@ class Standing:
             said += (f"; reconciled {'in part, ' if self.unreconciled else ''}to the bill of {', '.join(self.names)} "
                      f"on {show(max(one.at_ns for one in self.reconciled), zone)[:10]}")
         if self.unreconciled:
-            said += f"; {len({day for day, _ in self.unreconciled}):,} day(s) not reconciled"
+            said += f"; {len(days_of(self.unreconciled)):,} day(s) not reconciled"
+        for reason in dict.fromkeys(one.reason for one in self.closed if one.reason):
+            said += f"; closed without a bill: {reason[:REASON_SHOWN_MAX]}{'…' if len(reason) > REASON_SHOWN_MAX else ''}"
         return "".join(char if char.isprintable() else "?" for char in said) + "."
 
 

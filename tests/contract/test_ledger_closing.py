@@ -263,7 +263,7 @@ def test_a_bill_of_a_part_or_out_of_tolerance_never_passes_as_the_whole(url):
     with store.reading(url) as connection:
         found = standing(connection, *NOVEMBER)
     assert found.line(zone_of("UTC")) == ("Closed on 2026-12-11 by finance; reconciled in part, to the bill of openai "
-                                          "(2026-11-01 to 2026-11-02) on 2026-12-11; 2 day(s) not reconciled.")
+                                          "(2026-11-01 to 2026-11-02) on 2026-12-11; 2 day(s) not reconciled; closed without a bill: a test.")
     said = found.to_dict(zone_of("UTC"))
     assert [one["id"] for one in said["reconciled"]] == said["closed"][0]["reconciliations"] == [part]
 
@@ -406,8 +406,31 @@ def test_the_command_names_the_bills(url):
     record(url, bill(T0, T0 + 2 * DAY), LATER)
     done = CliRunner().invoke(app, ["ledger", "close", "--ledger", url, "--who", "finance", "--to", "2026-11-20",
                                     "--without-bill", "the third is disputed"])
-    assert "Reconciled to the bill of openai for 2026-11-01 to 2026-11-02 (reconciliation 1)\nNot reconciled: " \
-        "2026-11-03 openai\n" in done.output
+    assert "Reconciled to the bill of openai for 2026-11-01 to 2026-11-02 (reconciliation 1)\n1 day(s) " \
+        "not reconciled: 2026-11-03 (openai); closed without a bill: the third is disputed\n" in done.output
+    said = CliRunner().invoke(app, ["report", "--ledger", url, "--from", "2026-11-01", "--to", "2026-11-20"]).output
+    assert "; 1 day(s) not reconciled; closed without a bill: the third is disputed." in " ".join(said.split())
+
+
+@pytest.mark.parametrize("reason", ["", "  "])
+def test_a_reason_that_says_nothing_closes_nothing(url, reason):
+    done = CliRunner().invoke(app, ["ledger", "close", "--ledger", url, "--who", "finance", "--to", "2026-11-20",
+                                    "--without-bill", reason])
+    assert done.exit_code == 2 and "give a reason" in done.output and len(done.output.splitlines()) == 1
+    with store.reading(url) as connection:
+        assert books.closed(connection) == []
+
+
+def test_a_day_with_two_providers_is_one_day(url):
+    fill(url, *(on_api(request_id=f"other{number}", ended_ns=T0 + number * DAY + NS_PER_S, sent_ns=T0 + number * DAY,
+                       started_ns=T0 + number * DAY, first_token_ns=T0 + number * DAY, price_version="")
+                for number in range(8)))
+    with pytest.raises(Refused, match=r"2026-11-01 \(price unknown, openai\), .* and 5 more day\(s\);"):
+        shut(url, without_bill=None)
+    done = CliRunner().invoke(app, ["ledger", "close", "--ledger", url, "--who", "finance", "--to", "2026-11-20",
+                                    "--without-bill", "trial"])
+    assert "8 day(s) not reconciled: 2026-11-01 (price unknown, openai), " in done.output
+    assert "and 3 more; closed without a bill: trial" in done.output
 
 
 def test_unknown_usage_is_not_hidden_by_closing(url):

@@ -126,7 +126,8 @@ def charged_usd(demand: Demand, prices: Mapping[str, Price]) -> Floats:
                 usd_per_mtok = tier.of(bucket)
                 if usd_per_mtok is None:
                     raise PlanRefused(f"the price of {price.model} at {price.provider} says nothing of {bucket} "
-                                      f"({price.source})")
+                                      f"({price.source}): name another one with --api, or NAME=IN/OUT, or give it in a "
+                                      "--prices file")
                 rates[row, chosen] = float(usd_per_mtok) / 1e6
         rates[3, demand.model == place] = float(price.usd_per_request)
     uncached = demand.prompt - demand.cached

@@ -198,6 +198,9 @@ def test_the_ledger_and_its_configuration_are_enough(place):
     moments = [began + number * NS_PER_S for number in range(30)]
     entries = [RequestEntry(request_id=f"r{at}", started_ns=at, sent_ns=at, first_token_ns=at, ended_ns=at + NS_PER_S,
                             **facts) for at in moments]
+    embeddings = {**facts, "endpoint": "embeddings", "route": "text-embedding-3-small", "usage": Usage(input_text=40)}
+    entries += [RequestEntry(request_id=f"e{at}", started_ns=at, sent_ns=at, first_token_ns=at, ended_ns=at + NS_PER_S,
+                             **embeddings) for at in moments[:2]]
 
     async def fill():
         async with Journal(url) as journal:
@@ -208,11 +211,14 @@ def test_the_ledger_and_its_configuration_are_enough(place):
         "ledger": url, "backends": {
             "own": {"kind": "vllm", "url": "http://10.0.0.1:8000", "model": "llama-8b",
                     "gpu": {"type": "H100", "usd_per_hour": 2.9, "from": "2026-01-01"}},
-            "gpt-4o": {"kind": "openai", "model": "gpt-4o", "api_key": "env:NOBODY_ASKS_FOR_IT"}},
-        "routes": {"gpt-4o": {"backends": ["own", "gpt-4o"], "baseline": "gpt-4o"}}}))
+            "gpt-4o": {"kind": "openai", "model": "*", "api_key": "env:NOBODY_ASKS_FOR_IT"}},
+        "routes": {"gpt-4o": {"backends": ["own", "gpt-4o"], "baseline": "gpt-4o"},
+                   "text-embedding-3-small": {"backends": ["gpt-4o"], "baseline": "gpt-4o"}}}))
     since = time.strftime("%Y-%m-%dT%H:%M", time.gmtime(time.time() - 3 * 3600))
     found = planned("--ledger", "--config", "c.yaml", "--from", since, code=1)
-    assert found["source"] == "ledger" and found["requests"] == 30 and found["hours"] == pytest.approx(3.25, abs=0.26)
+    assert found["source"] == "ledger" and found["requests"] == 30 and found["hours"] == pytest.approx(2.25, abs=0.26)
+    assert "requests for embeddings, which write no tokens, left out: 2" in found["warnings"]
+    assert any("the ledger begins at" in warning for warning in found["warnings"])
     assert found["options"][0]["replica"] == "own" and found["options"][0]["usd_per_hour"] == 2.9
     assert sum(found["options"][0]["bill_usd_by_step"]) == pytest.approx(30 * (1500 * 2.5 + 100 * 10) / 1e6)
 

@@ -185,8 +185,38 @@ def ledger(place):
     return place
 
 
+def book(place, *entries):
+    async def settle():
+        async with Journal(f"sqlite:///{place}/ledger.db") as journal:
+            await asyncio.gather(*(journal.settle(one) for one in entries))
+
+    asyncio.run(settle())
+
+
+def three_hours_ago():
+    return time.strftime("%Y-%m-%dT%H:%M", time.gmtime(time.time() - 3 * 3600))
+
+
+def test_rent_of_before_the_ledgers_first_request_is_left_out(ledger):
+    """The first of the month is when a period begins, not when a fleet did."""
+    found, by_name = outcomes("ledger", "--from", three_hours_ago())
+    assert by_name["marginal-cost"]["requests"] == 61
+    assert by_name["marginal-cost"]["span_s"] == pytest.approx(2 * 3600, abs=90)
+    [said] = [warning for warning in found["warnings"] if "the ledger begins at" in warning]
+    assert "rent of before is left out" in said
+
+
+def test_embeddings_are_left_out_and_counted(ledger):
+    now = time.time_ns() - NS_PER_HOUR
+    book(ledger, *(entry(70 + number, now, endpoint="embeddings", usage=Usage(input_text=40)) for number in range(3)))
+    found, by_name = outcomes("ledger", "--from", three_hours_ago())
+    assert by_name["marginal-cost"]["requests"] == 61
+    assert "requests for embeddings, which write no tokens, left out: 3" in found["warnings"]
+
+
 def test_the_ledgers_own_requests_are_replayed_for_the_whole_period(ledger):
-    began = time.strftime("%Y-%m-%dT%H:%M", time.gmtime(time.time() - 3 * 3600))
+    book(ledger, entry(80, time.time_ns() - 5 * NS_PER_HOUR))  # it was there before
+    began = three_hours_ago()
     found, by_name = outcomes("ledger", "--from", began, "--sweep", "threshold")
     one = by_name["marginal-cost"]
     assert one["requests"] == 61 and one["span_s"] == pytest.approx(3 * 3600, abs=90)

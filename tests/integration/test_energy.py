@@ -8,6 +8,7 @@ import time
 from proxy.core.money import NS_PER_MINUTE
 from proxy.demo.serving import serve
 from proxy.reports.statement import build
+from proxy.server import chores
 from tests.support.world import world
 
 PAGE = """# HELP DCGM_FI_DEV_GPU_UTIL GPU utilization (in %).
@@ -33,6 +34,7 @@ class Exporter:
 
 
 async def test_measured_energy_is_priced_and_gpu_util_is_accepted_as_a_threshold(tmp_path, monkeypatch):
+    monkeypatch.setattr(chores, "TICK_S", 3600)  # the test says what time it is
     exporter = Exporter()
     async with serve(exporter) as url:
         began = dt.datetime.now(dt.UTC).replace(second=0, microsecond=0)

@@ -178,11 +178,9 @@ async def test_it_is_sound_at_every_moment_while_others_write(url):
                 await asyncio.sleep(rng.uniform(0, 0.002))
 
         writing = [asyncio.create_task(client()) for _ in range(8)]
-        for _ in range(4):
-            before = len(written)
+        while len(written) < 500:
             assert await asyncio.to_thread(verify, url) == []
             assert await asyncio.to_thread(audit, url) == []
-            assert len(written) > before, "nobody wrote meanwhile"
         for task in writing:
             task.cancel()
         await asyncio.gather(*writing, return_exceptions=True)

@@ -3,9 +3,11 @@
 import asyncio
 import fcntl
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from decimal import Decimal
 from itertools import pairwise
@@ -58,8 +60,16 @@ CORRECTED = next(one for one in MOVED if one.backend_kind == "api" and one.final
 
 
 @pytest.fixture
-def url(tmp_path):
-    url = f"sqlite:///{tmp_path}/ledger.db"
+def url(filled, tmp_path):
+    shutil.copy(filled, tmp_path / "ledger.db")
+    return f"sqlite:///{tmp_path}/ledger.db"
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """A ledger that nobody has open."""
+    path = tmp_path_factory.mktemp("filled") / "ledger.db"
+    url = f"sqlite:///{path}"
 
     async def fill():
         async with Journal(url) as journal:
@@ -74,7 +84,9 @@ def url(tmp_path):
     asyncio.run(fill())
     correct(url, CORRECTED.request_id, CORRECTED.attempt, api_nano=12_345, reason="invoice", who="finance",
             now_ns=T0 + 2 * DAY)
-    return url
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return path
 
 
 def figures(url):

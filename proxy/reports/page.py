@@ -29,7 +29,7 @@ from proxy.reports.statement import zone_of
 PAGE_ROWS_MAX = 200  # groups of a table on the screen; what is beyond stands in one line
 CARD_ROWS_MAX = 60  # of the rate card: a spot price may change every hour
 # So that a month fits on two pages.
-PRINT_ROWS = {"team": 12, "route": 5, "key": 5, "model": 5, "price": 6, "backend": 7}
+PRINT_ROWS = {"team": 12, "route": 5, "key": 4, "model": 4, "price": 6, "backend": 7}
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from proxy.reports.bills import bills_of, days_of, span_of
 from proxy.reports.closing import held_to
 from proxy.reports.period import show
 
-REASON_SHOWN_MAX = 80  # characters; --format json has it all
+REASON_SHOWN_MAX = 60  # characters; --format json has it all
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,10 @@ from pypdf import PdfReader
 from proxy.cli import pdf
 from proxy.core.currency import Currency, Rate
 from proxy.core.money import NS_PER_HOUR
+from proxy.ledger.closing import ClosedPeriod
 from proxy.reports import page, view
 from proxy.reports.books import open_books
+from proxy.reports.standing import Standing
 from tests.support import report_month
 
 A4 = (595, 842)  # points
@@ -142,12 +144,38 @@ def test_a_month_in_another_currency_prints_on_two_pages_too(tmp_path, chromium)
     assert max(_sheets(chromium, path)) <= PAGE_PX
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_in_print_the_rows_of_every_table_add_up_to_its_total(file, tmp_path, chromium, full):
+    if full:
+        url = f"sqlite:///{tmp_path}/ledger.db"
+        report_month.make_full(url)
+        books = open_books(url, report_month.BEGAN, report_month.ENDED)
+        file = tmp_path / "full.html"
+        file.write_text(page.to_html(books, generated_ns=report_month.ENDED, ledger="ledger.db"), encoding="utf-8")
+    tab = chromium.new_page()
+    tab.goto(file.as_uri())
+    tab.emulate_media(media="print")
+    tables = tab.evaluate("""[...document.querySelectorAll('.groups')].map(one => [...one.querySelectorAll('tbody tr')]
+        .filter(row => row.offsetHeight).map(row => [row.className, row.querySelector('th').textContent,
+                                                     row.querySelector('td.strong data').value]))""")
+    tab.close()
+    assert len(tables) == 4
+    for rows in tables:
+        *parts, nobodys, (how, name, total) = rows
+        assert (how, name, nobodys[1]) == ("sum", "total", "nobody's: idle, overheads")
+        assert sum(Decimal(amount) for *_, amount in (*parts, nobodys)) == Decimal(total)
+
+
 def test_the_fullest_month_prints_on_two_pages(tmp_path, chromium):
     """All steps, all doubts, more of everything than has room, and no name shorter than may be."""
     url = f"sqlite:///{tmp_path}/ledger.db"
     report_month.make_full(url)
     books = open_books(url, report_month.BEGAN, report_month.ENDED)
-    html = page.to_html(books, generated_ns=report_month.ENDED, ledger="a-ledger-with-a-long-name-of-its-own.db")
+    shut = ClosedPeriod(1, report_month.BEGAN, report_month.ENDED, report_month.ENDED, "UTC", None, "why " * 100,
+                        "finance", "", "5ea1" * 16)
+    final = Standing("closed", (shut,), (), tuple((f"2026-11-{day:02}", "openai") for day in range(1, 31)))
+    html = page.to_html(books, generated_ns=report_month.ENDED, ledger="a-ledger-with-a-long-name-of-its-own.db",
+                        standing=final)
     assert len(view.waterfall(books.statement)) >= 14 and len(view.spread(books).doubts) == 5
     printed = PdfReader(BytesIO(pdf.to_pdf(html)))
     assert len(printed.pages) == 2

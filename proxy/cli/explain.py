@@ -100,27 +100,37 @@ def _show(plan: dict[str, Any]) -> None:
         table.add_row("-", _name(one), "", "", f"{one['code']}: {one['detail']}", style="dim")
     console.print(table)
     if plan.get("candidates"):
-        console.print(_figures(plan["candidates"]))
+        console.print(_figures(plan["candidates"], plan.get("policy", "marginal-cost")))
 
 
-FIGURES = (  # what, field, format
+PRICED = ("marginal-cost", "observe")  # the policies that weigh money
+RULES = {"threshold": "Served here if no reading is above its threshold, and nothing stands in the way",
+         "self-hosted-only": "Served here if nothing stands in the way"}
+MONEY = (  # what, field, format
     ("a: the API's price, USD", "value_usd", ".6f"), ("m: what varies here, USD", "marginal_usd", ".6f"),
     ("w: work, GPU-seconds", "work_s", ".3f"), ("d = (a - m) / w, USD per GPU-second", "density", ".3g"),
-    ("asks: lambda x how full, the same", "asks", ".3g"), ("how full", "occupancy", ".0%"),
+    ("asks: lambda x how full, the same", "asks", ".3g"))
+FIGURES = (
+    ("how full", "occupancy", ".0%"),
     ("first token expected, s", "ttft_s", ".2f"), ("per further token, s", "tpot_s", ".3f"),
     ("taken as so many times as long", "slack", ".2f"), ("prompt tokens in its prefix cache", "cached_tokens", ".0f"),
     ("age of its readings, s", "age_s", ".1f"))
 SHOWN_MAX = 6  # replicas side by side; --json has all
 
 
-def _figures(candidates: list[dict[str, Any]]) -> Table:
-    """What each replica would make of it."""
+def _figures(candidates: list[dict[str, Any]], policy: str) -> Table:
+    """What each replica would make of it, by what the policy decides on."""
     shown = candidates[:SHOWN_MAX]
-    table = Table(title="Served here if d is at least what the replica asks, and nothing stands in the way")
+    table = Table(title=RULES.get(policy, "Served here if d is at least what the replica asks, and nothing stands in "
+                                  "the way"))
     table.add_column("")
     for one in shown:
         table.add_column(_name(one), justify="right", style=None if one["obstacle"] else "green")
-    for words, name, form in FIGURES:
+    if policy == "threshold":
+        for row, mark in enumerate(shown[0]["thresholds"]):
+            table.add_row(f"{mark['threshold']}: read, closed above", *(
+                f"{_number(one['thresholds'][row]['reading'], '.3g')}, {mark['limit']:g}" for one in shown))
+    for words, name, form in (*(MONEY if policy in PRICED else ()), *FIGURES):
         table.add_row(words, *(_number(one[name], form) for one in shown))
     table.add_row("in the way", *(one["obstacle"] or "nothing" for one in shown))
     if len(candidates) > len(shown):

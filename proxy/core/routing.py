@@ -324,5 +324,13 @@ def _over(state: ReplicaState, limits: Limits, waiting: int, was_closed: bool) -
     return None
 
 
+def marks(state: ReplicaState, limits: Limits, waiting: int) -> list[tuple[str, float | None, float]]:
+    """The thresholds that are set, with what each is held against, for `breakeven explain`: (code, reading, limit)."""
+    every = [("utilization_max", state.utilization, limits.utilization_max),
+             ("gpu_util_max", state.gpu_util, limits.gpu_util_max), ("queue_max", state.waiting, limits.queue_max),
+             ("kv_cache", state.kv_fraction, limits.kv_cache_max), ("waiting_max", waiting, limits.waiting_max)]
+    return [(code, reading, limit) for code, reading, limit in every if limit is not None]
+
+
 def _above(state: ReplicaState, code: str, reading: float, limit: float) -> Refusal:
     return Refusal(state.backend, state.replica, code, f"{reading:.2f} > {limit:.2f}, read {age(state)} ago")

@@ -25,7 +25,7 @@ from proxy.core.pricing import PriceBook
 from proxy.core.reasons import candidate
 from proxy.core.records import record
 from proxy.core.room import Room
-from proxy.core.routing import NOBODY, Limits, Plan, Policy, Switch, Thresholds, decide, effective_policy, unable
+from proxy.core.routing import NOBODY, Limits, Plan, Policy, Switch, Thresholds, decide, effective_policy, marks, unable
 from proxy.core.usage import Usage
 from proxy.server.keeper import Held
 from proxy.server.offers import Offer, offers
@@ -382,18 +382,23 @@ class Planner:
     def explain(self, route: Route, model: str, demand: Demand, now: float) -> dict[str, object]:
         """The plan for a request that arrived now, as JSON; for one that would wait, where it goes if no room opens."""
         plan = self.plan_for(route, model, demand, now)
-        candidates = self._explained(route, plan, now)
+        more = {"policy": effective_policy(replace(self._lanes[route.name].limits, switch=self.switch)),
+                "candidates": self._explained(route, plan, now)}
         if plan.attempts or plan.wait_s <= 0:
-            return {**plan_json(plan), "candidates": candidates}
+            return {**plan_json(plan), **more}
         after = self.plan_for(route, model, demand, now, "hopeless")
-        return {**plan_json(after), "reason": plan.reason, "wait_s": plan.wait_s, "candidates": candidates}
+        return {**plan_json(after), "reason": plan.reason, "wait_s": plan.wait_s, **more}
 
     def _explained(self, route: Route, plan: Plan, now: float) -> list[dict[str, object]]:
-        """Each replica's figures for this request: what it would take, cost, and when it would answer."""
-        pool = self._board.pools[route.name]
+        """Each replica's figures for this request: what it would take, cost, when it would answer, and how its readings
+        stand to the route's thresholds."""
+        pool, limits = self._board.pools[route.name], self._lanes[route.name].limits
+        waiting = len(pool.market.line)
         return [] if plan.job is None else [
-            candidate(room, plan.job, now, plan.bid_price, len(pool.market.line) > 0) for room in pool.market.rooms
-            if room.reading is not None and room.reading.backend in route.backends]
+            {**candidate(room, plan.job, now, plan.bid_price, waiting > 0),
+             "thresholds": [{"threshold": code, "reading": reading, "limit": limit} for code, reading, limit in marks(
+                 room.state or room.reading, limits, waiting)]}
+            for room in pool.market.rooms if room.reading is not None and room.reading.backend in route.backends]
 
     def want(self, call: Call, plan: Plan, now: float) -> None:
         """Count the request in the demand that names the bid price; once per request."""

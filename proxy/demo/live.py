@@ -42,6 +42,7 @@ WORDS = {
     "dwell": "a threshold closed our engine a moment ago",
     "queue_max": "our engine's queue is too long", "client_left": "its client left while it waited",
     "interrupted": "the process died", "no_backend_available": "nothing could serve it",
+    "insufficient_quota": "a budget did not hold it",
     "ejected": "our engine was ejected", "probation": "our engines fail",
     "slow_start": "our engine comes back gently", "wedged": "our engine hangs", "suspect": "our engine is silent",
     "unreachable": "our engine is unreachable", "asleep": "our engine sleeps", "draining": "our engine drains",
@@ -244,6 +245,7 @@ class View:
         style = "yellow" if prompt is not None and prompt < 99 else ""
         table.add_row("answered in time", Text(_in_time(self.page), style))
         failed = sum(count for why, count in self.page["ended"].items() if why not in FINE)
+        failed -= sum(one["requests"] for one in self.page["by_reason"] if one["reason"] == "insufficient_quota")
         table.add_row("failed", Text(f"{failed:,}", "bold red" if failed else ""))
         return table
 

@@ -214,9 +214,10 @@ class Handler:
                                                           call.at_ns(self._do.clock()), first), None)
             raise ClientGone from None
         except Unavailable as error:  # nothing was spent: who is refused need not wait for the disk
-            self._after(self._settle(self._do.settlement.unsent(call, error.code or "", error.status, "unavailable",
+            told = call.quota or error
+            self._after(self._settle(self._do.settlement.unsent(call, told.code or "", told.status, "unavailable",
                                                                 call.at_ns(self._do.clock()), first), None))
-            raise call.quota or error from None
+            raise told from None
 
     async def _placed(self, exchange: Exchange, call: Call, tried: frozenset[str], attempt_no: int) -> Placement:
         """A place that its budgets hold. What the gateway may spend at APIs can run out between the plan and this: then

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import io
 import json
+import re
 import time
 from dataclasses import replace
 
 import openai
 import orjson
 import pytest
+from rich.console import Console
 
 from proxy.core.budgets import Hold
 from proxy.demo.engine import Behaviour
+from proxy.demo.live import View
 from proxy.ledger import store
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.keys import KeyLimits, KeyStore
@@ -149,6 +153,22 @@ async def test_an_outage_of_the_gpus_is_no_bill_without_end(tmp_path, monkeypatc
         status, heads, _ = await there.post({**CHAT, "max_tokens": 10})
         assert status == 200 and heads["x-breakeven-backend"] == "llama"  # the GPU's own answers go on
         assert verify(there.ledger) == []
+
+
+async def test_a_request_that_only_a_budget_kept_from_an_api_is_booked_and_shown_as_that(tmp_path, monkeypatch):
+    limits = [{"route": "gpt-4o", "budget": "0.000001/day"}]
+    async with world(tmp_path, monkeypatch, budgets=limits) as there:
+        there.gateway.board.replicas["llama"][0].draining = True
+        status, _, body = await there.post({**CHAT, "max_tokens": 200})
+        assert status == 429 and json.loads(body)["error"]["code"] == "insufficient_quota"
+        (row,) = await there.settled(1)
+        assert (row["reason"], row["status"], row["end_reason"]) == ("insufficient_quota", 429, "unavailable")
+        page = there.gateway.status()
+        assert page["by_reason"] == [{"backend": "none", "reason": "insufficient_quota", "requests": 1}]
+        view, out = View("Breakeven"), io.StringIO()
+        view.observe(page)
+        Console(file=out, width=140, highlight=False).print(view)
+        assert "a budget did not hold it" in out.getvalue() and re.search(r"failed +0\b", out.getvalue())
 
 
 async def test_the_limit_may_only_alert(tmp_path, monkeypatch):

@@ -51,6 +51,8 @@ REASONS = {
     "draining": "Being taken out of service",
 }
 
+REFUSALS = {"insufficient_quota": "Refused, a budget did not hold it"}  # error codes in a reason's place
+
 # State of a replica: (word, tone). Tones are good, warn, bad and calm; each has a sign of its own beside its colour.
 HEALTH = {
     "ok": ("Healthy", "good"), "suspect": ("Silent", "warn"), "probation": ("Failing", "warn"),
@@ -78,7 +80,7 @@ SWITCH = {"all-api": "The operator's switch sends everything to the API.",
 
 
 def reason(code: str) -> str:
-    return REASONS.get(code, code.replace("_", " "))
+    return REASONS.get(code) or REFUSALS.get(code, code.replace("_", " "))
 
 
 def ending(code: str) -> str:

@@ -22,7 +22,7 @@ from proxy.wire.engine_metrics import EngineGauges
 READING_BYTES_MAX = 4096
 HISTOGRAMS = ("ttft", "itl", "queue_time")
 GPU = ("gpu_util", "power_w", "energy_j", "gpu_read_at")
-SAID = ("scrapes_refused", "scrapes_failed", "asleep", "paused", *GPU)  # of a replica, beside its gauges
+SAID = ("scrapes_refused", "scrapes_failed", "trouble", "asleep", "paused", *GPU)  # of a replica, beside its gauges
 
 
 class Readings:
@@ -64,6 +64,8 @@ class Watcher(Scraper):
             for task in self._tasks:
                 task.cancel()
             self._tasks = []
+            for replica in self._replicas:
+                replica.on_change = None
         for number, blob in enumerate(self._blobs):
             if blob.version != self._versions[number] and (found := blob.read()) is not None:
                 self._versions[number] = found[0]

@@ -7,6 +7,7 @@ ledger is the truth; a scrape adds what is foreign and the engine's own word on 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from proxy.core.capacity import Capacity
@@ -39,6 +40,7 @@ CACHED_MEMORY_TOKENS = 50_000.0
 SURE_OF_ENGINE, SURE_OF_QUEUE = 0.95, 0.7  # of its cache by its own word; of its batch by the requests it holds back
 LOST = frozenset({"unreachable", "wedged"})  # whoever was that returns gently
 CAPACITIES_KEPT = 256
+TROUBLE_CHARS = 200
 REFILL_S = 0.05  # what only time changes, such as health, is looked at this often
 
 
@@ -66,6 +68,7 @@ class Replica:
     read_at: float | None = None
     scrapes_refused: int = 0
     scrapes_failed: int = 0
+    trouble: str = ""  # what came instead of the last page that did not come
     heartbeat_at: float = 0.0
     heartbeat_trusted: bool = True
     asleep: bool = False
@@ -85,6 +88,7 @@ class Replica:
     engine_prompt_total: float = 0.0  # uncached prompt and output tokens the engine computed since we look
     engine_output_total: float = 0.0
     state_changes: int = 0
+    on_change: Callable[[Replica, Health, Health, float], None] | None = None  # hears of each change of its health
     _health_was: Health = "ok"
     _lost: bool = False  # it was there, and is away
     _own_at_scrape: tuple[float, float] = (0.0, 0.0)
@@ -156,9 +160,10 @@ class Replica:
         self._own_at_scrape = own
         self._learn_steps(now)
 
-    def scrape_failed(self, refused: bool) -> None:
+    def scrape_failed(self, refused: bool, trouble: str = "") -> None:
         """No page: refused connection, or a time-out, an error, something unreadable."""
         self.scrapes_failed += 1
+        self.trouble = trouble[:TROUBLE_CHARS]
         self.scrapes_refused = self.scrapes_refused + 1 if refused else 0
 
     def _heartbeat(self, before: EngineGauges | None, gauges: EngineGauges, own: tuple[float, float],
@@ -236,8 +241,10 @@ class Replica:
             self._lost = False
             self.breaker.returns(now)
         if health != self._health_was:
-            self._health_was = health
+            was, self._health_was = self._health_was, health
             self.state_changes += 1
+            if self.on_change is not None:
+                self.on_change(self, was, health, now)
         return health
 
     def _health(self, now: float) -> Health:

@@ -19,6 +19,7 @@ from proxy.config.model import Backend
 from proxy.core.errors import GatewayError, UpstreamFailed, UpstreamUnreachable
 from proxy.core.liveness import freshness
 from proxy.signals.board import Board
+from proxy.signals.changes import tell
 from proxy.signals.nvml import Nvml
 from proxy.signals.replica import Replica
 from proxy.upstream.transport import Outgoing, Upstream
@@ -51,6 +52,7 @@ class Scraper:
     def start(self) -> None:
         """Raises Unavailable when a configured source cannot be read at all."""
         for replica in self._board.every_replica():
+            replica.on_change = tell  # of several workers' one tells: who reads it
             self._tasks.append(asyncio.create_task(self._watch(replica), name=f"scrape {replica.backend}"))
         local = [name for name, backend in self._backends.items() if backend.gpu is not None and backend.gpu.nvml]
         if local:
@@ -109,11 +111,11 @@ class Scraper:
             status, page = await upstream.get("/metrics", DEADLINE_S, PAGE_BYTES_MAX)
         except GatewayError as error:
             self.failures += 1
-            replica.scrape_failed(refused=isinstance(error, UpstreamUnreachable))
+            replica.scrape_failed(isinstance(error, UpstreamUnreachable), error.message)
             return
         if status != 200:
             self.failures += 1
-            replica.scrape_failed(refused=False)
+            replica.scrape_failed(False, f"HTTP {status}")
             return
         self.pages += 1
         replica.take(read_metrics(page, kind), self._board.clock())

@@ -200,9 +200,10 @@ async def test_a_restarted_engine_is_used_again_and_nothing_is_counted_backwards
         assert replica.health(there.gateway.board.clock()) == "ok" and url
 
 
-async def test_an_engine_that_cannot_be_reached_is_left_and_found_again(tmp_path, monkeypatch):
+async def test_an_engine_that_cannot_be_reached_is_left_and_found_again(tmp_path, monkeypatch, caplog):
     from proxy.core.errors import UpstreamUnreachable
 
+    caplog.set_level("INFO", "breakeven.signals")
     async with world(tmp_path, monkeypatch) as there:
         replica, upstream = there.gateway.board.replicas["llama"][0], there.gateway.upstreams["llama", 0]
         await there.post(SHORT)
@@ -216,5 +217,13 @@ async def test_an_engine_that_cannot_be_reached_is_left_and_found_again(tmp_path
             assert (await there.post(SHORT))[1]["x-breakeven-backend"] == "api"
         await there.until(lambda: replica.health(there.gateway.board.clock()) == "ok")
         assert (await there.post(SHORT))[1]["x-breakeven-backend"] == "llama"
+        await there.until(lambda: len(told(caplog)) > 1)
+        assert told(caplog) == [
+            ("WARNING", "llama/0: ok -> unreachable: no metrics page: llama: connection refused"),
+            ("INFO", "llama/0: unreachable -> ok: its metrics page came")], "once each, however often it was looked at"
+
+
+def told(caplog):
+    return [(one.levelname, one.getMessage()) for one in caplog.records if one.name == "breakeven.signals"]
 
 

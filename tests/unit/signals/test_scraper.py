@@ -13,6 +13,7 @@ import pytest
 from proxy.core.errors import UpstreamFailed, UpstreamTimeout, UpstreamUnreachable
 from proxy.signals import nvml as nvml_module
 from proxy.signals import scraper as scraper_module
+from proxy.signals.changes import tell
 from proxy.signals.nvml import Nvml
 from proxy.signals.scraper import Scraper
 from proxy.wire.engine_metrics import DcgmGauges
@@ -59,6 +60,38 @@ async def test_only_a_connection_that_does_not_come_about_makes_it_unreachable(a
     for _ in range(3):
         await watching(one).scrape(one, Engine(metrics=answer), "vllm")
     assert one.scrapes_failed == 3 and one.health(100.0) == health
+
+
+async def test_each_change_of_health_is_told_once_with_its_cause(caplog):
+    caplog.set_level("INFO", "breakeven.signals")
+    one = replica()
+    one.on_change, scraper = tell, watching(one)
+    await scraper.scrape(one, Engine(metrics=UpstreamTimeout("llama: no whole answer in time")), "vllm")
+    one.load.claim(500, 500, 100, 1, 0.0)
+
+    def look(now):
+        one.health(now)
+        one.health(now)
+
+    look(1.0)
+    one.wedged = True
+    look(40.0)
+    one.revive(41.0)
+    look(41.0)
+    one.draining = True
+    look(41.0)
+    one.draining = False
+    one.breaker.failure(41.0, fatal=True)
+    look(41.0)
+    assert one.health(41.0) == "ejected", "told with the failure, where it was seen"
+    one.revive(60.0)
+    look(60.0)
+    assert [(line.levelname, line.getMessage()) for line in caplog.records] == [
+        ("WARNING", "llama/0: ok -> wedged: no progress for 40 s while it holds 1 requests; no metrics page: "
+                    "llama: no whole answer in time"),
+        ("INFO", "llama/0: wedged -> ok: it makes progress"),
+        ("INFO", "llama/0: ok -> draining: an admin drains it"),
+        ("INFO", "llama/0: ejected -> ok: its time is over, and the next failure ejects it at once")]
 
 
 async def test_an_engine_that_no_longer_says_whether_it_sleeps_is_awake():

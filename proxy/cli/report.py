@@ -96,7 +96,7 @@ def _report(from_: str | None, to: str | None, by: str | None, format_: str, led
     from proxy.reports.page import to_html
     from proxy.reports.period import resolve
     from proxy.reports.standing import standing
-    from proxy.reports.statement import check, read, zone_of
+    from proxy.reports.statement import check, read, tag_missing, zone_of
 
     _fits(by, format_)
     location, now_ns = locate(ledger, config), time.time_ns()
@@ -110,9 +110,12 @@ def _report(from_: str | None, to: str | None, by: str | None, format_: str, led
         final = standing(connection, from_ns, to_ns)
         if format_ == "table" or (format_ == "csv" and by != ALL):
             statement = read(connection, from_ns, to_ns, by=by or "route", time_zone=zone, currency=currency)
+            _note(tag_missing(connection, statement))
             return _table(statement, final, zone, plain=plain) if format_ == "table" else render.to_csv(statement, zone)
         books = read_books(connection, from_ns, to_ns, time_zone=zone, tag=tag, by_day=by in ("day", ALL),
                            currency=currency)
+        if tag is not None:
+            _note(tag_missing(connection, books.by[tag]))
     if format_ == "csv":
         return render.to_csv_of(books.by.values(), zone)
     if format_ == "json":
@@ -150,6 +153,12 @@ def _table(statement: object, standing: object, zone: str, *, plain: bool) -> st
     render.print_table(statement, out, zone, width=terminal.width if colour else 132, colour=colour,  # type: ignore[arg-type]
                        standing=standing)  # type: ignore[arg-type]
     return out.getvalue()
+
+
+def _note(text: str) -> None:
+    """A word beside the report, which is made all the same."""
+    if text:
+        typer.echo(f"breakeven report: {''.join(char if char.isprintable() else '?' for char in text)}", err=True)
 
 
 def _refuse(message: str) -> NoReturn:

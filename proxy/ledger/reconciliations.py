@@ -21,7 +21,8 @@ WHO_MAX = 200
 @dataclass(frozen=True, slots=True)
 class Reconciled:
     """One reconciliation: amounts in nano-USD. `provider`: whose bill, "" everybody's; that of some of a provider's
-    backends names them ("openai at a, b"), and stands for no provider. `files`: name, sha256, format of each, and whether it says money;
+    backends names them ("openai at a, b"), and stands for no provider. `files`: name, sha256, format of each, and
+    whether it says money;
     `causes`: nano-USD by cause; `cells`: day, model, ours, theirs, causes of each."""
 
     kind: Literal["api", "gpu"]

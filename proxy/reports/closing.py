@@ -68,7 +68,7 @@ def close(url: str, to_ns: int, *, who: str, time_zone: str = "UTC", from_ns: in
     now = now_ns or time.time_ns()
     if without_bill is not None and not without_bill.strip():
         raise ValueError("--without-bill is empty: give a reason; it stays with the period for good")
-    for name, text, most in (("who closes it", who, WHO_MAX), ("a reason", "-" if without_bill is None else without_bill, REASON_MAX)):
+    for name, text, most in (("who closes it", who, WHO_MAX), ("a reason", without_bill or "-", REASON_MAX)):
         if not text.strip() or len(text) > most or not text.isprintable():
             raise ValueError(f"closing needs {name}: one line of 1 to {most} characters")
     if to_ns % NS_PER_MINUTE:

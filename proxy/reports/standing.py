@@ -51,7 +51,8 @@ class Standing:
         if self.unreconciled:
             said += f"; {len(days_of(self.unreconciled)):,} day(s) not reconciled"
         for reason in dict.fromkeys(one.reason for one in self.closed if one.reason):
-            said += f"; closed without a bill: {reason[:REASON_SHOWN_MAX]}{'…' if len(reason) > REASON_SHOWN_MAX else ''}"
+            more = "…" if len(reason) > REASON_SHOWN_MAX else ""
+            said += f"; closed without a bill: {reason[:REASON_SHOWN_MAX]}{more}"
         return "".join(char if char.isprintable() else "?" for char in said) + "."
 
 

@@ -6,18 +6,20 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from proxy.core.cells import Place, Slice, whole
 from proxy.core.currency import DOLLARS, Currency
 from proxy.core.money import NS_PER_MINUTE, NS_PER_S
 from proxy.core.savings import NONE, Cells, Statement, account, apart
 from proxy.ledger import store
+from proxy.ledger.schema import rollup
 from proxy.reports import queries
 from proxy.reports.reading import Reader
 
 GROUPS = ("route", "backend", "key", "tag", "day", "model")
 PERIOD_DAYS_MAX = 3660
+TAGS_SHOWN = 10
 
 Day = tuple[str, int, int]  # name, first minute, minute beyond
 
@@ -123,6 +125,21 @@ def grouping(by: str) -> tuple[str, str]:
     if column not in GROUPS or (by not in GROUPS and column != "tag"):
         raise ValueError(f"cannot group by {by!r}; choose {', '.join(GROUPS)}, or tag:NAME")
     return column, tag
+
+
+def tag_missing(connection: Connection, statement: Statement) -> str:
+    """One line where a statement is by a tag that no request of its period has; empty where one has it, or there are
+    no requests."""
+    _, tag = grouping(statement.by)
+    groups = [row.group for row in statement.rows if row.allocated and row.requests]
+    if not tag or set(groups) != {NONE}:
+        return ""
+    tags = select(rollup.c.tags).where(rollup.c.minute >= statement.from_ns // NS_PER_MINUTE,
+                                       rollup.c.minute < -(-statement.to_ns // NS_PER_MINUTE)).distinct()
+    names = sorted({pair.partition("=")[0] for value in connection.execute(tags).scalars() for pair in value.split(",")
+                    if pair})
+    there = f"the tags of its requests are {', '.join(names[:TAGS_SHOWN])}" if names else "its requests have no tags"
+    return f"--by {statement.by}: no request of this period has the tag {tag}; {there}"
 
 
 def _name(value: str, tag: str) -> str:

@@ -263,7 +263,8 @@ def test_a_bill_of_a_part_or_out_of_tolerance_never_passes_as_the_whole(url):
     with store.reading(url) as connection:
         found = standing(connection, *NOVEMBER)
     assert found.line(zone_of("UTC")) == ("Closed on 2026-12-11 by finance; reconciled in part, to the bill of openai "
-                                          "(2026-11-01 to 2026-11-02) on 2026-12-11; 2 day(s) not reconciled; closed without a bill: a test.")
+                                          "(2026-11-01 to 2026-11-02) on 2026-12-11; 2 day(s) not reconciled; "
+                                          "closed without a bill: a test.")
     said = found.to_dict(zone_of("UTC"))
     assert [one["id"] for one in said["reconciled"]] == said["closed"][0]["reconciliations"] == [part]
 

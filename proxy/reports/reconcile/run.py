@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from decimal import Decimal
 from typing import Any
 
+from sqlalchemy import select
+
 from proxy.core.money import NS_PER_S
 from proxy.ledger import store
+from proxy.ledger.cells import rate_card
 from proxy.ledger.reconciliations import Reconciled
+from proxy.ledger.schema import rollup
 from proxy.reports.reconcile import gpu, ours
 from proxy.reports.reconcile.bill import Bill
 from proxy.reports.reconcile.cells import Cell
@@ -21,12 +26,27 @@ def reconcile(url: str, bill: Bill, now_ns: int, *, tolerance: Decimal = TOLERAN
               projects: Collection[str] = (), aliases: Mapping[str, str] | None = None) -> Reconciliation:
     """The bill beside the ledger, read at one moment. `aliases`: the bill's names of models, or of resources, to ours.
 
-    LedgerUnavailable when the ledger cannot be read."""
+    LedgerUnavailable when the ledger cannot be read; ValueError for a backend of ours that it does not know."""
     with store.reading(url) as connection:
         if bill.is_gpu:
+            cards = {line.name for line in rate_card(connection) if line.kind == "gpu"}
+            for theirs, name in (aliases or {}).items():
+                _known(f"--resource {theirs}={name}", name, cards, "GPU on the rate card")
             return Reconciliation(bill, gpu.compare(connection, bill, now_ns, aliases or {}), tolerance, bill.provider)
+        of_apis = select(rollup.c.backend).where(rollup.c.backend_kind == "api").distinct()
+        apis = set(connection.execute(of_apis).scalars())
+        for name in backends:
+            _known(f"--backend {name}", name, apis, "API in the ledger")
         return compare(bill, ours.read(connection, bill, backends), tolerance=tolerance, projects=projects,
                        aliases=aliases)
+
+
+def _known(option: str, name: str, names: Collection[str], what: str) -> None:
+    """A bill beside nothing of ours would be a bill that differs by all there is, and be kept as that."""
+    if name not in names:
+        near = difflib.get_close_matches(name, names)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted(names)) or 'none'}"
+        raise ValueError(f"{option}: no {what} is called {name}; {hint}")
 
 
 def kept(found: Reconciliation, who: str) -> Reconciled:

@@ -152,6 +152,19 @@ def test_a_gpu_bill_is_held_to_the_rate_card(url, tmp_path):
     assert {name: one["usd"] for name, one in said["causes"].items()} == {"unknown_resource": "2.000000000"}
 
 
+@pytest.mark.parametrize(("head", "line", "arguments", "said"), [
+    (None, RIGHT[0], ("--backend", "opnai"), "no API in the ledger is called opnai; did you mean openai?"),
+    (None, RIGHT[0], ("--backend", "xyz"), "no API in the ledger is called xyz; there are openai, other"),
+    ("day,resource,hours,rate,cost", "2026-11-01,pod,24,1.39,33.36", ("--resource", "pod=lama"),
+     "--resource pod=lama: no GPU on the rate card is called lama; did you mean llama?"),
+    ("day,resource,hours,rate,cost", "2026-11-01,pod,24,1.39,33.36", ("--resource", "pod=nope"), "there are llama")])
+def test_a_backend_that_is_not_ours_is_refused_and_nothing_kept(url, tmp_path, head, line, arguments, said):
+    result = run(url, csv(tmp_path, line, **({"head": head} if head else {})), *arguments)
+    assert result.exit_code == 2 and said in result.output and len(result.output.splitlines()) == 1
+    with store.reading(url) as connection:
+        assert reconciliations.latest(connection) == []
+
+
 def test_the_way_to_the_rows(url, tmp_path):
     bill = csv(tmp_path, *RIGHT)
     said = json.loads(run(url, bill, "--explain", "2026-11-02", "gpt-4o", "--format", "json").output)

@@ -135,7 +135,7 @@ BAD = {
     "kind": ("day,model,kind,cost\n2026-11-03,m,tea,1\n", "line 2, kind: 'tea' is none of input"),
     "amount": ("day,model,requests,input_tokens,cached_tokens,output_tokens,amount\n2026-11-03,m,1,2,0,3,0.8\n",
                "line 1: column 'amount' is not known; did you mean cost? Known are day, model, requests, input_tokens"),
-    "kosten": ("day,model,output_tokens,kosten\n2026-11-03,m,3,0.8\n", "column 'kosten' is not known; did you mean cost?"),
+    "kosten": ("day,model,output_tokens,kosten\n2026-11-03,m,3,0.8\n", "'kosten' is not known; did you mean cost?"),
     "outptu": ("day,model,outptu_tokens,cost\n2026-11-03,m,3,1\n", "did you mean output_tokens?"),
     "team": ("day,model,cost,floor\n2026-11-03,m,3,1\n", "column 'floor' is not known. Known are day"),
     "hour": ("day,resource,hour,rate,cost\n2026-11-03,a,1,1,1\n", "column 'hour' is not known; did you mean hours?"),

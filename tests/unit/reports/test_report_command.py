@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import datetime as dt
 import io
 import json
 import time
@@ -25,6 +26,7 @@ from proxy.reports.period import parse, resolve, show
 from proxy.reports.statement import build
 
 UTC, BERLIN = ZoneInfo("UTC"), ZoneInfo("Europe/Berlin")
+BOTH_MONTHS = ("--from", (dt.date.today() - dt.timedelta(days=2)).isoformat())  # yesterday may be another month
 CONTRACT = ("from", "to", "currency", "requests", "tokens", "baseline", "api", "gpu", "gpu_serving", "gpu_failed",
             "gpu_foreign", "gpu_startup", "gpu_idle", "energy", "overhead", "actual", "savings", "savings_percent",
             "coverage", "rows")
@@ -211,6 +213,16 @@ def test_a_browser_that_prints_nothing_is_told_with_its_last_words(url, monkeypa
 def test_wrong_use_exits_2_and_says_why(url, arguments, says):
     done = run("--ledger", url, *arguments)
     assert done.exit_code == 2 and says in done.stderr and done.stderr.startswith("breakeven report: ")
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "json", "html"])
+def test_a_tag_that_no_request_has_is_said(url, form):
+    done = run("--ledger", url, *BOTH_MONTHS, "--by", "tag:nope", "--format", form)
+    assert done.exit_code == 0 and done.stderr == (
+        "breakeven report: --by tag:nope: no request of this period has the tag nope; the tags of its requests are "
+        "app, team\n")
+    assert "nope" in done.stdout or form != "html"
+    assert run("--ledger", url, *BOTH_MONTHS, "--by", "tag:team", "--format", form).stderr == ""
 
 
 def test_a_missing_ledger_exits_2(tmp_path):

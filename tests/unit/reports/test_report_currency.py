@@ -270,11 +270,14 @@ def test_a_configuration_that_is_wrong_there_is_told_so(config, old, new, words)
     assert done.exit_code == 2 and words in done.stderr and done.stdout == ""
 
 
-@pytest.mark.parametrize("asked", ["GBP", "EURO", "eur"])
-def test_a_currency_without_rates_cannot_be_asked_for(config, url, asked):
-    for where in (("--config", config), ("--ledger", url)):
+@pytest.mark.parametrize(("asked", "told", "alone"), [
+    ("GBP", "this configuration has EUR, and USD", "its rates are those of a configuration with report.currency: GBP"),
+    ("EURO", "no such currency; this configuration has EUR, and USD", "no such currency; USD is always there"),
+    ("eur", "no such currency; this configuration has EUR, and USD", "no such currency; USD is always there")])
+def test_a_currency_without_rates_cannot_be_asked_for(config, url, asked, told, alone):
+    for where, said in ((("--config", config), told), (("--ledger", url), alone)):
         done = run(*where, "--currency", asked)
-        assert done.exit_code == 2 and f"--currency {asked}: its rates are those of a configuration" in done.stderr
+        assert done.exit_code == 2 and done.stderr.startswith(f"breakeven report: --currency {asked}: {said}")
 
 
 # ---------------------------------------------------------------- closing

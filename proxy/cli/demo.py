@@ -190,4 +190,23 @@ def _report(world: World, statement: Statement, options: DemoOptions) -> None:
     print_table(statement, sys.stdout, width=width, colour=terminal.is_terminal)
     typer.echo(COSTS_MONEY if options.real_api else f"{SIMULATED} GPU time is paid from the start of the demo on.")
     if options.keep is not None:
-        typer.echo(f"\nKept: {world.config}\nThe same again: breakeven report --ledger {world.ledger}")
+        typer.echo(f"\nKept: {world.config}\nThe same again: {_again(world)}")
+
+
+def _again(world: World) -> str:
+    """The command for this very report: without an end, GPUs that are gone would be paid until now."""
+    import shlex
+    from zoneinfo import ZoneInfo
+
+    from proxy.reports.period import show
+
+    begin, end = (show(moment, ZoneInfo("UTC")) for moment in (world.begin_ns, world.ended_ns or time.time_ns()))
+    return shlex.join([_installed(), "report", "--ledger", world.ledger, "--from", begin, "--to", end])
+
+
+def _installed() -> str:
+    """This installation's `breakeven` as one calls it from here: .venv/bin/breakeven, where that is no other's."""
+    beside = Path(sys.executable).with_name("breakeven")
+    if not beside.exists():
+        return "breakeven"
+    return str(beside.relative_to(Path.cwd())) if beside.is_relative_to(Path.cwd()) else str(beside)

@@ -21,7 +21,7 @@ from typing import Any
 
 import aiohttp
 
-from proxy.core.money import NS_PER_MINUTE
+from proxy.core.money import NS_PER_MINUTE, NS_PER_S
 from proxy.core.savings import Statement
 from proxy.demo import config
 from proxy.demo.children import Child, ChildDied, DemoError, first_death, reserved
@@ -96,13 +96,16 @@ class World:
         if self.ended_ns is None:
             await self.quiet()
             await self.gateway.stop(patience_s=8.0)
-            self.ended_ns = time.time_ns()
+            self.ended_ns = -(-time.time_ns() // NS_PER_S) * NS_PER_S  # `report --to` can name a second
         return self.statement("route")
 
     def statement(self, by: str) -> Statement:
         """From the minute in which the demo began: a minute's requests belong to its start."""
-        begin = self.started_ns // NS_PER_MINUTE * NS_PER_MINUTE
-        return statement.build(self.ledger, begin, self.ended_ns or time.time_ns(), by=by)
+        return statement.build(self.ledger, self.begin_ns, self.ended_ns or time.time_ns(), by=by)
+
+    @property
+    def begin_ns(self) -> int:
+        return self.started_ns // NS_PER_MINUTE * NS_PER_MINUTE
 
 
 @contextlib.asynccontextmanager

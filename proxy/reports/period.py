@@ -25,14 +25,15 @@ def parse(text: str, zone: ZoneInfo) -> int:
 
 
 def resolve(from_text: str | None, to_text: str | None, zone: ZoneInfo, now_ns: int) -> tuple[int, int]:
-    """[from, to) in nanoseconds. From: the start of this month; to: now. Whole minutes, and never beyond now,
-    because GPUs are paid by the hour that has passed."""
+    """[from, to) in nanoseconds. From: the start of this month; to: now. It begins with a whole minute, because a
+    minute's requests belong to its start; and never ends beyond now, because GPUs are paid by the time that has passed.
+    """
     if from_text is None:
         today = dt.datetime.fromtimestamp(now_ns // 1_000_000_000, zone)
         from_ns = epoch_ns(today.replace(day=1, hour=0, minute=0, second=0, microsecond=0, fold=0).astimezone(dt.UTC))
     else:
         from_ns = parse(from_text, zone) // NS_PER_MINUTE * NS_PER_MINUTE
-    to_ns = now_ns if to_text is None else -(-parse(to_text, zone) // NS_PER_MINUTE) * NS_PER_MINUTE
+    to_ns = now_ns if to_text is None else parse(to_text, zone)
     if from_ns < 0:
         raise ValueError("the period begins before 1970")
     if from_ns >= now_ns:

@@ -1,17 +1,20 @@
 """`breakeven demo` and `breakeven status`: real processes, real HTTP, nothing left behind."""
 
 import asyncio
+import datetime as dt
 import io
 import itertools
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
 from decimal import Decimal
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -194,6 +197,26 @@ async def test_the_world_answers_is_watched_and_can_be_kept(tmp_path):
     assert (tmp_path / "kept" / "ledger.db").exists() and (tmp_path / "kept" / "demo.yaml").exists()
     told = command("demo", "--keep", str(tmp_path / "kept"), "--port", "0")
     assert told.returncode == 1 and "earlier demo" in told.stderr
+
+
+def test_the_command_that_a_kept_demo_ends_with_gives_the_same_report(tmp_path):
+    told = command("demo", "--seconds", "3", "--port", "0", "--keep", str(tmp_path / "kept"))
+    assert told.returncode == 0, told.stderr
+    [line] = [line for line in told.stdout.splitlines() if line.startswith("The same again: ")]
+    program, *words = shlex.split(line.removeprefix("The same again: "))
+    assert Path(program).name == "breakeven" and "--to" in words
+    ended = dt.datetime.fromisoformat(words[words.index("--to") + 1]).timestamp()
+    while time.time() < ended:  # it was rounded up to a second, and no report ends later than now
+        time.sleep(0.05)
+    again = command(*words)
+    assert again.returncode == 0, again.stderr
+    assert money(again.stdout) == money(told.stdout) and len(money(again.stdout)) >= 4
+
+
+def money(text):
+    """The waterfall of a report, as it stands."""
+    return [" ".join(line.split()) for line in text.splitlines()
+            if line.startswith(("Savings", "Baseline", "  API", "  GPU"))]
 
 
 async def test_a_process_that_dies_is_named_with_its_last_lines():

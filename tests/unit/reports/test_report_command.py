@@ -252,9 +252,9 @@ def test_the_period_is_this_month_until_now_unless_said():
     assert resolve(None, None, BERLIN, NOW) == (T0 - 3600 * NS_PER_S, NOW)
 
 
-def test_the_future_is_not_paid_yet_and_minutes_are_whole():
+def test_the_future_is_not_paid_yet_and_a_period_begins_with_a_minute():
     assert resolve("2026-11-01", "2027-01-01", UTC, NOW) == (T0, NOW)
-    assert resolve("2026-11-01T00:00:59", "2026-11-01T00:01:01", UTC, NOW) == (T0, T0 + 2 * NS_PER_MINUTE)
+    assert resolve("2026-11-01T00:00:59", "2026-11-01T00:01:01", UTC, NOW) == (T0, T0 + NS_PER_MINUTE + NS_PER_S)
 
 
 def test_a_rate_line_in_the_future_costs_nothing_yet(tmp_path):

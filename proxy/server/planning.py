@@ -473,9 +473,10 @@ def _never(route: Route, refused: list[Refusal], demand: Demand) -> None:
                 f"The prompt has at least {demand.longest_prompt_least:.0f} tokens, more than any backend of model "
                 f"'{route.name}' takes. Please shorten it.",
                 param="input" if demand.endpoint == Endpoint.RESPONSES.value else "messages")
-        details = "; ".join(sorted({refusal.detail for refusal in refused if refusal.code == "capability"}))
+        details = "; ".join(sorted({f"{one.backend} {one.detail}" for one in refused if one.code == "capability"}))
         why = details or "data residency"
-        raise InvalidRequest(f"No backend of model '{route.name}' can serve this request: {why}.")
+        raise InvalidRequest(f"No backend of model '{route.name}' can serve this request: {why}.",
+                             code="unsupported_capability" if details else None)
 
 
 def _without(backend: str, replica: int | None = None) -> Refusal:

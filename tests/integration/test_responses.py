@@ -353,7 +353,9 @@ async def test_tools_that_a_provider_runs_have_a_price_where_they_were_not_calle
     asked = {**HELLO, "tools": [{"type": "web_search"}]}
     async with world(tmp_path, monkeypatch) as there:
         status, _, body = await there.post(asked, PATH)
-        assert status == 400 and "does not offer hosted_tools" in json.loads(body)["error"]["message"]
+        error = json.loads(body)["error"]
+        assert (status, error["code"]) == (400, "unsupported_capability")
+        assert "this request: api does not offer hosted_tools; llama does not offer hosted_tools" in error["message"]
     able = {"capabilities": ["chat", "responses", "tools", "hosted_tools"]}
     (tmp_path / "two").mkdir()
     async with world(tmp_path / "two", monkeypatch, api=able) as there:

@@ -180,7 +180,7 @@ def _waterfall(statement: Statement, places: Places) -> Table:
     asked = f"{total.requests:,} requests, {total.tokens:,} tokens"
     if total.baseline_list != total.baseline:
         line("Everything at the API, list prices", total.baseline_list)
-        line("  Contracted prices", total.baseline - total.baseline_list)
+        line(f"  {view.contracted(total)}", total.baseline - total.baseline_list)
     line("Baseline: everything at the API", total.baseline, asked, "bold")
     retries = f"of which attempts that did not answer {_plain(statement.api_retries, places)}"
     line("  API, paid", total.contracts + total.control_api - total.api, retries if statement.api_retries else "")

@@ -63,7 +63,9 @@ class Line:
 
     @property
     def percent(self) -> Decimal | None:
-        return percent_of(self.savings.nano, self.baseline.nano)
+        """Of the baseline; None where that is next to nothing beside what was paid: millions of percent say nothing."""
+        tiny = self.baseline.nano * 100 < self.actual.nano
+        return None if tiny else percent_of(self.savings.nano, self.baseline.nano)
 
     @property
     def per_million(self) -> int | None:
@@ -148,6 +150,13 @@ class Spread:
     doubts: tuple[Doubt, ...]
 
 
+def contracted(total: GroupRow) -> str:
+    """What stands between list prices and the baseline. Commitments and reservations are owed however little is used,
+    so that with few requests this is a cost; prices themselves are never above the list's."""
+    return "Owed by contracts anyway: commitments, reservations" if total.baseline > total.baseline_list else (
+        "Contracted prices")
+
+
 def waterfall(statement: Statement) -> list[Step]:
     """From what the API would have charged to what was saved. What is nothing and need not be told is left out."""
     total, places = statement.total, places_for(statement)
@@ -159,7 +168,7 @@ def waterfall(statement: Statement) -> list[Step]:
     steps = []
     if total.baseline_list != total.baseline:
         steps = [Step("baseline", "Everything at the API, list prices", Amount(total.baseline_list, places), "total"),
-                 cost("contracted", "Contracted prices", total.baseline_list - total.baseline)]
+                 cost("contracted", contracted(total), total.baseline_list - total.baseline)]
     steps += [Step("baseline", "Baseline: everything at the API", Amount(total.baseline, places), "total"),
               cost("api", "API, paid", total.api - total.control_api - total.contracts,
                    retries if statement.api_retries else "")]

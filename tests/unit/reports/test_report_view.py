@@ -74,6 +74,18 @@ def test_a_waterfall_ends_where_its_steps_lead(books, steps):
     assert at == books.statement.total.savings < 0
 
 
+def test_a_share_of_next_to_nothing_is_not_shown(books):
+    one = view.lines(books.by["key"])[0]
+    tiny = replace(one, baseline=view.Amount(99), actual=view.Amount(10_000), savings=view.Amount(99 - 10_000))
+    assert tiny.percent is None and replace(tiny, baseline=view.Amount(100)).percent is not None
+
+
+def test_what_contracts_owe_anyway_is_not_called_a_price(books):
+    total = books.statement.total
+    assert view.contracted(replace(total, baseline=1_001, baseline_list=1_000)).startswith("Owed by contracts anyway")
+    assert view.contracted(replace(total, baseline=999, baseline_list=1_000)) == "Contracted prices"
+
+
 def test_spans_are_whole_and_add_up(books):
     found, total = view.span_lines(books), books.statement.total
     assert [one.name for one in found] == ["2026-11-01", "2026-11-02", "2026-11-03"]

@@ -22,7 +22,7 @@ keys_app = typer.Typer(no_args_is_help=True, help=(
 Ledger = Annotated[str | None, typer.Option("--ledger", metavar="URL", help=(
     "The ledger. Default: the configuration's, or sqlite:///data/ledger.db."))]
 Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help=(
-    "Take the ledger from this configuration."))]
+    "Take the ledger from this configuration, and hold --routes to its routes."))]
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="As `breakeven keys list` shows it.")]
 BudgetText = Annotated[str | None, typer.Option("--budget", metavar="USD/WINDOW", help=(
     "The most it may cost per hour, day, month (UTC) or total: 50/month. Never overrun: a request that might exceed it "
@@ -50,6 +50,7 @@ def create(
     """
     with _Errors():
         limits = _limits(budget, rpm, tpm, routes, expires)
+        _exist(limits.routes, ledger, config)
         key_id, secret = _open(ledger, config).create(name, tags, role, limits)
     if as_json:
         _print({"id": key_id, "name": name, "role": role, "secret": secret})
@@ -74,8 +75,10 @@ def limit(
     """
     with _Errors():
         store = _open(ledger, config)
+        given_limits = _limits(budget, rpm, tpm, routes, expires)
+        _exist(given_limits.routes, ledger, config)
         had = _known(lambda: {one.id: one.limits for one in store.list()}[key_id], key_id)
-        limits = _changed(had, _limits(budget, rpm, tpm, routes, expires), lift)
+        limits = _changed(had, given_limits, lift)
         store.limit(key_id, limits)
     if as_json:
         _print({"id": key_id, **_shown(limits)})
@@ -129,6 +132,20 @@ def _open(ledger: str | None, config: Path | None) -> KeyStore:
     from proxy.ledger.location import locate
 
     return KeyStore(locate(ledger, config).url)
+
+
+def _exist(routes: tuple[str, ...] | None, ledger: str | None, config: Path | None) -> None:
+    """ValueError for a route that the configuration at hand does not have: its key would open nothing."""
+    from proxy.config.translate import did_you_mean
+    from proxy.ledger.location import locate
+
+    known = locate(ledger, config).routes
+    if known is None:
+        return
+    for name in routes or ():
+        if name not in known:
+            near = did_you_mean(name, known) or f"known are {', '.join(sorted(known)[:20])}"
+            raise ValueError(f"--routes: {config} has no route {name[:64]!r}; {near}")
 
 
 def _known(do: Callable[[], T], key_id: str) -> T:

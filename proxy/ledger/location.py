@@ -16,10 +16,11 @@ class Location:
     url: str
     time_zone: str = "UTC"
     currency: str = USD
+    routes: tuple[str, ...] | None = None  # by name; None where no configuration is at hand, or it has none yet
 
 
 def locate(ledger: str | None = None, config: Path | None = None) -> Location:
-    """`--ledger` wins. Only three settings are read from the file, so that a report can be made while the rest of it
+    """`--ledger` wins. Only four settings are read from the file, so that a report can be made while the rest of it
     is being edited; `breakeven check` judges the whole. ValueError says what is wrong with it."""
     if config is None:
         return Location(ledger or DEFAULT_URL)
@@ -38,4 +39,5 @@ def locate(ledger: str | None = None, config: Path | None = None) -> Location:
     if not all(isinstance(one, str) for one in (url, zone, currency)):
         raise ValueError(f"{config}: ledger, report.time_zone and report.currency are text; try `breakeven check "
                          f"{config}`")
-    return Location(url, zone, currency)
+    routes = tree.get("routes")
+    return Location(url, zone, currency, tuple(map(str, routes)) if isinstance(routes, dict) else None)

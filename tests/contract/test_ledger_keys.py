@@ -148,3 +148,20 @@ def test_keys_of_a_locked_ledger_are_not_made_in_silence(url):
     with pytest.raises(LedgerUnavailable, match="write lock"):
         keys.create("x")
     other.close()
+
+
+def test_a_route_that_the_configuration_does_not_have_is_refused_with_the_nearest(url, tmp_path):
+    run, config = CliRunner().invoke, tmp_path / "gateway.yaml"
+    config.write_text(f"ledger: {url}\nroutes: {{gpt-4o: {{}}, llama-8b: {{}}}}\n")
+    given = ["--config", str(config)]
+    wrong = run(keys_app, ["create", "--name", "x", "--routes", "gpt-4o,lama-8b", *given])
+    assert wrong.exit_code == 2 and wrong.output.count("\n") == 1
+    assert "has no route 'lama-8b'; did you mean 'llama-8b'?" in wrong.output
+    far = run(keys_app, ["create", "--name", "x", "--routes", "nope", *given])
+    assert far.exit_code == 2 and "known are gpt-4o, llama-8b" in far.output
+    assert KeyStore(url).list() == []
+    made = run(keys_app, ["create", "--name", "x", "--routes", "gpt-4o,llama-8b", "--json", *given])
+    assert made.exit_code == 0, made.output
+    key_id = json.loads(made.output)["id"]
+    assert run(keys_app, ["limit", key_id, "--routes", "gpt4o", *given]).exit_code == 2
+    assert run(keys_app, ["limit", key_id, "--routes", "gpt4o", "--ledger", url]).exit_code == 0, "nothing is at hand"

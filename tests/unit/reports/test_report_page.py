@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from decimal import Decimal
 from html.parser import HTMLParser
+from importlib.resources import files
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -197,6 +198,16 @@ def test_the_fingerprint_is_of_the_figures(month):
     ("2026-10-31T23:00Z", "2026-11-30T23:00Z", BERLIN, "November 2026")])
 def test_the_title_is_the_period(began, ended, zone, title):
     assert page.title(parse(began, zone), parse(ended, zone), zone) == title
+
+
+def test_apis_and_gpus_have_the_dashboards_colours():
+    def colours(name, path):
+        text = files("proxy.reports").joinpath(*path).read_text(encoding="utf-8")
+        return set(re.findall(rf"--{name}: (#[0-9a-f]+);", text))
+
+    report, dashboard = ("static", "report.css"), ("dashboard", "static", "dashboard.css")
+    assert colours("api", report) == colours("api", dashboard) and len(colours("api", report)) == 2
+    assert colours("serving", report) == colours("own", dashboard)
 
 
 def test_a_bar_begins_where_the_one_before_ended():

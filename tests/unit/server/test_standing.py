@@ -12,7 +12,7 @@ from test_baselines import CONFIG, PRICES, TEXT, Books, ns
 
 from proxy.core.contracts import card
 from proxy.core.money import nano
-from proxy.ledger import hours, store
+from proxy.ledger import hours, standing, store
 from proxy.ledger.journal import Journal
 from proxy.ledger.verify import verify
 from proxy.reports import view
@@ -317,3 +317,14 @@ async def test_a_reservation_is_paid_by_the_hour_in_both_worlds(tmp_path):
     # it would be the same, but for the list price that is lower than the contract's: 2,400,000.
     assert (total.contracts, total.baseline_contracts, total.api) == (120 * 10**9, 120 * 10**9, 120_003_600_000)
     assert total.baseline == 120_002_400_000
+
+
+@pytest.mark.parametrize(("closed", "first", "beyond", "open_"), [
+    ([], 30, 200, [(30, 200)]),
+    ([1, 2], 30, 200, [(30, 60), (180, 200)]),
+    ([2, 1], 60, 180, []),
+    ([1, 3], 60, 300, [(120, 180), (240, 300)]),
+    ([], 60, 60, []),
+])
+def test_only_minutes_of_hours_that_are_not_summed_up_are_read(closed, first, beyond, open_):
+    assert list(standing._open(closed, first, beyond)) == open_

@@ -387,7 +387,7 @@ def test_a_month_of_ten_million_requests_loads_in_a_second(empty, opened, found,
             page = opened(empty)
             began = time.monotonic()
             goto(page, "/dashboard?from=2026-10-01&before=2026-11-01&group=tag:team")
-            times.append(page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd"))
+            times.append(1000 * (time.monotonic() - began))  # asked of the page, a cold one may be gone for its next
             page.wait_for_selector("#plot-bid canvas")
             (figures if times is cold else []).append(1000 * (time.monotonic() - began))
             assert re.search(r"of (9,9|10,0)\d\d,\d{3} requests", page.locator(".tiles").inner_text())

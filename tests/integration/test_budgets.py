@@ -163,6 +163,7 @@ async def test_a_request_that_only_a_budget_kept_from_an_api_is_booked_and_shown
         assert status == 429 and json.loads(body)["error"]["code"] == "insufficient_quota"
         (row,) = await there.settled(1)
         assert (row["reason"], row["status"], row["end_reason"]) == ("insufficient_quota", 429, "unavailable")
+        await there.until(lambda: there.gateway.status()["by_reason"])  # counted once it is booked
         page = there.gateway.status()
         assert page["by_reason"] == [{"backend": "none", "reason": "insufficient_quota", "requests": 1}]
         view, out = View("Breakeven"), io.StringIO()

@@ -18,7 +18,7 @@ from proxy.demo.engine_profile import EngineProfile
 from proxy.demo.serving import serve
 
 # Slow on purpose: what a busy machine adds is then small beside a step.
-SLOW = {"model": "sim", "alpha_ms": 20.0, "beta_ms": 2.0, "kappa_ms_per_1k": 0.5, "prefill_tokens_per_s": 4000.0,
+SLOW = {"model": "sim", "alpha_ms": 10.0, "beta_ms": 1.0, "kappa_ms_per_1k": 0.25, "prefill_tokens_per_s": 8000.0,
         "max_num_seqs": 6, "kv_tokens": 65_536, "max_model_len": 4096}
 
 
@@ -35,7 +35,7 @@ async def test_what_nobody_told_it_is_recovered_and_goes_into_a_configuration(tm
     file = tmp_path / "capacity.yaml"
     for _ in range(3):  # on a machine that was busy with something else meanwhile one measures again
         async with serve(SimulatedEngine(EngineProfile(**SLOW))) as url:
-            code, out, error = await calibrate("--url", url, "--seconds", "20", "--json", "--output", str(file))
+            code, out, error = await calibrate("--url", url, "--seconds", "10", "--json", "--output", str(file))
         assert code == 0, out + error
         found = json.loads(out)
         if right(found):
@@ -47,9 +47,9 @@ async def test_what_nobody_told_it_is_recovered_and_goes_into_a_configuration(tm
 def right(found: dict) -> bool:
     measured = found["capacity"]
     alpha, beta, kappa = measured["step_ms"]
-    return (measured["prefill_tokens_per_s"] == pytest.approx(1 / (1 / 4000 + 0.020 / 2048), rel=0.25)
-            and alpha == pytest.approx(20, rel=0.25) and beta == pytest.approx(2, rel=0.25)
-            and kappa == pytest.approx(0.5, abs=0.4)  # of contexts this short it is a hundredth of a step
+    return (measured["prefill_tokens_per_s"] == pytest.approx(1 / (1 / 8000 + 0.010 / 2048), rel=0.25)
+            and alpha == pytest.approx(10, rel=0.25) and beta == pytest.approx(1, rel=0.25)
+            and kappa == pytest.approx(0.25, abs=0.2)  # of contexts this short it is a hundredth of a step
             and measured["max_running"] == 6 and measured["kv_tokens"] == 65_536
             and found["requests"] < 600 and "wait" in found["stopped"])
 
@@ -70,9 +70,9 @@ def _configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: str, mea
 
 
 async def test_an_engine_that_refuses_ends_the_ramp_and_the_table_says_so():
-    profile = EngineProfile(**{**SLOW, "alpha_ms": 10.0, "max_num_seqs": 64, "queue_max": 2})
+    profile = EngineProfile(**{**SLOW, "max_num_seqs": 64, "queue_max": 2})
     async with serve(SimulatedEngine(profile)) as url:
-        code, out, error = await calibrate("--url", url, "--seconds", "6", "--model", "sim")
+        code, out, error = await calibrate("--url", url, "--seconds", "5", "--model", "sim")
     assert code == 0, out + error
     # Four at once are refused, or more where a busy machine sends them too far apart.
     assert "refused with 503" in out and re.search(r"timed up to \d+ at once", out)

@@ -43,7 +43,7 @@ class Item:
 
 
 STOP = Item()
-WOKEN = 4  # who waits for a commit, in one turn of the event loop
+WOKEN = 16  # who waits for a commit, in one turn of the event loop
 
 
 def settlements(batch: list[Item]) -> tuple[dict[Key, RequestEntry], list[Row]]:

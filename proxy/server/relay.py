@@ -376,7 +376,8 @@ class Attempt:
 
     def _ended(self, reason: EndReason, status: int, usage: Usage | None = None) -> Relayed:
         meter = self.meter
-        source: UsageSource = meter.usage_source or "none" if usage is None else "upstream_final"  # type: ignore[assignment]
+        source: UsageSource = "upstream_final" if usage is not None else (
+            meter.usage_source or "none")  # type: ignore[assignment]
         if source == "none" and (meter.content_frames or (reason == "client_abort" and self._sent_at)):
             source = "estimated"
         relayed = Relayed(self._outcome(reason, status, usage or meter.usage, source))

@@ -1,8 +1,8 @@
-"""`python -m tests.bench.gateway.bare PORT BACKEND_PORT`: a relay that knows nothing, the floor of what Python takes.
+"""`python -m tests.bench.gateway.bare PORT BACKEND_PORT`: a relay that knows nothing, as a floor to measure from.
 
 Two protocol classes on uvloop: a request goes to an idle connection to the backend, what comes back goes to the client,
 byte for byte. It judges no request, knows no key, decides, meters and books nothing, and trusts both sides to be well:
-what a gateway in Python takes beyond this is its own, and nothing in Python takes less.
+what a gateway in Python takes beyond this is its own.
 """
 
 from __future__ import annotations

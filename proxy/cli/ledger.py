@@ -22,7 +22,7 @@ ledger_app = typer.Typer(no_args_is_help=True, add_completion=False, help=(
 Ledger = Annotated[str | None, typer.Option("--ledger", metavar="URL", help=(
     "The ledger. Default: the configuration's, or sqlite:///data/ledger.db."))]
 Config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help=(
-    "Take the ledger from this configuration."))]
+    "Instead: take the ledger from this configuration."))]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -157,7 +157,10 @@ def close(
     currency: Annotated[str | None, typer.Option("--currency", metavar="CODE", help=(
         "USD, or report.currency of --config. Default: the configuration's, or USD. Needed where the last closed "
         "period is in another."))] = None,
-    ledger: Ledger = None, config: Config = None, as_json: AsJson = False,
+    ledger: Ledger = None,
+    config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help=(
+        "Take the ledger, the time zone and the currency from this configuration."))] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make a period's figures final: its statement is stored with its hash, and comes out the same for ever.
 
@@ -237,9 +240,9 @@ def _day_ns(text: str) -> int:
 
 
 def _url(ledger: str | None, config: Path | None) -> str:
-    from proxy.ledger.location import locate
+    from proxy.ledger.location import alone
 
-    return locate(ledger, config).url
+    return alone(ledger, config)
 
 
 def _nano(option: str, text: str | None) -> int | None:

@@ -34,6 +34,9 @@ def run(to: str, from_: str | None, without_bill: str | None, who: str, time_zon
     except Refused as refused:
         typer.echo(f"breakeven ledger: {refused}", err=True)
         raise typer.Exit(1) from None
+    if without_bill is not None and not period.reason:
+        typer.echo("breakeven ledger: no day with API spend is without a bill that agrees, so --without-bill was not "
+                   "needed, and its reason is not kept", err=True)
     said, held = json.loads(period.statement), held_to(period)
     days = [f"{day} {provider}".strip() for day, provider in held["open"]]
     total = said.get(CONVERTED, said)["total"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from proxy.cli import plan_options as options
-from proxy.cli.plan_cost import Explain, api_json, print_working, reached
+from proxy.cli.plan_cost import Explain, api_json, print_working, reached, working_json
 from proxy.cli.plan_print import FORMATS, Format, checked, planned_or_refused, print_table, refuse, short
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def breakeven(
     if plot is not None:
         _draw(plan, plot)
     if format_ == "json":
-        typer.echo(json.dumps(_as_json(plan), indent=2))
+        typer.echo(json.dumps(_as_json(plan, explain), indent=2))
         return
     _print(plan)
     if explain:
@@ -74,7 +74,7 @@ def _print(plan: Plan) -> None:
          ", ".join(row.cheaper) or "none"] for row in table(found, plan.rent, plan.speed)])
 
 
-def _as_json(plan: Plan) -> dict[str, object]:
+def _as_json(plan: Plan, explain: bool) -> dict[str, object]:
     from proxy.planner.breakeven import table
 
     found = plan.breakevens()
@@ -83,7 +83,8 @@ def _as_json(plan: Plan) -> dict[str, object]:
             "apis": [api_json(one) for one in found],
             "table": [{"utilization_percent": float(100 * row.utilization), "usd_per_mtok": f"{float(row.total):.6f}",
                        "without_overheads_usd_per_mtok": f"{float(row.without_overheads):.6f}",
-                       "cheaper": list(row.cheaper)} for row in table(found, plan.rent, plan.speed)]}
+                       "cheaper": list(row.cheaper)} for row in table(found, plan.rent, plan.speed)],
+            **(working_json(plan) if explain else {})}
 
 
 def _draw(plan: Plan, path: Path) -> None:

@@ -135,7 +135,6 @@ def print_working(plan: Plan) -> None:
 
 def as_json(plan: Plan, explain: bool) -> dict[str, Any]:
     """The same as one object; money as decimal strings of USD."""
-    from proxy.planner.plan import working
     from proxy.planner.published import ERROR_MEAN, ERROR_WORST, STEP_ERROR_MEAN
 
     hard, speed = plan.hardware, plan.speed
@@ -165,11 +164,15 @@ def as_json(plan: Plan, explain: bool) -> dict[str, Any]:
                           "error_mean_percent": round(100 * ERROR_MEAN, 1),
                           "error_worst_percent": round(100 * ERROR_WORST, 1),
                           "tpot_error_mean_percent": round(100 * STEP_ERROR_MEAN, 1)}
-    if explain:
-        told["working"] = [{"figure": step.name, "value": step.value, "formula": step.formula, "numbers": step.numbers}
-                           for step in working(plan)]
-        told["inputs"] = [{"input": one.name, "value": one.value, "from": one.source} for one in plan.given]
-    return told
+    return told | (working_json(plan) if explain else {})
+
+
+def working_json(plan: Plan) -> dict[str, Any]:
+    from proxy.planner.plan import working
+
+    return {"working": [{"figure": step.name, "value": step.value, "formula": step.formula, "numbers": step.numbers}
+                        for step in working(plan)],
+            "inputs": [{"input": one.name, "value": one.value, "from": one.source} for one in plan.given]}
 
 
 def api_json(one: Breakeven) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from proxy.cli.plan_print import checked, refuse
+from proxy.cli.plan_print import checked, refuse, typed
 from proxy.cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ TPOT_MS = 200.0  # of the gateway's routes, unless they say otherwise
 REDONE_S = 30.0
 USABLE, STARTUP_MINUTES = 90.0, 5.0  # percent, minutes
 PEOPLE = (60.0, 7.5, 100.0, 12.0)  # hours once, hours a month, USD per hour, months over which the first is spread
+PRICES_UNUSED = "has the prices of what --api names; the configuration's baselines have theirs"
 SPOT = (0.05, 90.0)  # pre-emptions an hour, percent of the time
 
 
@@ -69,7 +70,7 @@ Output = Annotated[Path | None, typer.Option(metavar="FILE", help="Write it ther
 
 
 def fleet(
-    trace: TraceFile = None, usage: UsageFile = None, ledger: Ledger = False, config: ConfigFile = None,
+    ctx: typer.Context, trace: TraceFile = None, usage: UsageFile = None, ledger: Ledger = False, config: ConfigFile = None,
     from_: From = None, to: To = None, route: RouteName = None, api: Apis = None, gpu: Gpus = None,
     serve: Served = None, speed: SpeedText = None, prices: PriceFile = None, scale: Scale = 1.0,
     usable: Usable = USABLE, batch: Batch = None, tpot_ms: TpotMs = None,
@@ -95,7 +96,7 @@ def fleet(
     asked = Asked(trace, usage, ledger, config, from_, to, route, api or [], gpu or [], serve, speed, prices, scale,
                   usable, batch, tpot_ms, startup_minutes, preemptions, spot_available, setup_hours, monthly_hours,
                   hourly_rate, months, step)
-    asked.check(output)
+    asked.check(output, typed(ctx))
     found = _planned(asked)
     _tell(found, format_, output, explain)
     raise typer.Exit(0 if found.head.answer.month.answer == "yes" else 1)
@@ -130,8 +131,8 @@ class Asked:
     months: float
     step: str
 
-    def check(self, output: Path | None) -> None:
-        """What is wrong with it, before any work."""
+    def check(self, output: Path | None, typed: set[str]) -> None:
+        """What is wrong with it, before any work. `typed`: the options that were given."""
         given = [self.trace is not None, self.usage is not None, self.ledger]
         if sum(given) != 1:
             refuse("give one of a TRACE, --usage EXPORT and --ledger")
@@ -139,6 +140,7 @@ class Asked:
             refuse("--ledger needs --config: the ledger is the configuration's")
         if not self.ledger and (self.begin or self.end or self.route):
             refuse("--from, --to and --route belong to --ledger; cut the file itself")
+        self._refuse_unused(typed)
         if self.step not in ("1h", "15m"):
             refuse(f"--step {self.step} is not known; use 1h or 15m")
         for name, number, low, high in (
@@ -158,6 +160,32 @@ class Asked:
         if output is not None and output.resolve() in [
                 one.resolve() for one in (self.trace, self.usage, self.config, self.prices) if one is not None]:
             refuse(f"{output}: is read for this plan; write to another file")
+
+    def _refuse_unused(self, typed: set[str]) -> None:
+        """An option that would change nothing."""
+        configured = self.config is not None
+        for unused, names, why in (
+                (configured and not self.gpus, ("--serve", "--speed"), "is of what --gpu names; the configuration's "
+                                                                       "GPUs have their own"),
+                (self.speed is not None, ("--serve",), "is what a speed is guessed from, and --speed gives it"),
+                (self.batch is not None, ("--tpot-ms",), "is what a batch is found by, and --batch gives it"),
+                (not self.has_spot, ("--preemptions-per-hour", "--spot-available"), "is of spot prices, which "
+                                                                                    "--gpu COUNTxTYPE@USD/SPOT gives"),
+                (bool(self.gpus and self.apis) and not self.ledger, ("--config",), "has GPUs and baselines, which "
+                                                                                   "--gpu and --api name"),
+                (self.only_of_costs and self.usage is None, ("--prices",), PRICES_UNUSED)):
+            for name in names:
+                if unused and name in typed:
+                    refuse(f"{name} would change nothing: it {why}; leave it out")
+
+    @property
+    def has_spot(self) -> bool:
+        return any("/" in text.partition("@")[2] for text in self.gpus)
+
+    @property
+    def only_of_costs(self) -> bool:
+        """What --prices says is looked at for the tokens of a costs export alone."""
+        return self.prices is not None and self.config is not None and not self.apis
 
     @property
     def step_s(self) -> float:
@@ -242,6 +270,8 @@ def _read(asked: Asked, settings: Settings | None, bar: Progress) -> Source:
         found = case.from_trace(asked.trace, told)
     elif asked.usage is not None:
         found = case.from_usage(asked.usage, told, asked.prices)
+        if asked.only_of_costs and not found.of_costs:
+            refuse(f"--prices would change nothing: it {PRICES_UNUSED}; leave it out")
     else:
         assert settings is not None
         found = case.from_ledger(settings, asked.begin, asked.end, asked.route, told)
@@ -303,7 +333,7 @@ def _assumed(asked: Asked, demand: Demand) -> list[Assumption]:
         Assumption("cached input", f"{100 * cached:.0f} % of input at the API; the own engines compute it anew",
                    "the traffic"),
         Assumption("month", "730 hours like those seen", "a constant")]
-    if any("/" in one.partition("@")[2] for one in asked.gpus):
+    if asked.has_spot:
         found.append(Assumption(
             "spot", f"{had}, else at the full price; {REDONE_S:g} s of work done again",
             _origin((asked.preemptions, asked.spot_available) == SPOT, "once in twenty hours; the rest is an example",

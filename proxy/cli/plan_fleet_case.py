@@ -36,6 +36,7 @@ class Source:
     demand: Callable[[Sequence[int]], Demand]
     warnings: tuple[str, ...]
     at_ns: int  # whose prices count
+    of_costs: bool = False  # tokens are what costs come to at a price
 
 
 # ---------------------------------------------------------------- traffic
@@ -63,10 +64,11 @@ def _cached(trace: Trace) -> list[int] | None:
 
 def from_usage(path: Path, told: Told, prices: Path | None) -> Source:
     """Usage; or costs, whose tokens are what they cost at the price list, or the operator's own `prices`."""
+    costs = False
     try:
         usage = read_usage(path, told)
     except CostsExport:
-        usage = from_costs(path, prices)
+        usage, costs = from_costs(path, prices), True
     warnings = list(usage.warnings)
     if usage.token_steps is None:
         warnings.append("requests are known as sums only: answers are taken as exponentially long, long prompts priced "
@@ -76,7 +78,7 @@ def from_usage(path: Path, told: Told, prices: Path | None) -> Source:
         return from_buckets(usage.start_s, usage.model, usage.requests, usage.prompt, usage.cached, usage.output,
                             usage.token_steps, usage.width_s, dated=usage.dated)
 
-    return Source(path.name, tuple(sorted(set(usage.model))), demand, tuple(warnings), time.time_ns())
+    return Source(path.name, tuple(sorted(set(usage.model))), demand, tuple(warnings), time.time_ns(), costs)
 
 
 def from_ledger(settings: Settings, begin: str | None, end: str | None, route: str | None, told: Told) -> Source:

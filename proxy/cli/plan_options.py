@@ -79,6 +79,34 @@ DEFAULT_SOURCES = {
     "idle_share": "default: an assumption", "api": "default: two dear models, two cheap ones"}
 
 
+ENGINE = ("model", "parameters", "active", "layers", "kv_heads", "head_dim", "precision", "kv_bits", "memory_gib",
+          "bandwidth_gb_s", "tflops", "ttft_ms", "tpot_ms", "batch_max")  # what an estimate of the speed is made from
+POWER = ("watts", "usd_per_kwh", "pue", "idle_share")
+
+
+def refuse_unused(asked: Mapping[str, Any], given: set[str]) -> None:
+    """PlanRefused for an option that was typed and would change nothing."""
+    measured = "throughput" if "throughput" in given else "total_throughput"
+    cards = "card" in given or asked["energy"] == "metered"
+    rules = [(measured in given, ENGINE, f"is of the estimate that --{_dashed(measured)} takes the place of"),
+             (measured in given and not cards, ("gpu", "gpus"),
+              f"is of the estimate that --{_dashed(measured)} takes the place of, or of --card and metered --energy"),
+             ("ratio" in given, ("input_tokens",), "is what --ratio makes of --output-tokens"),
+             ("card" not in given, ("provider",), "is of a rate card: --card"),
+             ("preemptions_per_hour" not in given, ("restart_minutes",), "is of --preemptions-per-hour"),
+             (not given & {"setup_hours", "monthly_hours"}, ("hourly_rate",), "is of --setup-hours or --monthly-hours"),
+             ("setup_hours" not in given, ("months",), "is of --setup-hours"),
+             (asked["energy"] == "included", POWER, "is of metered electricity: --energy metered")]
+    for holds, names, why in rules:
+        for name in names:
+            if holds and name in given:
+                raise PlanRefused(f"--{_dashed(name)} would change nothing: it {why}; leave it out")
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
 def exact(text: str, name: str) -> Fraction:
     """A number as it was written, or PlanRefused."""
     try:
@@ -104,6 +132,7 @@ def planned(asked: Mapping[str, Any], was_given: set[str]) -> Any:
     """The Plan of these options, named as their parameters; `was_given` are those that were typed."""
     from proxy.cli.plan_apis import DEFAULTS, api
     from proxy.planner.cost import checked, share
+    from proxy.planner.names import gpu_named
     from proxy.planner.plan import Given, Plan
     from proxy.planner.speed import Targets, given, speed
 
@@ -112,13 +141,17 @@ def planned(asked: Mapping[str, Any], was_given: set[str]) -> Any:
     own, total = asked["throughput"], asked["total_throughput"]
     if own is not None and total is not None:
         raise PlanRefused("--throughput and --total-throughput say the same thing twice: give one")
+    if not 1 <= asked["gpus"] <= 1024:
+        raise PlanRefused(f"--gpus {asked['gpus']}: from 1 to 1024 cards")
     hardware = _hardware(asked) if own is None and total is None else None
-    usd_per_hour, priced = _hour(asked, hardware)
-    rent = checked(_rent(asked, hardware, usd_per_hour))
+    gpu = hardware.gpu if hardware is not None else gpu_named(asked["gpu"]) if asked["gpu"] else None
+    usd_per_hour, priced = _hour(asked, gpu)
+    rent = checked(_rent(asked, gpu, usd_per_hour))
     if hardware is not None:
         fast = speed(hardware.engine, traffic, targets, asked["batch_max"])
     else:
         fast = given(own if own is not None else total, traffic, total is not None)
+    refuse_unused(asked, was_given)
     asked = {**asked, "api": list(asked["api"] or DEFAULTS)}
     inputs = tuple(Given(name.replace("_", "-"), _text(value), "given" if name in was_given else DEFAULT_SOURCES[name])
                    for name, value in asked.items() if name in was_given or name in DEFAULT_SOURCES)
@@ -197,12 +230,10 @@ def _hardware(asked: Mapping[str, Any]) -> Any:
         if asked["kv_bits"] not in (4, 8, 16):
             raise PlanRefused(f"--kv-bits {asked['kv_bits']}: 16, 8 or 4")
         precision = replace(precision, kv_bytes=asked["kv_bits"] / 8)
-    if not 1 <= asked["gpus"] <= 1024:
-        raise PlanRefused(f"--gpus {asked['gpus']}: from 1 to 1024 cards")
     return Hardware(model, precision, gpu, asked["gpus"], engine(model, precision, gpu, asked["gpus"]))
 
 
-def _hour(asked: Mapping[str, Any], hardware: Any) -> tuple[Fraction, str]:
+def _hour(asked: Mapping[str, Any], gpu: Any) -> tuple[Fraction, str]:
     """USD per hour for all cards; and of a rate card, where it stands there."""
     if asked["usd_per_hour"] is not None:
         if asked["card"] is not None:
@@ -210,14 +241,14 @@ def _hour(asked: Mapping[str, Any], hardware: Any) -> tuple[Fraction, str]:
         return exact(asked["usd_per_hour"], "usd_per_hour"), ""
     if asked["card"] is None:
         raise PlanRefused("what does the hour cost? --usd-per-hour for all cards, or --card with a GPU rate card")
-    if hardware is None or asked["gpu"] is None:
+    if asked["gpu"] is None:
         raise PlanRefused("--card needs a --gpu by name, to look up its price; or give --usd-per-hour")
     from proxy.cli.plan_card import hourly
 
-    return hourly(asked["card"], hardware.gpu.name, asked["gpus"], asked["kind"], asked["provider"])
+    return hourly(asked["card"], gpu.name, asked["gpus"], asked["kind"], asked["provider"])
 
 
-def _rent(asked: Mapping[str, Any], hardware: Any, usd_per_hour: Fraction) -> Any:
+def _rent(asked: Mapping[str, Any], gpu: Any, usd_per_hour: Fraction) -> Any:
     from proxy.planner.cost import Energy, Overheads, Rent
 
     def number(name: str) -> Fraction:
@@ -227,7 +258,7 @@ def _rent(asked: Mapping[str, Any], hardware: Any, usd_per_hour: Fraction) -> An
     if asked["energy"] not in ("included", "metered"):
         raise PlanRefused(f"--energy {asked['energy']}: included or metered")
     if asked["energy"] == "metered":
-        each = asked["watts"] if asked["watts"] is not None else hardware.gpu.watts if hardware is not None else None
+        each = asked["watts"] if asked["watts"] is not None else gpu.watts if gpu is not None else None
         if each is None:
             raise PlanRefused("--energy metered needs --watts where no --gpu is named")
         if not 0 <= each < 1e5:

@@ -74,6 +74,15 @@ def planned_or_refused(ctx: typer.Context) -> Plan:
     """The plan that a command's options make."""
     from proxy.cli.plan_options import planned
 
-    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
-    given = {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+    given = {name for name in ctx.params if _was_typed(ctx, name)}
     return or_refused(lambda: planned(ctx.params, given - {"format_", "explain", "plot"}))
+
+
+def typed(ctx: typer.Context) -> set[str]:
+    """The options that were given, as they are spelled."""
+    return {option for one in ctx.command.params if one.name and _was_typed(ctx, one.name) for option in one.opts}
+
+
+def _was_typed(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"

@@ -56,8 +56,10 @@ def import_(
     settings = load_or_exit(config) if config is not None else None
     try:
         if file.suffix.lower() == ".csv":
-            if model or contracted or from_ or source:
+            if model or contracted or from_ is not None or source is not None:
                 raise _stop("--model, --contracted, --from and --source are of API prices: a rate card says these")
+            if into is not None and config is not None:
+                raise _stop("--into and --config both say which rate card is added to: leave one out")
             target = _target(into, _card_of(config), "a rate card", "config/gpus.csv")
             changes, text = _cards(file, target)
         else:

@@ -9,9 +9,12 @@ import json
 import time
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+
+if TYPE_CHECKING:
+    from proxy.reports.reconcile.bill import Bill
 
 
 def reconcile(
@@ -19,15 +22,15 @@ def reconcile(
         "The bill: OpenAI's usage and costs exports (JSON of their API, or the dashboard's CSV), both together for the "
         "best explanation; a CSV with day, model, input_tokens, cached_tokens, output_tokens, cost; or a cloud's GPU "
         "bill: day, resource, hours, rate, cost, or FOCUS, or AWS CUR."))],
-    tolerance: Annotated[str, typer.Option("--tolerance", metavar="PERCENT", help=(
-        "How far apart days and models may be in all, of the larger side."))] = "0.5",
+    tolerance: Annotated[str | None, typer.Option("--tolerance", metavar="PERCENT", help=(
+        "How far apart days and models may be in all, of the larger side. Default: 0.5."))] = None,
     backend: Annotated[list[str] | None, typer.Option("--backend", metavar="NAME", help=(
-        "The backend that the bill is of; repeatable. Default: those with prices of the bill's provider; of a generic "
-        "CSV every API."))] = None,
+        "The backend that an API's bill is of; repeatable. Default: those with prices of the bill's provider; of a "
+        "generic CSV every API."))] = None,
     project: Annotated[list[str] | None, typer.Option("--project", metavar="ID", help=(
-        "Only this project of the bill is the gateway's; repeatable. The others are left out, and named."))] = None,
+        "Only this project of an API's bill is the gateway's; repeatable. The others are left out, and named."))] = None,
     model: Annotated[list[str] | None, typer.Option("--model", metavar="THEIRS=OURS", help=(
-        "What the bill calls a model of ours; repeatable. Dated snapshots of a name we send need none."))] = None,
+        "What an API's bill calls a model of ours; repeatable. Dated snapshots of a name we send need none."))] = None,
     resource: Annotated[list[str] | None, typer.Option("--resource", metavar="THEIRS=BACKEND", help=(
         "What a GPU bill calls a backend of ours; repeatable."))] = None,
     explain: Annotated[tuple[str, str] | None, typer.Option("--explain", metavar="DAY MODEL", help=(
@@ -38,7 +41,7 @@ def reconcile(
     ledger: Annotated[str | None, typer.Option("--ledger", metavar="URL", help=(
         "The ledger. Default: the configuration's, or sqlite:///data/ledger.db."))] = None,
     config: Annotated[Path | None, typer.Option("--config", metavar="FILE", help=(
-        "Take the ledger from this configuration."))] = None,
+        "Instead: take the ledger from this configuration."))] = None,
 ) -> None:
     """Compare what we metered with what is billed, per UTC day and model, and say why they differ.
 
@@ -52,13 +55,17 @@ def reconcile(
     Example: breakeven reconcile usage.json costs.json --config config/minimal.yaml
     """
     from proxy.ledger.errors import LedgerUnavailable
+    from proxy.ledger.location import alone
     from proxy.reports.reconcile.bill import BadBill
 
     if format_ not in ("table", "json"):
         _refuse(f"--format {format_} is not known; use table or json")
+    given = {"--tolerance": tolerance, "--backend": backend, "--project": project, "--model": model,
+             "--resource": resource, "--who": who}
     try:
-        within = _reconcile(files, _percent(tolerance), backend or [], project or [], _pairs("--model", model),
-                            _pairs("--resource", resource), explain, dry_run, who, format_, ledger, config)
+        within = _reconcile(files, _percent(tolerance or "0.5"), backend or [], project or [],
+                            _pairs("--model", model), _pairs("--resource", resource), explain, dry_run, who, format_,
+                            alone(ledger, config), [name for name, value in given.items() if value])
     except (BadBill, ValueError) as error:
         _refuse(str(error))
     except LedgerUnavailable as error:
@@ -69,15 +76,14 @@ def reconcile(
 
 def _reconcile(files: list[Path], tolerance: Decimal, backends: list[str], projects: list[str], models: dict[str, str],
                resources: dict[str, str], explained: tuple[str, str] | None, dry_run: bool, who: str | None,
-               format_: str, ledger: str | None, config: Path | None) -> bool:
-    from proxy.ledger.location import locate
+               format_: str, url: str, given: list[str]) -> bool:
     from proxy.ledger.reconciliations import record
     from proxy.reports.reconcile import render
     from proxy.reports.reconcile.files import read
     from proxy.reports.reconcile.run import kept, reconcile
 
-    url = locate(ledger, config).url
     bill = read(files)
+    _refuse_unused(bill, given, explains=explained is not None)
     if explained is not None:
         _explain(url, *explained, format_)
         return True
@@ -92,6 +98,24 @@ def _reconcile(files: list[Path], tolerance: Decimal, backends: list[str], proje
     typer.echo(out.getvalue(), nl=False)
     typer.echo(f"Recorded as reconciliation {number}." if number else "Not recorded (--dry-run).")
     return found.within
+
+
+def _refuse_unused(bill: Bill, given: list[str], *, explains: bool) -> None:
+    """ValueError for an option that would change nothing: who gives it expects that it does. (`--dry-run` beside
+    --explain keeps its promise.)"""
+    names = ", ".join(file.name for file in bill.files)
+    if explains and bill.is_gpu:
+        raise ValueError(f"--explain: {names} is a GPU bill, on which there are no requests; leave it out")
+    if explains:
+        unused, why = given, "--explain lists our own requests of a day and model, and compares and keeps nothing"
+    elif bill.is_gpu:
+        unused = [one for one in given if one in ("--backend", "--project", "--model")]
+        why = f"{names} is a GPU bill; what it calls a backend of ours is named with --resource THEIRS=BACKEND"
+    else:
+        unused = [one for one in given if one == "--resource"]
+        why = f"{names} is an API's bill; what it calls a model of ours is named with --model THEIRS=OURS"
+    if unused:
+        raise ValueError(f"{unused[0]} would change nothing: {why}; leave {unused[0]} out")
 
 
 def _explain(url: str, day: str, model: str, format_: str) -> None:

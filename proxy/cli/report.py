@@ -60,6 +60,8 @@ def report(
         _refuse(f"--format {format_} is not known; use {', '.join(FORMATS)}")
     if focus_version is not None and format_ != "focus":
         _refuse("--focus-version is for --format focus")
+    if by is not None and format_ == "focus":
+        _refuse(f"--by {by}: FOCUS has a row for each charge, which is grouped by its own columns; leave --by out")
     if format_ == "pdf" and output is None:
         _refuse("--format pdf is no text; say where it goes: --output november.pdf")
     from proxy.ledger.errors import LedgerUnavailable

@@ -41,3 +41,10 @@ def locate(ledger: str | None = None, config: Path | None = None) -> Location:
                          f"{config}`")
     routes = tree.get("routes")
     return Location(url, zone, currency, tuple(map(str, routes)) if isinstance(routes, dict) else None)
+
+
+def alone(ledger: str | None, config: Path | None) -> str:
+    """The URL, for a command to which a configuration says nothing else. ValueError where both are given."""
+    if ledger is not None and config is not None:
+        raise ValueError("--ledger and --config both say which ledger is meant: leave one out")
+    return locate(ledger, config).url

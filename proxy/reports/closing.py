@@ -61,7 +61,8 @@ def close(url: str, to_ns: int, *, who: str, time_zone: str = "UTC", from_ns: in
           without_bill: str | None = None, now_ns: int | None = None, currency: Currency = DOLLARS,
           meant: bool = False) -> ClosedPeriod:
     """Close all up to `to_ns`, from where the last closed period ended. With `without_bill`, why it may be closed
-    although it is not reconciled; `meant`: in this currency also if the last one was closed in another.
+    although it is not reconciled, kept only where it is not; `meant`: in this currency also if the last one was closed
+    in another.
 
     Refused where it has not ended, is not reconciled or changes the currency; ValueError for what makes no sense;
     LedgerUnavailable."""
@@ -88,8 +89,8 @@ def close(url: str, to_ns: int, *, who: str, time_zone: str = "UTC", from_ns: in
             statement = canonical(connection, begin, to_ns, time_zone, bills, currency)
         alone = bills.alone(begin, to_ns)
         period = _append(url, path, seen, ClosedPeriod(
-            0, begin, to_ns, now, time_zone, None if alone is None else alone.id, (without_bill or "").strip(),
-            who.strip(), statement, closing.hash_of(statement)))
+            0, begin, to_ns, now, time_zone, None if alone is None else alone.id,
+            (without_bill or "").strip() if bills.open else "", who.strip(), statement, closing.hash_of(statement)))
     return period
 
 

@@ -422,6 +422,15 @@ def test_a_reason_that_says_nothing_closes_nothing(url, reason):
         assert books.closed(connection) == []
 
 
+def test_a_period_that_agrees_with_its_bills_is_not_called_closed_without_one(url):
+    record(url, bill(T0, NOVEMBER[1]), LATER)
+    done = CliRunner().invoke(app, ["ledger", "close", "--ledger", url, "--who", "finance", "--to", "2026-11-20",
+                                    "--without-bill", "to be sure"])
+    assert done.exit_code == 0 and "--without-bill was not needed, and its reason is not kept" in done.stderr
+    with store.reading(url) as connection:
+        assert "without a bill" not in standing(connection, T0, T0 + 19 * DAY).line(zone_of("UTC"))
+
+
 def test_a_day_with_two_providers_is_one_day(url):
     fill(url, *(on_api(request_id=f"other{number}", ended_ns=T0 + number * DAY + NS_PER_S, sent_ns=T0 + number * DAY,
                        started_ns=T0 + number * DAY, first_token_ns=T0 + number * DAY, price_version="")

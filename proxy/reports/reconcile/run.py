@@ -26,7 +26,9 @@ def reconcile(url: str, bill: Bill, now_ns: int, *, tolerance: Decimal = TOLERAN
               projects: Collection[str] = (), aliases: Mapping[str, str] | None = None) -> Reconciliation:
     """The bill beside the ledger, read at one moment. `aliases`: the bill's names of models, or of resources, to ours.
 
-    LedgerUnavailable when the ledger cannot be read; ValueError for a backend of ours that it does not know."""
+    LedgerUnavailable when the ledger cannot be read; ValueError for a backend of ours that it does not know, and for a
+    name that is not on the bill."""
+    _on_the_bill(bill, projects, aliases or {})
     with store.reading(url) as connection:
         if bill.is_gpu:
             cards = {line.name for line in rate_card(connection) if line.kind == "gpu"}
@@ -39,6 +41,16 @@ def reconcile(url: str, bill: Bill, now_ns: int, *, tolerance: Decimal = TOLERAN
             _known(f"--backend {name}", name, apis, "API in the ledger")
         return compare(bill, ours.read(connection, bill, backends), tolerance=tolerance, projects=projects,
                        aliases=aliases)
+
+
+def _on_the_bill(bill: Bill, projects: Collection[str], aliases: Mapping[str, str]) -> None:
+    lines = [*bill.usage, *bill.charges]
+    option, what, names = ("--resource", "resource", {line.resource for line in bill.gpu}) if bill.is_gpu else (
+        "--model", "model", {line.model for line in lines})
+    for theirs, ours_ in aliases.items():
+        _known(f"{option} {theirs}={ours_}", theirs, names - {""}, f"{what} on the bill")
+    for project in projects:
+        _known(f"--project {project}", project, {line.project for line in lines} - {""}, "project on the bill")
 
 
 def _known(option: str, name: str, names: Collection[str], what: str) -> None:

@@ -98,6 +98,8 @@ def test_every_figure_is_explained_and_every_default_has_its_source():
     inputs = {one["input"]: one["from"] for one in found["inputs"]}
     assert inputs["precision"] == "given" and inputs["batch-max"].startswith("default") and all(inputs.values())
     assert inputs["price of gpt-4o"].startswith("genai-prices")
+    crossing = told("breakeven", *H200[1:], "--precision", "fp8", "--explain")
+    assert (crossing["working"], crossing["inputs"]) == (found["working"], found["inputs"])
 
 
 def test_spot_energy_and_people_are_in_the_hour():

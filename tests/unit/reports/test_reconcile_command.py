@@ -45,7 +45,8 @@ def url(tmp_path):
 
 
 def run(url, *arguments):
-    result = CliRunner().invoke(app, ["reconcile", "--ledger", url, "--who", "finance", *map(str, arguments)])
+    who = () if "--explain" in arguments else ("--who", "finance")
+    result = CliRunner().invoke(app, ["reconcile", "--ledger", url, *who, *map(str, arguments)])
     assert result.exit_code in (0, 1, 2), result.output
     return result
 
@@ -157,8 +158,12 @@ def test_a_gpu_bill_is_held_to_the_rate_card(url, tmp_path):
     (None, RIGHT[0], ("--backend", "xyz"), "no API in the ledger is called xyz; there are openai, other"),
     ("day,resource,hours,rate,cost", "2026-11-01,pod,24,1.39,33.36", ("--resource", "pod=lama"),
      "--resource pod=lama: no GPU on the rate card is called lama; did you mean llama?"),
-    ("day,resource,hours,rate,cost", "2026-11-01,pod,24,1.39,33.36", ("--resource", "pod=nope"), "there are llama")])
-def test_a_backend_that_is_not_ours_is_refused_and_nothing_kept(url, tmp_path, head, line, arguments, said):
+    ("day,resource,hours,rate,cost", "2026-11-01,pod,24,1.39,33.36", ("--resource", "pod=nope"), "there are llama"),
+    ("day,resource,hours,rate,cost", "2026-11-01,pod,24,1.39,33.36", ("--resource", "pot=llama"),
+     "--resource pot=llama: no resource on the bill is called pot; did you mean pod?"),
+    (None, RIGHT[0], ("--model", "gpt-4=gpt-4o"), "no model on the bill is called gpt-4; did you mean gpt-4o?"),
+    (None, RIGHT[0], ("--project", "p"), "--project p: no project on the bill is called p; there are none")])
+def test_a_name_that_is_not_ours_or_not_on_the_bill_is_refused_and_nothing_kept(url, tmp_path, head, line, arguments, said):
     result = run(url, csv(tmp_path, line, **({"head": head} if head else {})), *arguments)
     assert result.exit_code == 2 and said in result.output and len(result.output.splitlines()) == 1
     with store.reading(url) as connection:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from proxy.core.currency import DOLLARS, EXACT, Currency, Rate, plain
+from proxy.core.currency import DOLLARS, EXACT, USD, Currency, Rate, plain
 from proxy.core.money import NANO_DIGITS, round_nano
 from proxy.core.savings import Statement
 
@@ -97,6 +99,20 @@ def per(nano: int, count: int, each: int = 1) -> int | None:
 
 def exact(nano: int | None, currency: Currency) -> str | None:
     return None if nano is None else currency.text(nano)
+
+
+def named(currency: Currency, amounts: Mapping[str, Any]) -> dict[str, Any]:
+    """For machines: under names that are the same in every currency, which stands beside them; in USD also, and first,
+    under those of before there were others."""
+    return {**({dollars_name(name): amount for name, amount in amounts.items()} if currency.code == USD else {}),
+            **amounts}
+
+
+def dollars_name(name: str) -> str:
+    """'usd_per_request', 'baseline_usd_per_request', 'api_usd', 'usd'."""
+    if name == "amount":
+        return "usd"
+    return re.sub(r"^(baseline_)?per_", r"\1usd_per_", name) if "per_" in name else f"{name}_usd"
 
 
 def unit(nano: int | None, currency: Currency = DOLLARS) -> str:

@@ -8,18 +8,19 @@ from typing import Any
 from proxy.core.currency import Currency
 from proxy.reports import pricebook, view
 from proxy.reports.books import Books
-from proxy.reports.figures import Amount, exact
+from proxy.reports.figures import Amount, exact, named
 
 
 def of_books(books: Books) -> dict[str, Any]:
     of, currency = books.marginal, books.statement.currency
-    money, code = currency.text, currency.code.lower()
+    money = currency.text
     return {
         "marginal": {"displaced": money(of.displaced), "varying": money(of.varying),
                      "retries": money(of.retries), "saving": money(of.saving),
                      "api_difference": money(of.api_difference), "paid_anyway": money(of.paid_anyway),
                      "corrections": money(of.corrections), "fully_loaded": money(of.fully_loaded)},
-        "waterfall": [{"step": step.name, "label": step.label, "kind": step.kind, code: step.amount.exact}
+        "waterfall": [{"step": step.name, "label": step.label, "kind": step.kind,
+                       **named(currency, {"amount": step.amount.exact})}
                       for step in view.waterfall(books.statement)],
         "range": _range(view.spread(books)), "units": [_unit(one, currency) for one in view.units(books)],
         "utilisation": [_backend(one, currency) for one in view.backend_lines(books)],
@@ -45,24 +46,22 @@ def _range(spread: view.Spread) -> dict[str, Any]:
 
 
 def _unit(one: view.Unit, currency: Currency) -> dict[str, Any]:
-    code = currency.code.lower()
     return {"of": one.name, "label": one.label, "requests": one.requests, "input_tokens": one.input_tokens,
             "output_tokens": one.output_tokens, "cost": one.cost.exact,
-            f"{code}_per_million_tokens": exact(one.per_million, currency),
-            f"{code}_per_million_input_tokens": exact(one.per_million_input, currency),
-            f"{code}_per_million_output_tokens": exact(one.per_million_output, currency),
-            f"{code}_per_request": exact(one.per_request, currency)}
+            **named(currency, {"per_million_tokens": exact(one.per_million, currency),
+                               "per_million_input_tokens": exact(one.per_million_input, currency),
+                               "per_million_output_tokens": exact(one.per_million_output, currency),
+                               "per_request": exact(one.per_request, currency)})}
 
 
 def _backend(one: view.BackendLine, currency: Currency) -> dict[str, Any]:
-    code = currency.code.lower()
     percents = {name: None if share is None else str(share)
                 for name, share in (("utilisation_percent", one.utilization), ("breakeven_percent", one.breakeven))}
     return {"backend": one.name, "kind": "gpu" if one.on_gpu else "api", "requests": one.requests, "tokens": one.tokens,
             "displaced": one.baseline.exact, "cost": one.cost.exact, "idle": one.idle.exact, **percents,
-            f"{code}_per_million_tokens": exact(one.per_million, currency),
-            f"{code}_per_request": exact(one.per_request, currency),
-            f"baseline_{code}_per_million_tokens": exact(one.baseline_per_million, currency)}
+            **named(currency, {"per_million_tokens": exact(one.per_million, currency),
+                               "per_request": exact(one.per_request, currency),
+                               "baseline_per_million_tokens": exact(one.baseline_per_million, currency)})}
 
 
 def _exact(amount: Amount | None) -> str | None:

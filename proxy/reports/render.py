@@ -18,7 +18,7 @@ from proxy.core.currency import USD, Currency, plain
 from proxy.core.savings import GroupRow, Statement
 from proxy.reports import view
 from proxy.reports.books import Books
-from proxy.reports.figures import Places, exact, exchanged, per, places_for, printable, rounded, unit
+from proxy.reports.figures import Places, exact, exchanged, named, per, places_for, printable, rounded, unit
 from proxy.reports.machine import of_books
 from proxy.reports.period import show
 from proxy.reports.standing import Standing
@@ -30,7 +30,7 @@ MORE_AMOUNTS = ("baseline_list", "baseline_contracted", "baseline_late", "api_re
                 "substituted_baseline", "marginal_saving")
 COUNTS = ("attempts", "succeeded", "input_tokens", "cached_tokens", "output_tokens", "substituted", "unpriced",
           "unknown_baseline", "estimated_tokens")
-UNITS = ("per_million_tokens", "per_request")  # of a currency, and of it at the baseline
+UNITS = ("per_million_tokens", "per_request", "baseline_per_million_tokens", "baseline_per_request")
 CSV_COLUMNS = ("from", "to", "currency", "group", "requests", "tokens", *AMOUNTS, "by", "label", *COUNTS, *MORE_AMOUNTS,
                "loaded", "savings_percent")
 FORMULA = "=+\\-@\t\r\n＝＋－＠"  # full width counts in East Asian settings
@@ -108,12 +108,7 @@ def _more(row: GroupRow, line: view.Line, currency: Currency) -> dict[str, Any]:
     return {**{name: getattr(row, name) for name in COUNTS},
             **{name: currency.text(getattr(row, name)) for name in MORE_AMOUNTS},
             "loaded": line.loaded.exact, "savings_percent": None if percent is None else str(percent),
-            **{name: exact(nano, currency) for name, nano in zip(unit_names(currency), units, strict=True)}}
-
-
-def unit_names(currency: Currency) -> list[str]:
-    """'usd_per_request', and what it would have been at the API."""
-    return [f"{at}{currency.code.lower()}_{name}" for at in ("", "baseline_") for name in UNITS]
+            **named(currency, {name: exact(nano, currency) for name, nano in zip(UNITS, units, strict=True)})}
 
 
 def to_csv(statement: Statement, time_zone: str = "UTC") -> str:
@@ -127,7 +122,7 @@ def to_csv_of(statements: Iterable[Statement], time_zone: str = "UTC") -> str:
     out = io.StringIO()
     writer = csv.writer(out)
     currency, rates = statements[0].currency, exchanged(statements[0])
-    writer.writerow([*CSV_COLUMNS, *unit_names(currency), *(["exchange_rates"] if rates else [])])
+    writer.writerow([*CSV_COLUMNS, *named(currency, dict.fromkeys(UNITS)), *(["exchange_rates"] if rates else [])])
     for statement in statements:
         total = statement.total
         period = show(statement.from_ns, zone), show(statement.to_ns, zone), currency.code

@@ -351,6 +351,12 @@ async def test_a_period_without_an_exchange_rate_says_which_is_missing(tmp_path,
         _, text = await there.get(f"/dashboard/csv?from={today}&table=groups")
         named = {one["group"]: one for one in csv.DictReader(io.StringIO(text.decode()))}
         assert Decimal(named["total"]["baseline"]).scaleb(9) == 2 * row["baseline_nano"]
+        for asked, names in (("table=waterfall", ["step", "amount", "currency"]), ("table=backends", None),
+                             ("range=1h&table=requests", None)):
+            _, text = await there.get(f"/dashboard/csv?{'' if 'range' in asked else f'from={today}&'}{asked}")
+            one = next(csv.DictReader(io.StringIO(text.decode())))
+            assert one["currency"] == "EUR" and names in (None, [*one])
+            assert not [name for name in one if "usd" in name or "eur" in name], "the currency is said once"
         status, page = await there.get(f"/dashboard/request/{row['request_id']}", **HTML)
         assert status == 200 and f"{2 * row['baseline_nano'] / 1e9:.6f} <small>EUR" in page.decode()
 

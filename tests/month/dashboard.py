@@ -41,7 +41,7 @@ async def gateway_on(url: str, folder: Path, zone: str, **report: Any) -> AsyncI
         yield address
 
 
-async def compare(found: Found, truth: Truth, address: str, zone: str, code: str = "usd") -> None:
+async def compare(found: Found, truth: Truth, address: str, zone: str) -> None:
     """Every grouping, as a page and as CSV; days and waterfall."""
     scene = truth.scene
     asked = {"from": _clock(scene.from_ns, zone), "before": _clock(scene.to_ns, zone)}
@@ -59,7 +59,7 @@ async def compare(found: Found, truth: Truth, address: str, zone: str, code: str
         forms.waterfall(found, "dashboard's waterfall", {row.cells[0].said: nano(row.cells[-1].said)
                                                          for row in steps.rows}, total)
         text = await _text(session, "/dashboard/csv", **asked, table="waterfall")
-        forms.waterfall(found, "dashboard's waterfall as CSV", {row["step"]: nano(row[code])
+        forms.waterfall(found, "dashboard's waterfall as CSV", {row["step"]: nano(row["amount"])
                                                                 for row in csv.DictReader(io.StringIO(text))}, total)
         text = await _text(session, "/dashboard/csv", **asked, table="time")
         days = {row["from"][:10]: figures_of(row) for row in csv.DictReader(io.StringIO(text))}

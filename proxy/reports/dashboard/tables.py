@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from proxy.core.currency import Currency
 from proxy.reports import figures, render, view
 from proxy.reports.dashboard import parts
 from proxy.reports.dashboard.account import Account
@@ -34,12 +35,17 @@ def csv_of(name: str, account: Account, now: Any, zone: ZoneInfo, zone_name: str
     return file_name, out.getvalue()
 
 
-def _code(account: Account) -> str:
-    return account.books.statement.currency.code.lower()
-
-
 def _cell(value: Any) -> Any:
     return render.safe_cell(value) if isinstance(value, str) and not _NUMBER.fullmatch(value) else value
+
+
+def _names(currency: Currency, *names: str) -> list[str]:
+    """The last columns of a table with amounts: the same in every currency, which is named beside them."""
+    return [*figures.named(currency, dict.fromkeys(names)), "currency"]
+
+
+def _amounts(currency: Currency, **amounts: str) -> list[str]:
+    return [*figures.named(currency, amounts).values(), currency.code]
 
 
 _NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
@@ -60,29 +66,31 @@ def _traffic(account: Account, _: Any, zone: ZoneInfo) -> Table:
 
 
 def _waterfall(account: Account, _: Any, zone: ZoneInfo) -> Table:
-    steps = view.waterfall(account.books.statement)
-    return ("step", _code(account)), [[step.label, step.amount.exact] for step in steps]
+    steps, currency = view.waterfall(account.books.statement), account.books.statement.currency
+    return ("step", *_names(currency, "amount")), [
+        [step.label, *_amounts(currency, amount=step.amount.exact)] for step in steps]
 
 
 def _requests(account: Account, _: Any, zone: ZoneInfo) -> Table:
     if account.calls is None:
         raise ValueError("Requests are listed for periods of an hour or less.")
     names = ("request_id", "route", "backend", "status", "end_reason", "reason", "tags", "key_id", "input", "output")
-    currency, code = account.books.statement.currency, _code(account)
-    return (("ended", *names, f"api_{code}", f"baseline_{code}"),
-            [[show(row["ended_ns"], zone), *(row[name] for name in names),
-              *("" if row[name] is None else currency.text(currency.of(row[name], row["ended_ns"]))
-                for name in ("api_nano", "baseline_nano"))]
+    currency = account.books.statement.currency
+    return (("ended", *names, *_names(currency, "api", "baseline")),
+            [[show(row["ended_ns"], zone), *(row[name] for name in names), *_amounts(currency, **{
+                name: "" if row[f"{name}_nano"] is None else currency.text(currency.of(
+                    row[f"{name}_nano"], row["ended_ns"])) for name in ("api", "baseline")})]
              for row in account.calls.rows])
 
 
 def _backends(account: Account, now: Any, zone: ZoneInfo) -> Table:
-    currency, code = account.books.statement.currency, _code(account)
-    return (("backend", "own_gpu", "health", "load_percent", "in_flight", f"{code}_per_million_tokens_last_hour",
-             f"baseline_{code}_per_million_tokens", "utilization_percent", "breakeven_utilization_percent"),
-            [[card.name, card.own, card.health, card.load, card.in_flight,
-              *(figures.exact(nano, currency) or "" for nano in (card.per_million, card.compared)),
-              card.used, card.needed] for card in parts.cards(now.status, account)])
+    currency, units = account.books.statement.currency, ("per_million_tokens_last_hour", "baseline_per_million_tokens")
+    return (("backend", "own_gpu", "health", "load_percent", "in_flight", "utilization_percent",
+             "breakeven_utilization_percent", *_names(currency, *units)),
+            [[card.name, card.own, card.health, card.load, card.in_flight, card.used, card.needed,
+              *_amounts(currency, **{name: figures.exact(nano, currency) or "" for name, nano in zip(
+                  units, (card.per_million, card.compared), strict=True)})]
+             for card in parts.cards(now.status, account)])
 
 
 def _budgets(account: Account, now: Any, zone: ZoneInfo) -> Table:

@@ -82,7 +82,7 @@ async def test_the_dashboard_says_the_truth_in_another_currency(made, tmp_path):
         whole.backup(other)
     found, zone = compare.Found(), "Europe/Berlin"
     async with dashboard.gateway_on(f"sqlite:///{tmp_path}/l.db", tmp_path, zone, **exchange.settings()) as address:
-        await dashboard.compare(found, exchange.Converted(made.truth, zone), address, zone, "eur")
+        await dashboard.compare(found, exchange.Converted(made.truth, zone), address, zone)
     assert not found.first and found.compared > 1_500
 
 

@@ -162,16 +162,16 @@ def test_every_form_says_the_same_and_names_the_rates(url, config, tmp_path):
         {"from": "2026-11-02", "per_usd": "0.931234567", "source": "ECB, daily"}]
     for name in render.AMOUNTS:
         assert said[name] == EURO.text(getattr(total, name)) and len(said[name].partition(".")[2]) == 18
-    assert said["units"][0]["eur_per_request"] and not [name for name in _keys(said) if "usd" in name and name not in (
+    assert said["units"][0]["per_request"] and not [name for name in _keys(said) if "usd" in name and name not in (
         "per_usd", "usd")], "what is in EUR is not called USD"
     assert {key for line in said["rate_card"] for key in line if "usd" in key} == {"usd"}, "the rate card is in USD"
-    assert {step["step"]: step["eur"] for step in said["waterfall"]}["net"] == said["savings"]
+    assert {step["step"]: step["amount"] for step in said["waterfall"]}["net"] == said["savings"]
     rates = ("Booked in USD; at 0.9217 EUR per USD from 2026-10-01 (ECB, monthly average); 0.931234567 EUR per USD "
              "from 2026-11-02 (ECB, daily)")
     *_, last = csv.DictReader(io.StringIO(told(config, "--format", "csv")))
     assert last["currency"] == "EUR" and last["exchange_rates"] == rates
     assert {name: last[name] for name in render.AMOUNTS} == {name: said[name] for name in render.AMOUNTS}
-    assert Decimal(last["eur_per_request"]) == round(Fraction(total.actual, total.requests)) * Decimal("1e-18")
+    assert Decimal(last["per_request"]) == round(Fraction(total.actual, total.requests)) * Decimal("1e-18")
     table = " ".join(told(config).split())
     assert "Europe/Berlin, EUR" in table and rates in table
     assert f"Savings {round(Decimal(said['savings']), 2):,} " in table
@@ -187,6 +187,18 @@ def test_every_form_says_the_same_and_names_the_rates(url, config, tmp_path):
     assert done.exit_code == 0
     parquet = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "f.parquet").to_pylist()
     assert sum(row["BilledCost"] for row in parquet if not row["ChargeClass"]) == Decimal(said["actual"])
+
+
+def test_a_reader_of_names_need_not_know_the_currency(config):
+    """In USD there are more: those that a reader of then may still ask for."""
+    for form, names in (("json", lambda text: set(_keys(json.loads(text)))),
+                        ("csv", lambda text: set(next(csv.reader(io.StringIO(text)))))):
+        euros, dollars = (names(told(config, "--by", "all", "--format", form, *more))
+                          for more in ((), ("--currency", "USD")))
+        assert euros - dollars == ({"books_currency", "exchange_rates", "per_usd"} if form == "json"
+                                   else {"exchange_rates"})
+        assert dollars - euros >= {"usd_per_request", "baseline_usd_per_million_tokens"}
+        assert {name for name in dollars - euros if "usd" not in name} == set()
 
 
 def _keys(value):

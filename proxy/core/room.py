@@ -8,6 +8,7 @@ number here; why a replica offers nothing is told in `reasons.py`.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from proxy.core.capacity import Capacity
 from proxy.core.fleet import Moved, ReplicaState
@@ -25,13 +26,21 @@ PREFILL_AHEAD = 0.25  # of the target per token: prefill that may be sent before
 USUAL_PROMPT, USUAL_OUTPUT = 1024.0, 256.0  # tokens, for comparing speeds
 
 
+class Paid(NamedTuple):
+    """What a prompt paid when it was sent: of the time, so many seconds, of which prefill has this share."""
+
+    at: float
+    seconds: float
+    share: float
+
+
 class Room:
     """One replica's offer. Seconds, tokens, GPU-seconds, USD."""
 
     __slots__ = ("ahead_s", "alive", "backlog", "begins_at", "budget", "decode_s", "deviation", "first_s", "free_share",
                  "full_s", "kappa_s", "key", "kin", "kv_left", "kv_tokens", "lag_s", "moved", "occupancy", "open",
-                 "pace_s", "paid_until", "prefill_s", "queued", "reading", "risk_per_s", "running", "slack",
-                 "slots_left", "speed", "step_s", "suited", "token_s", "tpot_s", "usd_per_s")
+                 "pace_s", "paid_until", "prefill_s", "queued", "reading", "risk_per_s", "running",
+                 "sent_until", "slack", "slots_left", "speed", "step_s", "suited", "token_s", "tpot_s", "usd_per_s")
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -58,7 +67,8 @@ class Room:
         self.occupancy = 0.0  # 0..1: how full, for the bid price
         self.tpot_s = 0.0  # a decode step with one sequence more
         self.pace_s = self.ahead_s = NEVER  # the tightest target per token of those it serves; a share of it
-        self.paid_until = 0.0  # when the share of time that prefill may take has paid for all that was sent (GCRA)
+        self.sent_until = 0.0  # when the share of time that prefill may take has paid for all that was sent (GCRA),
+        self.paid_until = 0.0  # and for those too who got a place since this was filled
         self.usd_per_s = 0.0  # what a GPU-second of work really costs: energy, elastic charge
         self.risk_per_s = 0.0  # chance per second that the replica vanishes (spot), and the work with it
         self.speed = 1.0  # work per second against the pool's reference
@@ -103,6 +113,9 @@ class Room:
         self.tpot_s = self.step_s + capacity.beta_s
         self.backlog = self.queued = backlog
         self.slots_left = slots - running
+        if not running and not backlog:
+            self.sent_until = 0.0  # nobody is left whose tokens what was computed would hold up
+        self.paid_until = self.sent_until
         occupancy = promised / capacity.kv_tokens
         if running:
             self.kv_left = capacity.kv_tokens - KV_SURE * self.deviation * math.sqrt(max(0.0, running)) - promised
@@ -189,13 +202,10 @@ class Room:
         return OVERDUE * self.first_token_s(prompt, True, now) + OVERDUE_S
 
     def take(self, prompt: float, need: float, sequences: float, now: float) -> None:
-        """Somebody got a place: `prompt` uncached tokens, `need` tokens of cache in the end.
-
-        Where an iteration full of prefill takes longer than a token may, tokens come in time only if prefill takes no
-        more than its share of the time: a leaky bucket (ITU-T I.371, GCRA) holds it to that.
-        """
-        if self.full_s > self.pace_s and (share := self.prefill_share) < 1:
-            self.paid_until = max(self.paid_until, now) + prompt * self.token_s / share
+        """Somebody got a place: `prompt` uncached tokens, `need` tokens of cache in the end. What it takes
+        is given back at the next filling, unless it was sent (`pay`)."""
+        if (paid := self._price(prompt, now)) is not None:
+            self.paid_until = max(self.paid_until, now) + paid.seconds
         self.backlog += prompt
         self.queued += prompt
         self.running += sequences
@@ -203,3 +213,29 @@ class Room:
         self.slots_left -= sequences
         occupancy = self.occupancy + need / self.kv_tokens
         self.occupancy = occupancy if occupancy < 1.0 else 1.0
+
+    def _price(self, prompt: float, now: float) -> Paid | None:
+        """What a prompt pays of the share of the time that prefill may take; None where it may take all of it.
+
+        Where an iteration full of prefill takes longer than a token may, tokens come in time only if prefill takes no
+        more than its share of the time: a leaky bucket (ITU-T I.371, GCRA) holds it to that.
+        """
+        if self.full_s <= self.pace_s or (share := self.prefill_share) >= 1:
+            return None
+        return Paid(now, prompt * self.token_s / share, share)
+
+    def pay(self, prompt: float, now: float) -> Paid | None:
+        """Whoever got a place is sent. What it paid, for `give_back`."""
+        paid = self._price(prompt, now)
+        if paid is not None:
+            self.sent_until = max(self.sent_until, now) + paid.seconds
+        return paid
+
+    def give_back(self, paid: Paid, now: float) -> None:
+        """It has ended before its first token, and its engine drops it: what the clock has let it compute is spent, the
+        rest was not used.
+
+        The bucket is then as if only what is spent had been paid, whoever has paid since: that pays for at least the
+        time that has passed (the share is at most 1), so such a bucket would not have been empty in between either.
+        """
+        self.sent_until -= max(0.0, paid.seconds - (now - paid.at) / paid.share)

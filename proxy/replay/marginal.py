@@ -110,6 +110,7 @@ class MarginalCost:
 
     def _start(self, job: Job, replica: int, room: Room, now: float) -> None:
         """Send it, after its room was taken."""
+        room.pay(job.uncached(room), now)
         index: int = job.owner  # type: ignore[assignment]
         self.promised[replica] += job.need
         self.pending[replica][index] = now + room.due_s(0.0, now)

@@ -2,13 +2,15 @@
 
 Rules: a claim is made synchronously with the decision, before any await, or simultaneous requests all see
 an empty engine; it is released exactly once, whatever happened; prefill turns into decode at the first
-token. Sums are kept as claims change, so reading them costs nothing.
+token, and one that ends before it gives back what it has paid and not used. Sums are kept as claims change,
+so reading them costs nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from proxy.core.room import Paid, Room
 from proxy.signals.iterations import Found, Iterations
 
 NEVER = float("inf")
@@ -22,7 +24,7 @@ class Claim:
     """One attempt on one replica. `abandon` (set by the relay) ends it when the engine is found wedged."""
 
     __slots__ = ("_in_iteration", "_iteration", "_load", "abandon", "batch", "decoding", "delivered", "expected",
-                 "first_at", "found", "prompt", "released", "sent_at", "sequences", "silent", "told_s",
+                 "first_at", "found", "paid", "prompt", "released", "sent_at", "sequences", "silent", "told_s",
                  "uncached")
 
     def __init__(self, load: Load, prompt: float, uncached: float, expected: float, sequences: int, found: Found,
@@ -32,6 +34,7 @@ class Claim:
         self.sent_at = self.first_at = now
         self.found: Found | None = found  # until something was learned from its first token
         self.told_s: float | None = None  # until its first token, as the decision expected
+        self.paid: Paid | None = None  # for its prefill
         self.batch = 0  # sequences beside it at its first token, itself included
         self.delivered = 0
         self._iteration, self._in_iteration = -1, 0  # that gave the last token, and how many it gave
@@ -111,6 +114,8 @@ class Claim:
             load.kv_tokens -= self.prompt + self.delivered
         else:
             load.backlog_tokens -= self.uncached
+            if self.paid is not None and load.room is not None:
+                load.room.give_back(self.paid, now)
         if not load.claims:  # what rounding left
             load.backlog_tokens = load.kv_tokens = load.kv_reserved = 0.0
         load.opened()
@@ -121,9 +126,10 @@ class Load:
 
     __slots__ = ("answering", "backlog_tokens", "busy_at", "changed", "claims", "iterations", "kv_reserved",
                  "kv_tokens", "most", "on_change", "on_room", "on_second", "output_done", "output_pending",
-                 "output_settled", "pending", "progress_at", "prompt_done", "sequences")
+                 "output_settled", "pending", "progress_at", "prompt_done", "room", "sequences")
 
     def __init__(self) -> None:
+        self.room: Room | None = None  # of a replica: what the decision has left of it
         self.claims: set[Claim] = set()
         self.pending: dict[Claim, float] = {}  # those without a first token, oldest first: when it is overdue
         self.changed = True  # since somebody last looked
@@ -152,6 +158,8 @@ class Load:
             self.busy_at = now
             if self.answering:
                 self.progress_at, self.answering = now, False  # idleness is not a stall
+        if self.room is not None:
+            claim.paid = self.room.pay(uncached, now)
         claims.add(claim)
         if len(claims) > self.most:
             self.most = len(claims)

@@ -103,7 +103,7 @@ class Replica:
     _same_until: float = -1e9  # and until when time alone makes nothing else of them
 
     def __post_init__(self) -> None:
-        self.room = Room(f"{self.backend}/{self.index}")
+        self.room = self.load.room = Room(f"{self.backend}/{self.index}")
         self.load.on_second = self.learn_first
         self.speed = Speed(self.base, self.auto, self.tpot_s)
         self.prefill, self.step, self.margin = self.speed.prefill, self.speed.step, self.speed.margin

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from struct import Struct
 
 from proxy.config.model import Settings
-from proxy.core.room import NEVER, Room
+from proxy.core.room import NEVER
 from proxy.signals.board import Api, Parts, Pool
 from proxy.signals.inflight import Claim, Load, Taken
 from proxy.signals.market import MarketMemory, SharedMarket
@@ -71,13 +71,12 @@ class SharedLoad(Load):
     """What all workers have sent to one upstream. Its sums are everybody's, its claims our own."""
 
     __slots__ = ("_at", "_first", "_fleet", "_others_at", "_rest", "_sent", "_shares", "_theirs", "_told", "_untold",
-                 "_version", "_version_at", "in_flight_max", "market", "room")
+                 "_version", "_version_at", "in_flight_max", "market")
 
     def __init__(self, shares: Shares, number: int) -> None:
         super().__init__()
         fleet = self._fleet = shares.fleet
         self._shares = shares
-        self.room: Room | None = None  # of a replica: what the decision has left of it
         self.market: SharedMarket | None = None  # where others may wait for it
         self.in_flight_max: int | None = None
         self._at = fleet.row_at(shares.me, number)
@@ -323,7 +322,7 @@ class Shares:
         breaker = SharedBreaker(Cell(cells, number))
         replica = SharedReplica(backend, index, *more, load=load, breaker=breaker, **named)  # type: ignore[arg-type,misc]
         replica.cell, replica._told_wedged = Cell(cells, number), False
-        load.room, load.in_flight_max = replica.room, replica.in_flight_max
+        load.in_flight_max = replica.in_flight_max
         self.replicas[number] = replica
         return replica
 

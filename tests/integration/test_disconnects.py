@@ -11,6 +11,8 @@ import orjson
 import pytest
 
 from proxy.core.errors import UpstreamError
+from proxy.core.line import Job
+from proxy.core.reasons import obstacle
 from proxy.demo.engine import Behaviour
 from proxy.demo.pacing import Pace
 from proxy.ledger.verify import verify
@@ -131,6 +133,10 @@ async def test_leaving_before_the_first_token(tmp_path, monkeypatch, body):
         assert (row["end_reason"], row["status"], row["usage_source"]) == ("client_abort", 499, "estimated")
         assert row["baseline_nano"] is None and row["output_text"] == 0 and row["input_text"] > 500
         await at_rest(there)
+        (replica,), now = there.gateway.board.replicas["llama"], there.gateway.board.clock()
+        replica.refill(now)
+        following = Job(replica.room, 10.0, 10.0, None, now + 60, now + 60, 0.2)
+        assert obstacle(replica.room, following, now, 0.0) == "", "nobody waits for a prompt that nobody computes"
 
 
 async def test_leaving_an_answer_in_one_piece(tmp_path, monkeypatch):

@@ -302,6 +302,7 @@ def test_prefill_gets_no_more_of_the_time_than_leaves_tokens_in_time():
         offer = market.rooms[0]
         offer.load(CAPACITY, 4, 0.0, 0.0, 0.0, 32)
         while (one := market.pull(offer, now)) is not None:
+            offer.pay(one.prompt, now)
             sent += one.prompt * offer.token_s
         now += 0.05
     assert 0.7 < sent / 20.0 / (1 - offer.step_s / offer.pace_s) < 1.05

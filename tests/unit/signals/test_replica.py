@@ -90,6 +90,25 @@ def test_a_client_that_gives_up_does_not_hide_a_stall():
     assert one.health(6.7) in ("suspect", "wedged")
 
 
+@pytest.mark.parametrize(("ends", "kept_s"), [("at once", 0.0), ("in its prefill", 2.0), ("answered", 14.0)])
+def test_what_a_prompt_paid_and_did_not_use_is_given_back_when_it_ends_before_its_first_token(ends, kept_s):
+    one = replica(prefill_tokens_per_s=70.0)
+    beat(one, 0.0, 5)
+    one.load.claim(10, 10, 100, 1, 0.0).tokens(1, 1.0)  # somebody's tokens have to come in time
+    one.refill(10.0)
+    one.room.take(1000.0, 1100.0, 1.0, 10.0)
+    claim = one.load.claim(1000, 1000, 100, 1, 10.0)
+    one.refill(10.0)
+    assert one.room.paid_until > 24.0
+    if ends == "answered":
+        claim.tokens(1, 12.0)
+    now = 10.0 if ends == "at once" else 12.0
+    claim.release(now)
+    claim.release(now + 1)
+    one.refill(now)
+    assert one.room.paid_until == pytest.approx(10.0 + kept_s, rel=0.1)
+
+
 def test_refused_scrapes_make_it_unreachable_and_missed_ones_only_stale():
     one = replica()
     beat(one, 0.0, 1)

@@ -122,6 +122,25 @@ def test_who_decided_on_what_another_has_claimed_since_decides_again(told):
     second.replica.load.claim(10.0, 10.0, 10.0, 1, 0.0)
 
 
+def test_prefill_is_paid_for_by_the_worker_whose_claim_it_is_and_by_nobody_who_was_too_late(tmp_path):
+    (tmp_path / "c.yaml").write_text(CONFIG.replace("prefill_tokens_per_s: 1000000", "prefill_tokens_per_s: 70"))
+    first, second, _ = crew(load(tmp_path / "c.yaml", {"KEY": "sk-x"}))
+    first.replica.load.claim(10.0, 10.0, 10.0, 3, 0.0).tokens(3, 0.0)
+    first.decided()
+    second.decided()  # both saw room for one
+    second.replica.room.slots_left = 0.0
+    claim = first.replica.load.claim(1000.0, 1000.0, 10.0, 1, 0.0)
+    with pytest.raises(Taken):
+        second.replica.load.claim(1000.0, 1000.0, 10.0, 1, 0.0)
+    for worker in (first, second):
+        worker.board.pools["chat"].refill(0.0)
+    assert (first.replica.room.paid_until > 14, second.replica.room.paid_until) == (True, 0.0)
+    claim.release(0.0)
+    for worker in (first, second):
+        worker.board.pools["chat"].refill(0.0)
+        assert worker.replica.room.paid_until == pytest.approx(0.0)
+
+
 def test_where_there_is_room_for_both_nobody_decides_again(told):
     first, second, _ = crew(told)
     first.decided()

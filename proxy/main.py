@@ -84,13 +84,13 @@ class Gateway:
         self.upstreams: dict[tuple[str, int], Upstream] = {}
         self._exporters: dict[str, Upstream] = {}
         self.purse = Purse(settings, self.planner, self.journal)
-        self.recounter = Recounter(settings)
+        self.keeper, self.recounter = Keeper(settings), Recounter(settings)
         self._metrics = Metrics(self.board, self.planner, self.dispatcher, self.journal, self.purse)
         self.refused, self.loop_lag = self._metrics.refused, self._metrics.loop_lag
         self.handler = Handler(Doors(
             settings, settings.route_table(), self.keys, self.board, self.planner, self.dispatcher,
             Settlement(self.planner), self.journal, self.purse, self._rates(), self.recounter,
-            self._repeats(), Keeper(settings), self.upstreams, time.monotonic, self._observe,
+            self._repeats(), self.keeper, self.upstreams, time.monotonic, self._observe,
             self.refused))
         self.desk = Desk(DashboardPages(settings.ledger, settings.report.time_zone,
                                         currency_of(settings.report, settings.source)), self)
@@ -174,6 +174,7 @@ class Gateway:
             await upstream.close()
         await self.chores.book_last()
         self.purse.close()
+        self.keeper.close()
         lost = await self.journal.close()
         if lost:
             log.error("%d entries could not be written to the ledger", lost)

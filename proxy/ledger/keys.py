@@ -176,12 +176,12 @@ class KeyRing:
     """The gateway's keys in memory. Needs a ledger that exists (`Journal.open` sees to it)."""
 
     def __init__(self, url: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._path = store.path_of(url)
+        self._reader = store.Reader(store.path_of(url))
         self._clock = clock
-        self._connection: Connection | None = None
+        self._seen_by: Connection | None = None
         self._principals: dict[str, tuple[str, Principal]] = {}  # by digest
         self._digests: dict[str, str] = {}  # by id
-        self._seen, self._inode = -1, 0
+        self._seen = -1
         self._looked_at = 0.0
         self.healthy = True
         self.refresh()
@@ -220,19 +220,17 @@ class KeyRing:
         """Load the keys again if a key was made or revoked since. Returns whether one was."""
         self._looked_at = self._clock()
         try:
-            if self._connection is None or self._path.stat().st_ino != self._inode:  # a copy was put in its place
-                self.close()
-                self._connection = store.read_only(self._path)
-                self._seen, self._inode = -1, self._path.stat().st_ino
-            newest = self._connection.execute(_NEWEST).scalar() or 0
-            if newest == self._seen:
-                self.healthy = True
-                return False
-            records, seen, digests = _records(self._connection)
-        except (*store.ERRORS, OSError) as error:
+            with self._reader.reading() as connection:
+                if connection is not self._seen_by:  # another ledger may stand there
+                    self._seen, self._seen_by = -1, connection
+                newest = connection.execute(_NEWEST).scalar() or 0
+                if newest == self._seen:
+                    self.healthy = True
+                    return False
+                records, seen, digests = _records(connection)
+        except LedgerUnavailable:
             self.healthy = False
-            self.close()
-            raise LedgerUnavailable(store.explain(self._path, error)) from error
+            raise
         self._principals = {digests[one.id]: (digests[one.id], _principal(one))
                             for one in records if one.revoked_ns is None}
         self._digests = {principal.id: kept for kept, principal in self._principals.values()}
@@ -240,9 +238,7 @@ class KeyRing:
         return True
 
     def close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        self._reader.close()
 
 
 _NOBODY = "0" * 64

@@ -49,9 +49,9 @@ def keep(connection: Connection, entries: Iterable[RequestEntry]) -> None:
     connection.execute(delete(responses).where(responses.c.digest.in_(over)))
 
 
-def find(url: str, digests: Collection[str], now_ns: int) -> dict[str, Place]:
-    """Those that are there. On a connection of its own, for another thread. LedgerUnavailable."""
+def find(reader: store.Reader, digests: Collection[str], now_ns: int) -> dict[str, Place]:
+    """Those that are there. For the reader's thread. LedgerUnavailable."""
     wanted = select(responses.c.digest, *(responses.c[name] for name in Place._fields)).where(
         responses.c.digest.in_(digests), responses.c.expires_ns > now_ns)
-    with store.reading(url) as connection:
+    with reader.reading() as connection:
         return {digest: Place(*place) for digest, *place in connection.execute(wanted)}

@@ -208,6 +208,33 @@ def read_only(path: Path) -> Connection:
     return _engine(url).connect()
 
 
+class Reader:
+    """A connection that cannot write and is kept: opened when it is first used, and again where a copy was put in the
+    ledger's place. For one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._inode = path, 0
+        self._connection: Connection | None = None
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Each statement sees the latest commit. Raises LedgerUnavailable, and then begins anew."""
+        try:
+            if self._connection is None or self._path.stat().st_ino != self._inode:
+                self.close()
+                self._connection = read_only(self._path)
+                self._inode = self._path.stat().st_ino
+            yield self._connection
+        except (*ERRORS, OSError) as error:
+            self.close()
+            raise LedgerUnavailable(explain(self._path, error)) from error
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
 def prepare(url: str) -> Path:
     """Create the ledger if there is none, upgrade it if it is older, refuse it if it is newer."""
     path = path_of(url)

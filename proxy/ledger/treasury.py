@@ -33,7 +33,6 @@ from proxy.core.budgets import (
 from proxy.core.entries import RequestEntry
 from proxy.core.money import NS_PER_HOUR
 from proxy.ledger import store
-from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.lending import Lending
 from proxy.ledger.marks import Key
 from proxy.ledger.schema import holds
@@ -233,26 +232,15 @@ class Spending:
     """What windows have taken, read beside the writer. One thread."""
 
     def __init__(self, ledger: Path) -> None:
-        self._ledger = ledger
-        self._connection: Connection | None = None
-        self._inode = 0
+        self._reader = store.Reader(ledger)
 
     def used(self, windows: Iterable[Window]) -> dict[Window, Use]:
         """As of the last commit. LedgerUnavailable."""
-        try:
-            if self._connection is None or self._ledger.stat().st_ino != self._inode:  # a copy was put in its place
-                self.close()
-                self._connection = store.read_only(self._ledger)
-                self._inode = self._ledger.stat().st_ino
-            return used(self._connection, windows)
-        except (*store.ERRORS, OSError) as error:
-            self.close()
-            raise LedgerUnavailable(store.explain(self._ledger, error)) from error
+        with self._reader.reading() as connection:
+            return used(connection, windows)
 
     def close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        self._reader.close()
 
 
 def holders(connection: Connection) -> set[str]:

@@ -4,8 +4,9 @@ OpenAI keeps them under the account that all callers of the gateway share, an en
 hold here: a key goes on from its own responses alone, and only where they lie, on the very replica. What is remembered
 is found by a digest of the key and the id together: nobody finds another's. It stands in the ledger, written before the
 client hears the end of the answer, so it holds for all workers and after a restart; what this process made or found
-lately it knows without asking. The same holds of reasoning in such a response that is only an id: it is handed on for
-the key that got it, to the backend that has it.
+lately it knows without asking. Who asks for anything else, be it for what nobody has, waits for one thread with one
+connection. The same holds of reasoning in such a response that is only an id: it is handed on for the key that got it,
+to the backend that has it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from proxy.config.model import Settings
@@ -22,7 +24,7 @@ from proxy.core.entries import Kept, RequestEntry
 from proxy.core.errors import PreviousNotFound
 from proxy.core.money import NS_PER_S
 from proxy.core.records import record
-from proxy.ledger import responses
+from proxy.ledger import responses, store
 from proxy.ledger.responses import Place
 from proxy.wire.responses import reasoning_refused
 
@@ -47,11 +49,17 @@ class Keeper:
     """One per process; only the event loop touches it."""
 
     def __init__(self, settings: Settings) -> None:
-        self._url, self._backends = settings.ledger, settings.backends
+        self._reader, self._backends = store.Reader(store.path_of(settings.ledger)), settings.backends
+        self._thread = ThreadPoolExecutor(1, "responses")  # so many wait for it as are in flight, and no more
         self._known: OrderedDict[str, Place] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._known)
+
+    def close(self) -> None:
+        """Nobody asks any more: what is being looked for ends first."""
+        self._thread.shutdown(cancel_futures=True)
+        self._reader.close()
 
     def kept(self, key_id: str, response_id: str, items: Sequence[str], backend: str, replica: int | None,
              at_ns: int) -> Kept:
@@ -101,7 +109,9 @@ class Keeper:
             else:
                 asked.append(digest)
         if asked:
-            for digest, place in (await asyncio.to_thread(responses.find, self._url, asked, now_ns)).items():
+            looking = asyncio.get_running_loop().run_in_executor(
+                self._thread, responses.find, self._reader, asked, now_ns)
+            for digest, place in (await looking).items():
                 self._learn(digest, place)
                 found[digest] = place
         return found

@@ -42,6 +42,7 @@ from proxy.server.guard import Guard
 from proxy.server.handler import Doors, Handler
 from proxy.server.keeper import Keeper
 from proxy.server.metrics import Metrics
+from proxy.server.names import LOOK_S, Names
 from proxy.server.planning import Call, Planner
 from proxy.server.plans import plan_json
 from proxy.server.purse import Purse
@@ -87,10 +88,11 @@ class Gateway:
         self.keeper, self.recounter = Keeper(settings), Recounter(settings)
         self._metrics = Metrics(self.board, self.planner, self.dispatcher, self.journal, self.purse)
         self.refused, self.loop_lag = self._metrics.refused, self._metrics.loop_lag
+        self.names = Names(settings.keys.tag_sets_max, self._metrics.booked_as_other)
         self.handler = Handler(Doors(
             settings, settings.route_table(), self.keys, self.board, self.planner, self.dispatcher,
-            Settlement(self.planner), self.journal, self.purse, self._rates(), self.recounter,
-            self._repeats(), self.keeper, self.upstreams, time.monotonic, self._observe,
+            Settlement(self.planner, self.names), self.journal, self.purse, self._rates(), self.recounter,
+            self._repeats(), self.keeper, self.names, self.upstreams, time.monotonic, self._observe,
             self.refused))
         self.desk = Desk(DashboardPages(settings.ledger, settings.report.time_zone,
                                         currency_of(settings.report, settings.source)), self)
@@ -154,7 +156,9 @@ class Gateway:
         await asyncio.to_thread(self.recounter.load)
         self._scraper = self._signals()
         self._scraper.start()
+        await self._hear_of_names()
         await self.chores.start()
+        self.chores.regularly(LOOK_S, self._hear_of_names)
         if self.settings.alerts.webhooks:
             self.chores.regularly(self.settings.alerts.check_s, self.alerter.alerts)
         if any(backend.kind in TRANSLATED for backend in self.settings.backends.values()):
@@ -188,6 +192,9 @@ class Gateway:
             await warm_up()
         except RuntimeError as error:
             log.error("%s", error)
+
+    async def _hear_of_names(self) -> None:
+        await self.names.look(self.settings.ledger, time.time_ns())
 
     def _decided(self, call: Call, plan: Plan) -> None:
         self.decided.append((time.time_ns(), call.request_id, call.route.name, plan))

@@ -188,6 +188,9 @@ class Keys(BaseModel):
     model_config = FROZEN
 
     required: Bool = setting(True, "Callers need a key", "false only on a loopback address, for a first try.")
+    tag_sets_max: Int = setting(1000, "Most different sets of tags of one key in a day (UTC)", "Raise where a tag "
+        "names many people or jobs: each set is a row in the minutes' sums. Those beyond are booked as (other).",
+        unit="sets of tags", ge=1, le=100_000)
 
 
 class Settings(BaseModel):

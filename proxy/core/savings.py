@@ -32,6 +32,7 @@ from proxy.core.usage import BUCKETS
 
 UNALLOCATED = "(unallocated)"
 NONE = "(none)"  # the group of what has no name
+OTHER = "(other)"  # a name, on rows: of a key's made-up names those beyond so many a day
 TOTAL = "total"
 CUT_NANO = 4  # a part of a minute of millionths of a second can round to so much less than nothing, for each backend
 UNCACHED = tuple(bucket for bucket in INPUTS if bucket != "cache_read")

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, select
 from proxy.core.cells import Place, Slice, whole
 from proxy.core.currency import DOLLARS, Currency
 from proxy.core.money import NS_PER_MINUTE, NS_PER_S
-from proxy.core.savings import NONE, Cells, Statement, account, apart
+from proxy.core.savings import NONE, OTHER, Cells, Statement, account, apart
 from proxy.ledger import store
 from proxy.ledger.schema import rollup
 from proxy.reports import queries
@@ -137,7 +137,7 @@ def tag_missing(connection: Connection, statement: Statement) -> str:
     tags = select(rollup.c.tags).where(rollup.c.minute >= statement.from_ns // NS_PER_MINUTE,
                                        rollup.c.minute < -(-statement.to_ns // NS_PER_MINUTE)).distinct()
     names = sorted({pair.partition("=")[0] for value in connection.execute(tags).scalars() for pair in value.split(",")
-                    if pair})
+                    if "=" in pair})
     there = f"the tags of its requests are {', '.join(names[:TAGS_SHOWN])}" if names else "its requests have no tags"
     return f"--by {statement.by}: no request of this period has the tag {tag}; {there}"
 
@@ -150,4 +150,4 @@ def _name(value: str, tag: str) -> str:
         name, _, what = pair.partition("=")
         if name == tag:
             return apart(what)
-    return NONE
+    return OTHER if value.startswith(OTHER) else NONE

@@ -32,6 +32,7 @@ from proxy.server.exchange import ClientGone, Exchange
 from proxy.server.ids import new_id
 from proxy.server.judge import Judge, key_of
 from proxy.server.keeper import Keeper
+from proxy.server.names import Names
 from proxy.server.planning import Call, Planner
 from proxy.server.purse import Purse
 from proxy.server.rates import Rates
@@ -68,6 +69,7 @@ class Doors:
     recounter: Recounter
     repeats: Repeats
     keeper: Keeper
+    names: Names
     upstreams: Mapping[tuple[str, int], Upstream]
     clock: Callable[[], float]
     observe: Callable[[RequestEntry, Relayed | None], None]
@@ -185,8 +187,11 @@ class Handler:
             principal.id, wire.previous, route.backends, wire.model)
         if wire.reasoning:
             held = await self._do.keeper.reasoning(principal.id, wire.reasoning, route.backends, held)
+        named = self._do.names.tags(principal, tags, self._do.purse.tags, arrived_ns)
         call = self._do.purse.opened(
-            self._do.planner.call(wire, route, request_id, arrived, arrived_ns, principal.id, tags, held), principal)
+            self._do.planner.call(wire, route, request_id, arrived, arrived_ns, principal.id, named, held), principal)
+        if named is not tags:
+            call.tags_sent = tags
         self._do.rates.charge(principal, call.tokens_asked)
         call.headers = tuple(self._do.rates.headers(principal))
         return call

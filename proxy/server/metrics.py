@@ -44,11 +44,17 @@ class Metrics:
         self.refusals = Counter("breakeven_refusals", "Requests refused by the gateway itself", ("code",),
                                 registry=self.registry)
 
+        self.others = Counter("breakeven_booked_as_other", "Requests whose tags, or model, are booked as (other)",
+                              ("what",), registry=self.registry)
         self.alerts = Counter("breakeven_alerts", "Alerts at webhooks", ("webhook", "outcome"), registry=self.registry)
 
     def alerted(self, webhook: str, outcome: str) -> None:
         """Count an alert of a webhook: `sent`, `failed`, `delayed` or `given_up`."""
         self.alerts.labels(webhook, outcome).inc()
+
+    def booked_as_other(self, what: str) -> None:
+        """Count a request: by its `tags`, or its `model`."""
+        self.others.labels(what).inc()
 
     def refused(self, code: str) -> None:
         """Count a request that the gateway itself refused. Codes are ours or a known upstream's, never a caller's."""

@@ -83,6 +83,7 @@ class Call:
     headers: tuple[tuple[bytes, bytes], ...] = ()  # that go with every answer: the key's rate limits
     held: Held | None = None  # the response that it goes on from
     recount: Future[int] | None = None  # its prompt's tokens by the baseline's tokenizer, see recount.py
+    tags_sent: str = ""  # where `tags` says (other) of some of them
 
     def at_ns(self, now: float) -> int:
         """UTC at `now`, by the clock as it stood when the request arrived: should that be set meanwhile, no request

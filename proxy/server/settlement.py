@@ -7,6 +7,7 @@ for the tables it is given.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import orjson
@@ -19,6 +20,7 @@ from proxy.core.records import record
 from proxy.core.routing import Plan
 from proxy.core.usage import Usage
 from proxy.server.dispatch import Placement
+from proxy.server.names import Names
 from proxy.server.offers import Offer
 from proxy.server.planning import Call, Planner
 from proxy.server.plans import plan_json
@@ -47,8 +49,8 @@ class Outcome:
 class Settlement:
     """Turns outcomes into entries."""
 
-    def __init__(self, planner: Planner) -> None:
-        self._planner = planner
+    def __init__(self, planner: Planner, names: Names) -> None:
+        self._planner, self._names = planner, names
 
     def intent(self, call: Call, placement: Placement, attempt_no: int) -> Intent:
         """What recovery needs should the process die before the settlement."""
@@ -81,14 +83,20 @@ class Settlement:
         charged = 0 if again else at_most(api_nano, hold_nano) + marginal_nano + internal_nano
         if self._planner.standings.ever:
             self._count(offer, call, outcome, price, api_nano, baseline)
+        model = offer.model_for(wire.model)
+        if offer.model is None and price is None and not baseline.version:
+            named = self._names.model(call.key_id, model, call.arrived_ns)
+            if baseline.model == model:
+                baseline = replace(baseline, model=named)
+            model = named
         return RequestEntry(
             call.request_id, attempt_no, final, call.arrived_ns, outcome.sent_ns, outcome.first_token_ns,
             outcome.ended_ns, call.endpoint, wire.stream, call.route.name, call.key_id, call.tags,
-            wire.model, offer.name, placement.attempt.kind, offer.model_for(wire.model), outcome.status,
+            wire.model, offer.name, placement.attempt.kind, model, outcome.status,
             outcome.end_reason, usage, outcome.usage_source, outcome.delivered, api_nano,
             price.version if price else "", marginal_nano, work_ns,
             baseline.nano, baseline.model, baseline.version, baseline.cached, self._slo_met(call, outcome, succeeded),
-            placement.attempt.reason, partial(_decision, placement.plan, placement.waited_s),
+            placement.attempt.reason, partial(_decision, placement.plan, placement.waited_s, call.tags_sent),
             hold_nano, internal_nano, charged, baseline.list_nano, baseline.contracted_nano,
             0 if call.held else prompt_bytes(wire), placement.trial,
             counted(call.recount) if offer.on_gpu else None, kept)
@@ -110,7 +118,8 @@ class Settlement:
         return RequestEntry(
             call.request_id, attempt_no, not call.again, call.arrived_ns, ended_ns, None, ended_ns, call.endpoint,
             call.wire.stream, call.route.name, call.key_id, call.tags, call.wire.model, "", "none", "", status,
-            end_reason, NO_USAGE, "none", 0, 0, "", 0, 0, None, "", "", 0, None, plan_reason)
+            end_reason, NO_USAGE, "none", 0, 0, "", 0, 0, None, "", "", 0, None, plan_reason,
+            orjson.dumps(_sent(call.tags_sent)).decode())
 
     def _api_cost(self, offer: Offer, call: Call, outcome: Outcome) -> tuple[int | None, Price | None]:
         """(nano-dollars, price) of an API; None where no price is known, or what was used is not: searches, and tools
@@ -191,6 +200,10 @@ class Baseline:
 NO_BASELINE = Baseline(None, "", "", 0, None, None)
 
 
-def _decision(plan: Plan, waited_s: float) -> str:
+def _decision(plan: Plan, waited_s: float, tags_sent: str) -> str:
     """Written when the ledger's writer asks for it."""
-    return orjson.dumps({**plan_json(plan), "waited_s": round(waited_s, 4)}).decode()
+    return orjson.dumps({**plan_json(plan), "waited_s": round(waited_s, 4), **_sent(tags_sent)}).decode()
+
+
+def _sent(tags: str) -> dict[str, str]:
+    return {"tags_sent": tags} if tags else {}

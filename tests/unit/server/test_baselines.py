@@ -16,6 +16,7 @@ from proxy.config.prices import load_price_book
 from proxy.core.fleet import Attempt
 from proxy.core.prefix import Seen
 from proxy.core.usage import Usage
+from proxy.server.names import Names
 from proxy.server.planning import Planner
 from proxy.server.settlement import Outcome, Settlement
 from proxy.signals.board import Board
@@ -69,7 +70,7 @@ class Books:
         clock = itertools.count().__next__
         self.settings, self.prices = settings, load_price_book(settings)
         self.planner = Planner(settings, Board(settings, clock), self.prices)
-        self.settlement = Settlement(self.planner)
+        self.settlement = Settlement(self.planner, Names(1000, lambda what: None))
 
     def book(self, when: str, backend: str = "llama", usage: Usage = TEXT, route: str = "chat", tier: str | None = None,
              ended: str | None = None, end_reason: str = "complete", repeated: float = 0.0, attempt: int = 1,

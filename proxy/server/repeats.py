@@ -9,31 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from proxy.core.entries import RequestEntry
 from proxy.core.errors import Conflict, InvalidRequest
+from proxy.server.tickets import Ticket, Tickets
 
 KEEP_S = 24 * 3600.0
-KEYS_MAX = 100_000  # remembered; beyond it the oldest that is not in flight is forgotten, and runs as new
+KEYS_MAX = 100_000  # remembered; beyond it the oldest of who has most is forgotten, and runs as new
 FREE_MAX = 1  # repetitions that are not charged again: a key is no way round a budget
 _KEY = re.compile(rb"[!-~]{1,255}")
-
-
-@dataclass(slots=True)
-class Ticket:
-    """One key's story. `attempts` made so far; `answered`: with an answer that was charged."""
-
-    digest: bytes
-    at: float
-    request_id: str
-    in_flight: bool = True
-    answered: bool = False
-    attempts: int = 0
-    repeated: int = 0
-    key: tuple[str, bytes] = ("", b"")
 
 
 class Repeats:
@@ -41,7 +26,7 @@ class Repeats:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._tickets: OrderedDict[tuple[str, bytes], Ticket] = OrderedDict()
+        self._tickets = Tickets()
         self._in_flight: dict[str, Ticket] = {}  # by request
 
     def __len__(self) -> int:
@@ -58,11 +43,12 @@ class Repeats:
             return None
         if not _KEY.fullmatch(given):
             raise InvalidRequest("Idempotency-Key takes 1 to 255 printable characters.", param="Idempotency-Key")
-        self._forget()
+        self._tickets.forget_before(key_id, self._clock() - KEEP_S)
         digest = _digest(path, body)
         found = self._tickets.get((key_id, given))
         if found is None or not (found.in_flight or found.answered):
-            self._tickets.pop((key_id, given), None)
+            self._tickets.pop((key_id, given))
+            self._tickets.room_for(key_id, KEYS_MAX)
             made = self._tickets[key_id, given] = Ticket(digest, self._clock(), request_id, key=(key_id, given))
             self._in_flight[request_id] = made
             return made
@@ -104,20 +90,7 @@ class Repeats:
             # Whoever left in the middle was charged for what he had: the rest is a request of its own.
             ticket.answered = ticket.answered or (entry.succeeded and entry.end_reason != "client_abort")
         if not ticket.answered and self._tickets.get(ticket.key) is ticket:
-            del self._tickets[ticket.key]
-
-    def _forget(self) -> None:
-        now = self._clock()
-        while self._tickets:
-            key, oldest = next(iter(self._tickets.items()))
-            if now - oldest.at < KEEP_S and len(self._tickets) < KEYS_MAX:
-                return
-            if oldest.in_flight:
-                self._tickets.move_to_end(key)
-                if len(self._tickets) < 2 * KEYS_MAX:
-                    return
-            else:
-                del self._tickets[key]
+            self._tickets.pop(ticket.key)
 
 
 def _digest(path: str, body: bytes) -> bytes:

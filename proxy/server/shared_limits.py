@@ -6,19 +6,22 @@ is fetched under the lock, judged, and put back before the lock is given up, so 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from proxy.core.entries import RequestEntry
 from proxy.core.ratelimit import Bucket
 from proxy.ledger.keys import Principal
 from proxy.server.rates import Kind, Rates
-from proxy.server.repeats import KEEP_S, Repeats, Ticket
+from proxy.server.repeats import KEEP_S, Repeats
+from proxy.server.tickets import Key, Ticket
 from proxy.signals.crew import Crew
 from proxy.signals.memory import Lock, Table, key_of
 
 BUCKETS_MAX = 131_072  # beyond it, the key that has asked for nothing for longest begins with a full minute
 TICKETS_MAX = 262_144
-TERM = 4  # in the row of a ticket
+AT, TERM, OWNER = 1, 4, 8  # in the row of a ticket
+EMPTY = bytes(16)
 
 
 class Limits:
@@ -27,8 +30,8 @@ class Limits:
     def __init__(self, workers: int) -> None:
         self.lock = Lock(workers)
         self.buckets = Table("2d", BUCKETS_MAX)  # per minute, level
-        # Digest and request; the term of who has it in flight, whether answered, attempts, repetitions.
-        self.tickets = Table("32s32s4q", TICKETS_MAX)
+        # Digest and request; the term of who has it in flight, whether answered, attempts, repetitions; whose it is.
+        self.tickets = Table("32s32s4q8s", TICKETS_MAX)
 
 
 class SharedRates(Rates):
@@ -148,14 +151,14 @@ class SharedRepeats(Repeats):
         if ticket is not None:
             with self._lock:
                 self._put(ticket.key)
-            self._tickets.pop(ticket.key, None)
+            self._tickets.pop(ticket.key)
 
-    def _fetch(self, key: tuple[str, bytes]) -> None:
+    def _fetch(self, key: Key) -> None:
         """The ticket as all know it, unless it is too old, or was in flight at a worker that has died since."""
-        place, ours = self._table.find(key_of(*key)), self._tickets.pop(key, None)
+        place, ours = self._table.find(key_of(*key)), self._tickets.pop(key)
         if place is None:
             return
-        _, at, digest, request_id, term, answered, attempts, repeated = self._table.row(place)
+        _, at, digest, request_id, term, answered, attempts, repeated, _ = self._table.row(place)
         in_flight = self._crew.lives(term)
         died = term and not in_flight  # how many attempts it had made, only the ledger knows: who asks again is new
         if died or (self._clock() - at > KEEP_S and not in_flight):
@@ -166,7 +169,7 @@ class SharedRepeats(Repeats):
             self._tickets[key] = Ticket(digest, at, request_id.rstrip(b"\0").decode(), in_flight, bool(answered),
                                         attempts, repeated, key)
 
-    def _put(self, key: tuple[str, bytes]) -> None:
+    def _put(self, key: Key) -> None:
         """Let all know it. What is in flight elsewhere is not ours to change."""
         ticket, name = self._tickets.get(key), key_of(*key)
         place = self._table.find(name)
@@ -175,10 +178,21 @@ class SharedRepeats(Repeats):
                 self._table.forget(place)
             return
         if ticket.in_flight and ticket.request_id not in self._in_flight:
-            del self._tickets[key]
+            self._tickets.pop(key)
             return
+        owner = key_of(key[0])[:8]
         if place is None:
-            busy = [one for one in self._table.places(name) if self._crew.lives(self._table.row(one)[TERM])]
-            place = self._table.make(name, busy)
+            place = self._place_for(name, owner)
         self._table.write(place, name, ticket.at, ticket.digest, ticket.request_id.encode(),
-                          self._term if ticket.in_flight else 0, ticket.answered, ticket.attempts, ticket.repeated)
+                          self._term if ticket.in_flight else 0, ticket.answered, ticket.attempts, ticket.repeated,
+                          owner)
+
+    def _place_for(self, name: bytes, owner: bytes) -> int:
+        """An empty place, or one whose time is over, or the oldest of who has most of those that the name may take, the
+        new one counted: nobody pushes out another's who has no more than himself. None that is in flight."""
+        rows = {place: self._table.row(place) for place in self._table.places(name)}
+        have, over = Counter(row[OWNER] for row in rows.values()), self._clock() - KEEP_S
+        have[owner] += 1
+        idle = [place for place, row in rows.items() if not self._crew.lives(row[TERM])]
+        return min(idle or rows, key=lambda place: (rows[place][0] != EMPTY, rows[place][AT] > over,
+                                                    -have[rows[place][OWNER]], rows[place][AT]))

@@ -12,7 +12,6 @@ import logging
 import mmap
 import os
 import zlib
-from collections.abc import Collection
 from multiprocessing import get_context
 from struct import Struct
 
@@ -185,11 +184,9 @@ class Table:
         """Where its record is; None: nowhere. Holds until the lock is given back."""
         return next((place for place in self.places(key) if self._map[place:place + 16] == key), None)
 
-    def make(self, key: bytes, keep: Collection[int] = ()) -> int:
-        """A place for its record, which `write` puts there; never one in `keep`, unless all are."""
-        places = self.places(key)
-        free = [place for place in places if place not in keep]
-        return min(free or places, key=lambda place: self._whole.unpack_from(self._map, place)[1])
+    def make(self, key: bytes) -> int:
+        """A place for its record, which `write` puts there."""
+        return min(self.places(key), key=lambda place: self._whole.unpack_from(self._map, place)[1])
 
     def row(self, place: int) -> tuple:
         """(key, when it was touched, the record's values...)."""

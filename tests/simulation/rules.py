@@ -245,7 +245,7 @@ class Rules:
         leases = one.journal._writer.leases
         self.holds(not leases.held and not leases.holding, "holds_left", (leases.held, leases.holding))
         self.holds(one.journal.in_flight == 0, "marks_left", one.journal._marks and list(one.journal._marks._open))
-        self.holds(all(not ticket.in_flight for ticket in one.handler._do.repeats._tickets.values()), "tickets_left")
+        self.holds(all(not ticket.in_flight for ticket in one.handler._do.repeats._tickets), "tickets_left")
         for upstream in upstreams:
             self.holds(not upstream.answers, "answers_left_open", [answer.ask for answer in upstream.answers])
 

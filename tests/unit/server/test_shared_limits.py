@@ -8,10 +8,11 @@ import pytest
 
 from proxy.core.errors import Conflict, InvalidRequest, RateLimited
 from proxy.ledger.keys import KeyLimits, Principal
+from proxy.server import shared_limits
 from proxy.server.rates import Rates
 from proxy.server.shared_limits import Limits, SharedRates, SharedRepeats
 from proxy.signals.crew import Crew
-from proxy.signals.memory import words
+from proxy.signals.memory import key_of, words
 
 HEADERS = {b"idempotency-key": b"k"}
 CHAT = "/v1/chat/completions"
@@ -165,3 +166,33 @@ def test_a_day_later_it_is_another_request():
     clock.now += 24 * 3600 + 1
     assert second.begin(HEADERS, "key", "req_2", CHAT, b"[]").request_id == "req_2"
 
+
+
+def test_who_brings_very_many_pushes_out_his_own_at_whichever_worker(monkeypatch):
+    monkeypatch.setattr(shared_limits, "TICKETS_MAX", 64)
+    clock = Clock()
+    _, _, both = workers(clock)
+
+    def answer(who, numbers):
+        for number in numbers:
+            clock.now += 1
+            at = both[number % 2]
+            at.end(at.begin({b"idempotency-key": b"%d" % number}, who, f"req_{who}_{number}", CHAT, b"{}"), Answered())
+
+    def remembered(who, numbers):
+        return sum(both[0]._table.find(key_of(who, b"%d" % number)) is not None for number in numbers)
+
+    answer("quiet", range(8))  # two in each set of 16, by chance; never more than its half
+    answer("loud", range(2000))
+    assert remembered("quiet", range(8)) == 8
+    assert remembered("loud", range(2000)) == 64 - 8
+    running = both[0].begin({b"idempotency-key": b"x"}, "quiet", "req_x", CHAT, b"{}")
+    answer("loud", range(2000, 4000))
+    with pytest.raises(Conflict):
+        both[1].begin({b"idempotency-key": b"x"}, "quiet", "req_y", CHAT, b"{}")
+    both[0].end(running, Answered())
+    answer("third", range(4))
+    assert remembered("third", range(4)) == 4 and remembered("quiet", range(8)) == 8
+    clock.now += 24 * 3600 + 1
+    answer("loud", range(100))
+    assert remembered("quiet", range(8)) < 8, "whose time is over makes place first"

@@ -1,7 +1,7 @@
 """What the dashboard shows, made beside the event loop: few threads, results kept for seconds, shared by all viewers.
 
 However many look, each question is asked once at a time, and again only after a rest that is a multiple of what its
-answer took; so many may wait, and no more. Nothing here is on a request's path.
+answer took; so many may wait for a thread, and no more. Nothing here is on a request's path.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from proxy.core.currency import MissingRate
 from proxy.core.errors import InvalidRequest, NotFound, Unavailable
 from proxy.ledger.errors import LedgerUnavailable
 
-WAITING_MAX = 16  # questions under way or waiting for the thread that reads
+WAITING_MAX = 16  # questions under way or waiting for the thread that reads; pages, for the one that writes
 KEPT_MAX = 64  # answers
 KEPT_S = 4.0  # as long, or REST times as long as the answer took
 REST = 4
@@ -78,15 +78,42 @@ class _Kept:
     until: float | None = None  # None while it is under way
 
 
+class _Thread:
+    """One thread, and those who wait for it: WAITING_MAX, and no more."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._waiting = name, 0
+        self._pool: ThreadPoolExecutor | None = None
+
+    async def do(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Raises Unavailable where too many wait. Whoever leaves keeps the place until the thread has been there: what
+        is handed to it is what counts."""
+        if self._waiting >= WAITING_MAX:
+            raise Unavailable("The dashboard has too much to do. Please try again.", code="overloaded")
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix=self._name)
+        self._waiting += 1
+        doing = asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+        doing.add_done_callback(self._done)
+        return await asyncio.shield(doing)
+
+    def _done(self, _: asyncio.Future[Any]) -> None:
+        self._waiting -= 1
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+
 class Desk:
     """Answers for all viewers of one worker."""
 
     def __init__(self, pages: Pages, operations: Operations, clock: Callable[[], float] = time.monotonic) -> None:
         self.pages, self._operations, self._clock = pages, operations, clock
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
-        self._reader: ThreadPoolExecutor | None = None  # one each: two would take more from the requests' loop
-        self._writer: ThreadPoolExecutor | None = None
-        self._waiting = 0
+        # One each: two would take more from the requests' loop.
+        self._reader, self._writer = _Thread("dashboard reads"), _Thread("dashboard writes")
 
     # ---- what is asked
 
@@ -180,24 +207,13 @@ class Desk:
 
     async def beside(self, work: Callable[..., T], *arguments: Any) -> T:
         """Read the ledger in a thread. Raises Unavailable where too many wait for it."""
-        if self._reader is None:
-            self._reader = ThreadPoolExecutor(1, thread_name_prefix="dashboard reads")
-        if self._waiting >= WAITING_MAX:
-            raise Unavailable("The dashboard has too much to do. Please try again.", code="overloaded")
-        self._waiting += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._reader, work, *arguments)
-        finally:
-            self._waiting -= 1
+        return await self._reader.do(work, *arguments)
 
     async def written(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Write a page in a thread of its own, so that none waits for another's figures."""
-        if self._writer is None:
-            self._writer = ThreadPoolExecutor(1, thread_name_prefix="dashboard writes")
-        return await asyncio.get_running_loop().run_in_executor(self._writer, work, *arguments)
+        """The same of writing a page: in a thread of its own, so that none waits for another's figures."""
+        return await self._writer.do(work, *arguments)
 
     def close(self) -> None:
         """Begin nothing more; what is being read ends by its own limit."""
-        for pool in filter(None, (self._reader, self._writer)):
-            pool.shutdown(wait=False, cancel_futures=True)
-        self._reader = self._writer = None
+        self._reader.close()
+        self._writer.close()

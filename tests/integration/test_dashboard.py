@@ -12,12 +12,13 @@ from decimal import Decimal
 
 import pytest
 
+from proxy.core.errors import Unavailable
 from proxy.ledger.keys import KeyStore
 from proxy.reports.dashboard.words import REASONS
 from proxy.server import desk as desk_module
 from proxy.server import live, sessions
 from proxy.server.dashboard import HEADERS
-from tests.support.patience import PATIENCE_S
+from tests.support.patience import PATIENCE_S, until
 from tests.support.world import world
 
 CHAT = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
@@ -485,6 +486,42 @@ async def test_too_many_questions_are_refused_and_the_rest_goes_on(tmp_path, mon
         bodies = [body for _, body in await asyncio.gather(*asked)]
         assert sum(b"overloaded" in body for body in bodies) == 3
         assert sum(b"more than could be read in time" in body for body in bodies) == 2
+
+
+async def test_too_many_pages_to_write_are_refused_and_none_is_piled_up(tmp_path, monkeypatch):
+    """Figures that are there are written into a page for each who asks: as many may wait for that as for them."""
+    monkeypatch.setattr(desk_module, "WAITING_MAX", 3)
+    async with world(tmp_path, monkeypatch) as there:
+        assert (await there.get("/dashboard"))[0] == 200
+        desk, goes_on, began = there.gateway.desk, threading.Event(), []
+        monkeypatch.setattr(desk.pages, "overview", lambda *given: (
+            began.append(given), goes_on.wait(PATIENCE_S), "x")[2])
+        asked = [asyncio.create_task(there.get("/dashboard")) for _ in range(12)]
+        await there.until(lambda: sum(one.done() for one in asked) == 9)
+        assert (await there.post(CHAT))[0] == 200
+        goes_on.set()
+        statuses = [status for status, _ in await asyncio.gather(*asked)]
+        assert (statuses.count(200), statuses.count(503), len(began)) == (3, 9, 3)
+        assert (await there.get("/dashboard"))[0] == 200
+
+
+async def test_whoever_leaves_a_thread_of_the_desk_makes_no_room_before_it_has_been_there(monkeypatch):
+    monkeypatch.setattr(desk_module, "WAITING_MAX", 2)
+    desk, goes_on = desk_module.Desk(None, None), threading.Event()
+    for do in (desk.written, desk.beside):
+        goes_on.clear()
+        first, second = asyncio.create_task(do(goes_on.wait, PATIENCE_S)), asyncio.create_task(do(len, ()))
+        await asyncio.sleep(0)
+        second.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await second
+        with pytest.raises(Unavailable):
+            await do(len, ())
+        goes_on.set()
+        assert await first
+        await until(lambda do=do: desk._reader._waiting == desk._writer._waiting == 0)
+        assert await do(len, ()) == 0
+    desk.close()
 
 
 def test_every_reason_has_plain_words():

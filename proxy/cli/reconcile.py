@@ -63,9 +63,9 @@ def reconcile(
     given = {"--tolerance": tolerance, "--backend": backend, "--project": project, "--model": model,
              "--resource": resource, "--who": who}
     try:
-        within = _reconcile(files, _percent(tolerance or "0.5"), backend or [], project or [],
+        within = _reconcile(files, _percent("0.5" if tolerance is None else tolerance), backend or [], project or [],
                             _pairs("--model", model), _pairs("--resource", resource), explain, dry_run, who, format_,
-                            alone(ledger, config), [name for name, value in given.items() if value])
+                            alone(ledger, config), [name for name, value in given.items() if value not in (None, [])])
     except (BadBill, ValueError) as error:
         _refuse(str(error))
     except LedgerUnavailable as error:
@@ -79,24 +79,31 @@ def _reconcile(files: list[Path], tolerance: Decimal, backends: list[str], proje
                format_: str, url: str, given: list[str]) -> bool:
     from proxy.ledger.reconciliations import record
     from proxy.reports.reconcile import render
+    from proxy.reports.reconcile.bill import day_of
     from proxy.reports.reconcile.files import read
-    from proxy.reports.reconcile.run import kept, reconcile
+    from proxy.reports.reconcile.run import covered, kept, reconcile
 
     bill = read(files)
     _refuse_unused(bill, given, explains=explained is not None)
     if explained is not None:
         _explain(url, *explained, format_)
         return True
-    found = reconcile(url, bill, time.time_ns(), tolerance=tolerance, backends=backends, projects=projects,
+    now_ns = time.time_ns()
+    found = reconcile(url, bill, now_ns, tolerance=tolerance, backends=backends, projects=projects,
                       aliases=resources if bill.is_gpu else models)
-    number = None if dry_run else record(url, kept(found, who or _me()))
+    over = covered(bill, now_ns)
+    early = day_of(over) if over < bill.beyond else None
+    number = None if dry_run or over == bill.first else record(url, kept(found, who or _me(), now_ns))
     if format_ == "json":
-        _print({**render.to_dict(found), "recorded": number})
+        _print({**render.to_dict(found), "recorded": number, "not_over": early})
         return found.within
     out, width, colour = _paper()
     render.print_table(found, out, width=width, colour=colour)
     typer.echo(out.getvalue(), nl=False)
-    typer.echo(f"Recorded as reconciliation {number}." if number else "Not recorded (--dry-run).")
+    typer.echo(f"Recorded as reconciliation {number}." if number else f"Not recorded{' (--dry-run)' if dry_run else ''}.")
+    if early is not None:
+        typer.echo(f"{early} (UTC) is not over, so nothing is taken for reconciled from it on: do it again with a later "
+                   "export.")
     return found.within
 
 

@@ -109,7 +109,7 @@ def _report(from_: str | None, to: str | None, by: str | None, format_: str, led
     check(from_ns, to_ns, by if by not in (None, ALL) else "route", zone)
     tag = by if by and by.partition(":")[0] == "tag" else None
     with store.reading(location.url) as connection:
-        final = standing(connection, from_ns, to_ns)
+        final = standing(connection, from_ns, to_ns, now_ns)
         if format_ == "table" or (format_ == "csv" and by != ALL):
             statement = read(connection, from_ns, to_ns, by=by or "route", time_zone=zone, currency=currency)
             _note(tag_missing(connection, statement))

@@ -30,11 +30,12 @@ Open = tuple[str, str]  # a UTC day and a provider; "": the price is unknown
 @dataclass(frozen=True, slots=True)
 class Bills:
     """`agreed`: the bills that some day with API spend rests on, oldest first; `open`: days and providers that none
-    does; `up_to`: the newest reconciliation there was."""
+    does; `up_to`: the newest reconciliation there was; `spent`: the days with API spend."""
 
     agreed: tuple[Reconciled, ...]
     open: tuple[Open, ...]
     up_to: int
+    spent: tuple[str, ...] = ()
 
     def alone(self, from_ns: int, to_ns: int) -> Reconciled | None:
         """The one bill that covers the period whole, for all of its spend; None where there is no such, or several."""
@@ -84,7 +85,8 @@ def bills_of(connection: Connection, from_ns: int, to_ns: int, up_to: int | None
     found = [one for one in reconciliations.covering(connection, from_ns, to_ns) if one.id <= up_to]
     agreed: dict[int, Reconciled] = {}
     open_, within = [], {}
-    for day, provider in _spent(connection, from_ns, to_ns):
+    spent = _spent(connection, from_ns, to_ns)
+    for day, provider in spent:
         start_ns = day * DAY_NS
         newest = next((one for one in reversed(found) if one.provider in ("", provider)
                        and one.from_ns <= start_ns and start_ns + DAY_NS <= one.to_ns), None)
@@ -94,7 +96,8 @@ def bills_of(connection: Connection, from_ns: int, to_ns: int, up_to: int | None
             agreed[newest.id] = newest
         else:
             open_.append((day_of(day * DAY_S), provider))
-    return Bills(tuple(agreed[number] for number in sorted(agreed)), tuple(open_), up_to)
+    return Bills(tuple(agreed[number] for number in sorted(agreed)), tuple(open_), up_to,
+                 tuple(dict.fromkeys(day_of(day * DAY_S) for day, _ in spent)))
 
 
 def _spent(connection: Connection, from_ns: int, to_ns: int) -> list[tuple[int, str]]:

@@ -26,6 +26,7 @@ from proxy.reports import closing as at_closing
 from proxy.reports.audit import audit
 from proxy.reports.bills import bills_of
 from proxy.reports.closing import Refused, canonical, close, held_to, problems
+from proxy.reports.period import parse
 from proxy.reports.standing import standing
 from proxy.reports.statement import build, zone_of
 
@@ -218,7 +219,7 @@ def test_a_period_that_is_not_reconciled_is_refused_day_by_day(url):
     record(url, bill(T0, NOVEMBER[1], kind="gpu"), LATER)
     record(url, bill(T0, NOVEMBER[1], provider="anthropic"), LATER)
     record(url, bill(T0 + 2 * DAY, T0 + 3 * DAY, within=False), LATER)
-    with pytest.raises(Refused, match=r"tolerance: 2026-11-03 \(openai\);"):
+    with pytest.raises(Refused, match=r"tolerance, by UTC day: 2026-11-03 \(openai\);"):
         shut(url, without_bill=None)
     record(url, bill(T0 + 2 * DAY, T0 + 3 * DAY), LATER)
     shut(url, without_bill=None)
@@ -250,7 +251,7 @@ def test_a_bill_of_all_that_was_spent_is_not_one_of_the_whole_period(url):
     period = shut(url, without_bill=None)
     assert period.reconciliation_id is None and [one["id"] for one in held_to(period)["bills"]] == [number]
     with store.reading(url) as connection:
-        said = standing(connection, *NOVEMBER).line(zone_of("UTC"))
+        said = standing(connection, *NOVEMBER, LATER).line(zone_of("UTC"))
     assert "; reconciled to the bill of openai (2026-11-01 to 2026-11-03) on 2026-12-11." in said
 
 
@@ -261,9 +262,10 @@ def test_a_bill_of_a_part_or_out_of_tolerance_never_passes_as_the_whole(url):
     assert period.reconciliation_id is None and [one["id"] for one in held_to(period)["bills"]] == [part]
     assert held_to(period)["open"] == [["2026-11-02", "openai"], ["2026-11-03", "openai"]]
     with store.reading(url) as connection:
-        found = standing(connection, *NOVEMBER)
+        found = standing(connection, *NOVEMBER, LATER)
     assert found.line(zone_of("UTC")) == ("Closed on 2026-12-11 by finance; reconciled in part, to the bill of openai "
-                                          "(2026-11-01 to 2026-11-02) on 2026-12-11; 2 day(s) not reconciled; "
+                                          "(2026-11-01 to 2026-11-02) on 2026-12-11; 2 of 3 UTC day(s) with API "
+                                          "spend not reconciled; "
                                           "closed without a bill: a test.")
     said = found.to_dict(zone_of("UTC"))
     assert [one["id"] for one in said["reconciled"]] == said["closed"][0]["reconciliations"] == [part]
@@ -279,12 +281,12 @@ def test_each_provider_needs_a_bill_of_its_own(url):
     asyncio.run(run())
     fill(url, replace(ROWS[-1], request_id="claude", price_version="v2"))
     whole = record(url, bill(T0, NOVEMBER[1]), LATER)
-    with pytest.raises(Refused, match=r"tolerance: 2026-11-03 \(anthropic\);"):
+    with pytest.raises(Refused, match=r"tolerance, by UTC day: 2026-11-03 \(anthropic\);"):
         shut(url, without_bill=None)
     second = record(url, bill(T0, NOVEMBER[1], provider="anthropic"), LATER)
     assert [one["id"] for one in held_to(shut(url, without_bill=None))["bills"]] == [whole, second]
     with store.reading(url) as connection:
-        assert "to the bill of anthropic, openai on" in standing(connection, *NOVEMBER).line(zone_of("UTC"))
+        assert "to the bill of anthropic, openai on" in standing(connection, *NOVEMBER, LATER).line(zone_of("UTC"))
 
 
 def test_a_large_bill_that_agrees_hides_no_small_period_that_does_not(url):
@@ -376,14 +378,15 @@ def test_what_has_not_ended_or_is_closed_is_refused(url):
 
 def test_a_report_says_how_final_it_is(url):
     with store.reading(url) as connection:
-        open_ = standing(connection, *NOVEMBER)
-    assert open_.status == "open" and open_.line(zone_of("UTC")) == "Open; 3 day(s) not reconciled."
+        open_ = standing(connection, *NOVEMBER, LATER)
+    assert open_.status == "open" and open_.line(zone_of("UTC")) == (
+        "Open; 3 of 3 UTC day(s) with API spend not reconciled.")
     record(url, bill(T0, NOVEMBER[1]), LATER)
     shut(url, without_bill=None)
     with store.reading(url) as connection:
-        assert standing(connection, T0, T0 + DAY).status == "closed"
-        assert standing(connection, T0, NOVEMBER[1] + DAY).status == "partly closed"
-        said = standing(connection, *NOVEMBER).line(zone_of("UTC"))
+        assert standing(connection, T0, T0 + DAY, LATER).status == "closed"
+        assert standing(connection, T0, NOVEMBER[1] + DAY, LATER).status == "partly closed"
+        said = standing(connection, *NOVEMBER, LATER).line(zone_of("UTC"))
     assert said == "Closed on 2026-12-11 by finance; reconciled to the bill of openai on 2026-12-11."
 
 
@@ -407,10 +410,11 @@ def test_the_command_names_the_bills(url):
     record(url, bill(T0, T0 + 2 * DAY), LATER)
     done = CliRunner().invoke(app, ["ledger", "close", "--ledger", url, "--who", "finance", "--to", "2026-11-20",
                                     "--without-bill", "the third is disputed"])
-    assert "Reconciled to the bill of openai for 2026-11-01 to 2026-11-02 (reconciliation 1)\n1 day(s) " \
-        "not reconciled: 2026-11-03 (openai); closed without a bill: the third is disputed\n" in done.output
+    assert "Reconciled to the bill of openai for 2026-11-01 to 2026-11-02 (reconciliation 1)\n1 UTC day(s) with API " \
+        "spend not reconciled: 2026-11-03 (openai); closed without a bill: the third is disputed\n" in done.output
     said = CliRunner().invoke(app, ["report", "--ledger", url, "--from", "2026-11-01", "--to", "2026-11-20"]).output
-    assert "; 1 day(s) not reconciled; closed without a bill: the third is disputed." in " ".join(said.split())
+    assert "; 1 of 3 UTC day(s) with API spend not reconciled; closed without a bill: the third is disputed." in (
+        " ".join(said.split()))
 
 
 @pytest.mark.parametrize("reason", ["", "  "])
@@ -422,13 +426,44 @@ def test_a_reason_that_says_nothing_closes_nothing(url, reason):
         assert books.closed(connection) == []
 
 
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "America/Los_Angeles", "Pacific/Kiritimati"])
+def test_days_are_counted_once_whoever_was_asked_and_those_with_spend_alone(tmp_path, zone):
+    """Two providers on each of 30 days; a month of another zone touches 31 days of UTC, in which bills are."""
+    url, days = f"sqlite:///{tmp_path}/ledger.db", [T0 + number * DAY for number in range(-2, 32) if number != 9]
+    fill(url, *(on_api(request_id=f"{at} {hour} {version}", started_ns=at, sent_ns=at, first_token_ns=at,
+                       ended_ns=at + hour * NS_PER_HOUR, price_version=version)
+                for at in days for hour in (1, 23) for version in ("v1", "")))
+    begin, end = (parse(day, zone_of(zone)) for day in ("2026-11-01", "2026-12-01"))
+    touched = -(-end // DAY) - begin // DAY
+    record(url, bill(T0 + 3 * DAY, T0 + 5 * DAY, provider=""), LATER)
+    with store.reading(url) as connection:
+        found = standing(connection, begin, end, LATER)
+    said = found.to_dict(zone_of(zone))
+    assert touched == (30 if zone == "UTC" else 31), "all of them but the 10th have spend, two a bill"
+    assert (said["days_with_api_spend"], said["days_not_reconciled"]) == (touched - 1, touched - 3)
+    assert len(said["unreconciled_days"]) == 2 * (touched - 3) and said["day_not_over"] is None
+    assert f"; {touched - 3} of {touched - 1} UTC day(s) with API spend not reconciled." in found.line(zone_of(zone))
+
+
+def test_a_day_that_is_not_over_is_no_day_that_was_not_reconciled(url):
+    record(url, bill(T0, T0 + 2 * DAY), T0 + 2 * DAY)
+    with store.reading(url) as connection:
+        during, after = (standing(connection, T0, T0 + 2 * DAY + NS_PER_HOUR, now_ns)
+                         for now_ns in (T0 + 2 * DAY + NS_PER_HOUR, T0 + 3 * DAY))
+    assert during.line(zone_of("UTC")) == ("Open; reconciled to the bill of openai (2026-11-01 to 2026-11-02) on "
+                                           "2026-11-03; 2026-11-03 (UTC) is not over, so there is no bill of it yet.")
+    assert during.to_dict(zone_of("UTC"))["day_not_over"] == "2026-11-03" and during.days_open == []
+    assert "; 1 of 3 UTC day(s) with API spend not reconciled." in after.line(zone_of("UTC"))
+    assert after.day_not_over is None
+
+
 def test_a_period_that_agrees_with_its_bills_is_not_called_closed_without_one(url):
     record(url, bill(T0, NOVEMBER[1]), LATER)
     done = CliRunner().invoke(app, ["ledger", "close", "--ledger", url, "--who", "finance", "--to", "2026-11-20",
                                     "--without-bill", "to be sure"])
     assert done.exit_code == 0 and "--without-bill was not needed, and its reason is not kept" in done.stderr
     with store.reading(url) as connection:
-        assert "without a bill" not in standing(connection, T0, T0 + 19 * DAY).line(zone_of("UTC"))
+        assert "without a bill" not in standing(connection, T0, T0 + 19 * DAY, LATER).line(zone_of("UTC"))
 
 
 def test_a_day_with_two_providers_is_one_day(url):
@@ -439,7 +474,7 @@ def test_a_day_with_two_providers_is_one_day(url):
         shut(url, without_bill=None)
     done = CliRunner().invoke(app, ["ledger", "close", "--ledger", url, "--who", "finance", "--to", "2026-11-20",
                                     "--without-bill", "trial"])
-    assert "8 day(s) not reconciled: 2026-11-01 (price unknown, openai), " in done.output
+    assert "8 UTC day(s) with API spend not reconciled: 2026-11-01 (price unknown, openai), " in done.output
     assert "and 3 more; closed without a bill: trial" in done.output
 
 

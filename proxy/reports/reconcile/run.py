@@ -16,7 +16,7 @@ from proxy.ledger.cells import rate_card
 from proxy.ledger.reconciliations import Reconciled
 from proxy.ledger.schema import rollup
 from proxy.reports.reconcile import gpu, ours
-from proxy.reports.reconcile.bill import Bill
+from proxy.reports.reconcile.bill import DAY_S, Bill
 from proxy.reports.reconcile.cells import Cell
 from proxy.reports.reconcile.compare import TOLERANCE, Reconciliation, compare
 from proxy.reports.reconcile.gpu import GpuCell
@@ -61,11 +61,17 @@ def _known(option: str, name: str, names: Collection[str], what: str) -> None:
         raise ValueError(f"{option}: no {what} is called {name}; {hint}")
 
 
-def kept(found: Reconciliation, who: str) -> Reconciled:
+def covered(bill: Bill, now_ns: int) -> int:
+    """The second (UTC) up to which a bill stands for its days: one that is not over may cost more, so it is compared as
+    far as it is, and has to be reconciled again."""
+    return max(bill.first, min(bill.beyond, now_ns // NS_PER_S // DAY_S * DAY_S))
+
+
+def kept(found: Reconciliation, who: str, now_ns: int) -> Reconciled:
     """As the ledger keeps it."""
     bill = found.bill
     return Reconciled(
-        "gpu" if bill.is_gpu else "api", found.whose, bill.first * NS_PER_S, bill.beyond * NS_PER_S,
+        "gpu" if bill.is_gpu else "api", found.whose, bill.first * NS_PER_S, covered(bill, now_ns) * NS_PER_S,
         [{"name": file.name, "sha256": file.sha256, "format": file.what, "money": file.money} for file in bill.files],
         str(found.tolerance), found.within, found.ours, found.theirs, found.apart, found.causes,
         [summary(cell) for cell in found.counted], who)

@@ -1,6 +1,7 @@
 """`breakeven reconcile` on a real ledger: exit codes, what is kept, the way to the rows, odd names."""
 
 import asyncio
+import datetime as dt
 import json
 import sqlite3
 from dataclasses import replace
@@ -70,6 +71,22 @@ def test_a_bill_that_agrees_is_kept_and_exits_with_0(url, tmp_path):
     assert (kept.from_ns, kept.to_ns, kept.within, kept.ours_nano, kept.who) == (T0, T0 + 2 * DAY, True, 16 * NANO,
                                                                                 "finance")
     assert kept.files[0]["name"] == "bill.csv" and len(kept.files[0]["sha256"]) == 64
+
+
+def test_a_day_that_is_not_over_is_compared_and_not_taken_for_reconciled(url, tmp_path):
+    """What comes after it was looked at is on no bill; a bill of nothing else is not kept."""
+    whole = csv(tmp_path, *RIGHT, "2199-01-01,gpt-4o,1,1,1,0.000001")
+    said = json.loads(run(url, whole, "--backend", "openai", "--format", "json").output)
+    assert said["recorded"] == 1 and said["to"] == "2199-01-01"
+    today = dt.date.fromisoformat(said["not_over"])
+    assert today <= dt.datetime.now(dt.UTC).date() < dt.date(2199, 1, 1)
+    with store.reading(url) as connection:
+        (kept,) = reconciliations.latest(connection)
+    assert kept.to_ns == int(dt.datetime.combine(today, dt.time(), dt.UTC).timestamp()) * 10**9
+    done = run(url, csv(tmp_path, "2199-01-01,gpt-4o,1,1,1,0.000001"), "--backend", "openai")
+    assert "Not recorded.\n2199-01-01 (UTC) is not over" in done.output
+    with store.reading(url) as connection:
+        assert reconciliations.latest(connection) == [kept]
 
 
 def test_tokens_without_money_are_said_to_be_that_and_reconcile_no_period(url, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import signal
@@ -280,6 +281,8 @@ class Server(uvicorn.Server):
                 lambda: config.http_protocol_class(config=config, server_state=self.server_state,
                                                    app_state=self.lifespan.state),
                 sock=self._admin, backlog=config.backlog))
+        gc.collect()
+        gc.freeze()  # what was made to start stays: each full collection would look through it again, and all wait
         self._on_ready()
 
     @contextlib.contextmanager

@@ -40,7 +40,7 @@ from proxy.server.recount import Recounter
 from proxy.server.relay import STATUS_CLIENT_GONE, Attempt, Relayed
 from proxy.server.repeats import Repeats, Ticket
 from proxy.server.settlement import Settlement
-from proxy.server.turns import Turns
+from proxy.server.turns import Step, Turns
 from proxy.signals.board import Board
 from proxy.upstream.transport import Upstream
 from proxy.wire.endpoints import ENDPOINTS, Endpoint
@@ -112,11 +112,13 @@ class Handler:
             principal = auth.authenticate(exchange.headers, self._do.keys, ("application", "admin"))
             self._do.rates.count(principal)
             if not self._turns.free():
-                await self._turns.mine()
+                await self._turns.mine(Step.READ)
             try:
                 call = await self._parse(exchange, principal, request_id, arrived, arrived_ns)
                 call, ticket = self._first_or_again(exchange, call)
                 exchange.headers = self._forwarded(exchange.headers)
+                if not self._turns.free():
+                    await self._turns.mine(Step.PLACE)
                 call = await self._do.purse.reserve(call)
                 placement = await self._place(exchange, call)
                 self._do.recounter.sample(call, placement)
@@ -254,7 +256,7 @@ class Handler:
             settled = False
             try:
                 if not self._turns.free():
-                    await self._turns.mine(ends=True)
+                    await self._turns.mine(Step.BOOK)
                 self._judge.hear(call, placement, relayed, attempt, bare)
                 if self._judge.without_usage(relayed, attempt.injection):
                     bare |= {placement.attempt.backend}

@@ -1,30 +1,37 @@
 """Who may take a long step in this turn of the event loop.
 
-Placing a request, and booking it, take a hundred microseconds or so each. A hundred requests that arrive together (or
-a hundred streams that end together) would keep every other stream waiting for all of theirs. So a few take their steps
-in each turn and the rest in the turns after it, those that end before those that begin, each in the order in which they
-came: between two turns the loop reads its sockets, and chunks of streams that run are passed on.
+Reading a request, placing it, and booking it take a hundred microseconds or so each. A hundred requests that arrive
+together (or a hundred streams that end together) would keep every other stream waiting for all of theirs. So a few take
+their steps in each turn and the rest in the turns after it, those that end first, then those that have been read, each
+in the order in which they came: between two turns the loop reads its sockets, and chunks of streams that run are passed
+on.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from enum import IntEnum
 
 STEPS, STEPS_ALONE = 1, 32  # in one turn: beside streams that run, and without any, when more at once costs less each
+
+
+class Step(IntEnum):
+    """The nearer its end a request is, the sooner it goes on: so what is held for those that wait is least."""
+
+    BOOK, PLACE, READ = range(3)
 
 
 class Turns:
     """Of one event loop."""
 
-    __slots__ = ("_armed", "_begin", "_end", "_left", "_loop", "streams")
+    __slots__ = ("_armed", "_left", "_loop", "_waiting", "streams")
 
     def __init__(self) -> None:
         self.streams = 0  # that run
         self._loop: asyncio.AbstractEventLoop | None = None
         self._left, self._armed = STEPS_ALONE, False
-        self._begin: deque[asyncio.Future[None]] = deque()
-        self._end: deque[asyncio.Future[None]] = deque()
+        self._waiting: tuple[deque[asyncio.Future[None]], ...] = tuple(deque() for _ in Step)
 
     def free(self) -> bool:
         """Whether one may go on at once, and now has. Else: await `mine()`."""
@@ -35,11 +42,11 @@ class Turns:
             self._arm()
         return True
 
-    def mine(self, *, ends: bool = False) -> asyncio.Future[None]:
-        """To be awaited: done once it is one's turn. `ends`: an answer is there, and is to be booked."""
+    def mine(self, step: Step) -> asyncio.Future[None]:
+        """To be awaited: done once it is one's turn."""
         assert self._loop is not None
         waits = self._loop.create_future()
-        (self._end if ends else self._begin).append(waits)
+        self._waiting[step].append(waits)
         return waits
 
     def _arm(self) -> None:
@@ -52,10 +59,11 @@ class Turns:
         """A turn begins."""
         self._armed = False
         self._left = steps = STEPS if self.streams else STEPS_ALONE
-        while self._left and (waiting := self._end or self._begin):
-            one = waiting.popleft()
-            if not one.done():  # cancelled meanwhile
-                one.set_result(None)
-                self._left -= 1
+        for waiting in self._waiting:
+            while waiting and self._left:
+                one = waiting.popleft()
+                if not one.done():  # cancelled meanwhile
+                    one.set_result(None)
+                    self._left -= 1
         if self._left < steps:
             self._arm()

@@ -127,14 +127,22 @@ static int is_true(const char *body, size_t size, const char *name) {
     return 0;
 }
 
+/* From a stream's first delta to its second. In step: to the next beat of a clock that all streams of this pace go by, as
+ * the sequences of one engine do. Else drawn, so that when deltas come does not hang on how fast a gateway asks for its
+ * streams: a hundred that are asked for in one moment would come as a burst ever after, and cost less. */
+static int64_t first_gap_ns(const conn *c, int in_step) {
+    if (!c->gap_ns) return 0;
+    return in_step ? c->gap_ns - c->due_ns % c->gap_ns : 1 + (int64_t)(drand48() * c->gap_ns);
+}
+
 void answer_post(conn *c, const char *body, size_t size) {
-    int chunks = 20, gap_us = 0, wait_us = 0;
+    int chunks = 20, gap_us = 0, wait_us = 0, in_step = 0;
     const char *knobs = memmem(body, size, "#N", 2);
     if (knobs) {
         char text[48] = "";
         size_t length = body + size - knobs;
         memcpy(text, knobs, length < sizeof text ? length : sizeof text - 1);
-        sscanf(text, "#N%dD%dW%d#", &chunks, &gap_us, &wait_us);
+        sscanf(text, "#N%dD%dW%dS%d#", &chunks, &gap_us, &wait_us, &in_step);
     }
     answered[c->side]++;
     c->due_ns = now_ns() + wait_us * NS_PER_US;
@@ -146,7 +154,7 @@ void answer_post(conn *c, const char *body, size_t size) {
         if (!wait_us) {
             put_chunk(c, ROLE, sizeof ROLE - 1);
             put_delta(c);
-            c->due_ns += c->gap_ns;
+            c->due_ns += first_gap_ns(c, in_step);
         }
         due_add(c);
     } else if (wait_us) {

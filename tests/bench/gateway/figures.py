@@ -54,6 +54,9 @@ FIGURES: Mapping[str, Figure] = {
     "delivered": Figure("chunks / s of 10,000", lambda s: s["paced"]["chunks_s"]),
     "relay_us": Figure("chunk relay p50 us, added", lambda s: s["paced"]["relay"]["p50"], added=True),
     "relay_p99_us": Figure("chunk relay p99 us, added", lambda s: s["paced"]["relay"]["p99"], added=True),
+    "burst": Figure("the same in step: chunks / CPU-s", lambda s: s["burst"]["chunks"] / s["burst"]["cpu_s"],
+                    per_cpu=True),
+    "burst_p99_us": Figure("relay p99 us, added", lambda s: s["burst"]["relay"]["p99"], added=True),
     "flood": Figure("64 streams flat out: chunks / CPU-s", lambda s: s["flood"]["chunks"] / s["flood"]["cpu_s"],
                     per_cpu=True),
     "ttft_us": Figure("5 streams: TTFT p50 us, added", lambda s: s["ttft"]["ttft"]["p50"], added=True),
@@ -70,7 +73,7 @@ FIGURES: Mapping[str, Figure] = {
 }
 TABLES: Mapping[str, Sequence[str]] = {
     "Requests": ("requests", "rps", "big", "media", "cpu_us", "p50_us", "p99_us", "fsync_us"),
-    "Streams": ("chunks", "delivered", "relay_us", "relay_p99_us", "flood", "ttft_us", "ttft_p99_us", "few_p99_us"),
+    "Streams": ("chunks", "delivered", "relay_us", "relay_p99_us", "burst", "burst_p99_us", "flood", "ttft_us", "ttft_p99_us", "few_p99_us"),
     "Memory and start": ("idle_mib", "hold_mib", "stream_kib", "hold_first", "hold_ttft_ms", "start_s", "start_cpu_s"),
 }
 

@@ -9,7 +9,7 @@
 
 typedef struct {
     int port, connections, chunks, gap_us, wait_us, padding, media;
-    int stream;
+    int stream, in_step;
     double seconds, warm_up_s, ramp_s, rate_s; /* rate_s 0: a closed loop */
     const char *path, *model, *key;
     char headers[4096];

@@ -4,12 +4,12 @@
 static const char USAGE[] =
     "usage: loadgen -p PORT [-u path] [-m model] [-k key] [-H 'name: value']... [-c connections] [-t seconds]\n"
     "               [-w warm-up seconds] [-R seconds to connect in] [-r requests/s] [-s] [-N chunks] [-D us]\n"
-    "               [-W us] [-b bytes of prompt] [-i bytes of image]\n";
+    "               [-W us] [-S (streams in step)] [-b bytes of prompt] [-i bytes of image]\n";
 
 options parse(int argc, char **argv) {
     options asked = {.connections = 64, .chunks = 20, .seconds = 5, .warm_up_s = 1, .path = "/v1/chat/completions",
                      .model = "mock", .key = "sk-bench"};
-    for (int letter; (letter = getopt(argc, argv, "p:u:m:k:H:c:t:w:R:r:sN:D:W:b:i:")) != -1;) {
+    for (int letter; (letter = getopt(argc, argv, "p:u:m:k:H:c:t:w:R:r:sSN:D:W:b:i:")) != -1;) {
         size_t used = strlen(asked.headers);
         switch (letter) {
         case 'p': asked.port = atoi(optarg); break;
@@ -23,6 +23,7 @@ options parse(int argc, char **argv) {
         case 'R': asked.ramp_s = atof(optarg); break;
         case 'r': asked.rate_s = atof(optarg); break;
         case 's': asked.stream = 1; break;
+        case 'S': asked.in_step = 1; break;
         case 'N': asked.chunks = atoi(optarg); break;
         case 'D': asked.gap_us = atoi(optarg); break;
         case 'W': asked.wait_us = atoi(optarg); break;
@@ -43,8 +44,9 @@ char *request_of(const options *asked, size_t *size) {
     size_t room = asked->padding + asked->media + 4096, head_room = 8192;
     char *body = must(malloc(room)), *request = must(malloc(head_room + room)), *at = body;
     at += sprintf(at, "{\"model\":\"%s\",\"messages\":[{\"role\":\"system\",\"content\":\"You are a terse assistant.\"},"
-                  "{\"role\":\"user\",\"content\":%s\"#N%dD%dW%d# ", asked->model,
-                  asked->media ? "[{\"type\":\"text\",\"text\":" : "", asked->chunks, asked->gap_us, asked->wait_us);
+                  "{\"role\":\"user\",\"content\":%s\"#N%dD%dW%dS%d# ", asked->model,
+                  asked->media ? "[{\"type\":\"text\",\"text\":" : "", asked->chunks, asked->gap_us, asked->wait_us,
+                  asked->in_step);
     for (int byte = 0; byte < asked->padding; byte++) *at++ = PROSE[byte % (sizeof PROSE - 1)];
     *at++ = '"';
     if (asked->media) {

@@ -6,7 +6,8 @@
  *
  * POST, any path   a chat completion: JSON, or SSE when the body says "stream": true. What it is to be like is read
  *                  from the prompt, so that it survives every gateway:
- *                    #N<chunks>D<us between chunks>W<us before the first byte>#     e.g. "hello #N50D20000W0#"
+ *                    #N<chunks>D<us between chunks>W<us before the first byte>S<1: streams in step>#
+ *                  e.g. "hello #N50D20000W0S0#"
  *                  Each delta carries "@T<16 hex digits>", the monotonic nanoseconds at which it was written, so that
  *                  a load generator on the same machine can time its way. As vLLM does, a stream that was asked for
  *                  stream_options.continuous_usage_stats has the running usage in every chunk.

@@ -42,6 +42,7 @@ PHASES = (
     Phase("big", "64 connections, prompts of 32 kB", "-c 64 -t 2 -w 0 -b 32000"),
     Phase("media", "4 connections, bodies of 5 MB with an image", "-c 4 -t 2 -w 0 -i 5000000"),
     Phase("paced", "100 streams x 100 chunks/s", "-s -c 100 -N 150 -D 10000 -t 3 -w 0", realtime=True),
+    Phase("burst", "the same, all in step", "-s -c 100 -N 150 -D 10000 -S -t 3 -w 0", realtime=True),
     Phase("hold", "1,000 streams x 2 chunks/s", f"-s -c {STREAMS_HELD} -N 40 -D 500000 -t 7 -w 0", held_s=6.5),
     Phase("flood", "64 streams as fast as they go", "-s -c 64 -N 400 -D 0 -t 2 -w 0"),
 )

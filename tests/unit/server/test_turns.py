@@ -5,12 +5,12 @@ import socket
 
 import pytest
 
-from proxy.server.turns import STEPS, STEPS_ALONE, Turns
+from proxy.server.turns import STEPS, STEPS_ALONE, Step, Turns
 
 
 async def _step(turns: Turns, done: list[int], number: int) -> None:
     if not turns.free():
-        await turns.mine()
+        await turns.mine(Step.READ)
     done.append(number)
 
 
@@ -76,13 +76,14 @@ async def test_who_gives_up_waiting_keeps_nobody_from_its_turn():
     await asyncio.wait_for(_step(turns, done, 99), 10)  # nothing is left over
 
 
-async def test_those_that_end_come_before_those_that_begin():
+async def test_those_that_are_nearer_their_end_go_first():
     turns, done = Turns(), []
     turns.streams = 1
     while turns.free():
         pass
-    waits = [turns.mine(ends=number % 2 == 1) for number in range(8)]
+    steps = [Step.READ, Step.PLACE, Step.BOOK] * 2
+    waits = [turns.mine(step) for step in steps]
     for number, one in enumerate(waits):
         one.add_done_callback(lambda _, number=number: done.append(number))
     await asyncio.gather(*waits)
-    assert done == [1, 3, 5, 7, 0, 2, 4, 6]
+    assert done == [2, 5, 1, 4, 0, 3]

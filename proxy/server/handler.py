@@ -40,7 +40,7 @@ from proxy.server.recount import Recounter
 from proxy.server.relay import STATUS_CLIENT_GONE, Attempt, Relayed
 from proxy.server.repeats import Repeats, Ticket
 from proxy.server.settlement import Settlement
-from proxy.server.turns import Step, Turns
+from proxy.server.turns import STEP_BYTES, Step, Turns
 from proxy.signals.board import Board
 from proxy.upstream.transport import Upstream
 from proxy.wire.endpoints import ENDPOINTS, Endpoint
@@ -117,8 +117,8 @@ class Handler:
                 call = await self._parse(exchange, principal, request_id, arrived, arrived_ns)
                 call, ticket = self._first_or_again(exchange, call)
                 exchange.headers = self._forwarded(exchange.headers)
-                if not self._turns.free():
-                    await self._turns.mine(Step.PLACE)
+                if not self._turns.free(len(call.wire.body)):
+                    await self._turns.mine(Step.PLACE, len(call.wire.body))
                 call = await self._do.purse.reserve(call)
                 placement = await self._place(exchange, call)
                 self._do.recounter.sample(call, placement)
@@ -170,6 +170,8 @@ class Handler:
         except TimeoutError:
             raise InvalidRequest(f"The body did not arrive within {server.body_s:g} s.", code="body_timeout") from None
         self._bodies.read(exchange, len(body))
+        if len(body) > STEP_BYTES and not self._turns.free(len(body)):
+            await self._turns.mine(Step.READ, len(body))
         content_type = exchange.headers.get(b"content-type")
         wire = parse_request(ENDPOINTS[exchange.path], body, None if content_type is None
                              else content_type.decode("latin-1"))

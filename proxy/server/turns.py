@@ -14,6 +14,7 @@ from collections import deque
 from enum import IntEnum
 
 STEPS, STEPS_ALONE = 1, 32  # in one turn: beside streams that run, and without any, when more at once costs less each
+STEP_BYTES = 32 * 1024  # of a body: a longer one counts as several steps
 
 
 class Step(IntEnum):
@@ -31,22 +32,22 @@ class Turns:
         self.streams = 0  # that run
         self._loop: asyncio.AbstractEventLoop | None = None
         self._left, self._armed = STEPS_ALONE, False
-        self._waiting: tuple[deque[asyncio.Future[None]], ...] = tuple(deque() for _ in Step)
+        self._waiting: tuple[deque[tuple[asyncio.Future[None], int]], ...] = tuple(deque() for _ in Step)
 
-    def free(self) -> bool:
+    def free(self, body_bytes: int = 0) -> bool:
         """Whether one may go on at once, and now has. Else: await `mine()`."""
-        if not self._left:
+        if self._left <= 0:
             return False
-        self._left -= 1
+        self._left -= 1 + body_bytes // STEP_BYTES
         if not self._armed:
             self._arm()
         return True
 
-    def mine(self, step: Step) -> asyncio.Future[None]:
+    def mine(self, step: Step, body_bytes: int = 0) -> asyncio.Future[None]:
         """To be awaited: done once it is one's turn."""
         assert self._loop is not None
         waits = self._loop.create_future()
-        self._waiting[step].append(waits)
+        self._waiting[step].append((waits, body_bytes))
         return waits
 
     def _arm(self) -> None:
@@ -60,10 +61,10 @@ class Turns:
         self._armed = False
         self._left = steps = STEPS if self.streams else STEPS_ALONE
         for waiting in self._waiting:
-            while waiting and self._left:
-                one = waiting.popleft()
+            while waiting and self._left > 0:
+                one, body_bytes = waiting.popleft()
                 if not one.done():  # cancelled meanwhile
                     one.set_result(None)
-                    self._left -= 1
+                    self._left -= 1 + body_bytes // STEP_BYTES
         if self._left < steps:
             self._arm()

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from proxy.server.turns import STEPS, STEPS_ALONE, Step, Turns
+from proxy.server.turns import STEP_BYTES, STEPS, STEPS_ALONE, Step, Turns
 
 
 async def _step(turns: Turns, done: list[int], number: int) -> None:
@@ -87,3 +87,18 @@ async def test_those_that_are_nearer_their_end_go_first():
         one.add_done_callback(lambda _, number=number: done.append(number))
     await asyncio.gather(*waits)
     assert done == [2, 5, 1, 4, 0, 3]
+
+
+async def test_a_long_body_takes_as_many_steps_as_it_is_long():
+    turns, done, counter = Turns(), [], Counter()
+    bodies = [0, 40 * STEP_BYTES, 40 * STEP_BYTES, 0, 0]
+
+    async def step(number: int) -> None:
+        if not turns.free(bodies[number]):
+            await turns.mine(Step.READ, bodies[number])
+        done.append((number, counter.turns))
+
+    await asyncio.gather(*map(step, range(len(bodies))))
+    assert [number for number, _ in done] == [0, 1, 2, 3, 4]
+    first, second = done[1][1], done[2][1]
+    assert done[0][1] == first < second < done[3][1] == done[4][1]  # nobody goes on behind it in its turn

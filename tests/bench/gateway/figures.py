@@ -73,7 +73,8 @@ FIGURES: Mapping[str, Figure] = {
 }
 TABLES: Mapping[str, Sequence[str]] = {
     "Requests": ("requests", "rps", "big", "media", "cpu_us", "p50_us", "p99_us", "fsync_us"),
-    "Streams": ("chunks", "delivered", "relay_us", "relay_p99_us", "burst", "burst_p99_us", "flood", "ttft_us", "ttft_p99_us", "few_p99_us"),
+    "Streams": ("chunks", "delivered", "relay_us", "relay_p99_us", "burst", "burst_p99_us", "flood", "ttft_us",
+                "ttft_p99_us", "few_p99_us"),
     "Memory and start": ("idle_mib", "hold_mib", "stream_kib", "hold_first", "hold_ttft_ms", "start_s", "start_cpu_s"),
 }
 

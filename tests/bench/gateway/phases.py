@@ -38,12 +38,12 @@ class Phase:
 PHASES = (
     Phase("lowlat", "50 requests/s", "-r 50 -c 8 -t 4 -w 0.5", realtime=True),
     Phase("ttft", "5 streams of 20 chunks, 10 ms apart", "-s -c 5 -N 20 -D 10000 -t 3 -w 0.5", realtime=True),
+    Phase("hold", "1,000 streams x 2 chunks/s", f"-s -c {STREAMS_HELD} -N 40 -D 500000 -t 7 -w 0", held_s=6.5),
     Phase("sat", "64 connections", "-c 64 -t 3 -w 0"),
     Phase("big", "64 connections, prompts of 32 kB", "-c 64 -t 2 -w 0 -b 32000"),
     Phase("media", "4 connections, bodies of 5 MB with an image", "-c 4 -t 2 -w 0 -i 5000000"),
     Phase("paced", "100 streams x 100 chunks/s", "-s -c 100 -N 150 -D 10000 -t 3 -w 0", realtime=True),
     Phase("burst", "the same, all in step", "-s -c 100 -N 150 -D 10000 -S -t 3 -w 0", realtime=True),
-    Phase("hold", "1,000 streams x 2 chunks/s", f"-s -c {STREAMS_HELD} -N 40 -D 500000 -t 7 -w 0", held_s=6.5),
     Phase("flood", "64 streams as fast as they go", "-s -c 64 -N 400 -D 0 -t 2 -w 0"),
 )
 NAMES = tuple(phase.name for phase in PHASES)

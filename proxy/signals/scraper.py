@@ -17,11 +17,12 @@ import orjson
 
 from proxy.config.model import Backend
 from proxy.core.errors import GatewayError, UpstreamFailed, UpstreamUnreachable
-from proxy.core.liveness import freshness
+from proxy.core.fleet import Health
+from proxy.core.liveness import FRESH_SCRAPES, UNKNOWN_AFTER_S, freshness
 from proxy.signals.board import Board
-from proxy.signals.changes import tell
+from proxy.signals.changes import Source, tell, tell_gpus, tell_page
 from proxy.signals.nvml import Nvml
-from proxy.signals.replica import Replica
+from proxy.signals.replica import GPU_FRESH_S, Replica
 from proxy.upstream.transport import Outgoing, Upstream
 from proxy.wire.engine_metrics import DcgmGauges, read_dcgm, read_metrics
 
@@ -47,6 +48,9 @@ class Scraper:
         self._probes: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._probed_at: dict[tuple[str, int], float] = {}
         self._quiet: dict[tuple[str, int], set[str]] = {}
+        now = board.clock()
+        self._metrics = {(replica.backend, replica.index): Source(
+            max(UNKNOWN_AFTER_S, FRESH_SCRAPES * replica.scrape_s), now) for replica in board.every_replica()}
         self.pages = self.failures = 0
 
     def start(self) -> None:
@@ -96,6 +100,7 @@ class Scraper:
             replica.utilization = None  # of half a minute ago: neither a reason to send nor to refuse
         now = self._board.clock()
         health = replica.health(now)
+        self._tell_page(replica, health, now)
         if health == "wedged":
             for claim in [claim for claim in replica.load.claims if claim.abandon is not None]:
                 claim.abandon()
@@ -103,6 +108,14 @@ class Scraper:
         if health in ("wedged", "suspect") and now - self._probed_at.get(key, float("-inf")) > PROBE_EVERY_S:
             self._probed_at[key] = now
             self._probe_soon(replica, self._upstreams[key])
+
+    def _tell_page(self, replica: Replica, health: Health, now: float) -> None:
+        """Where its page has begun to stay away, or came again; of one that cannot be reached that is told already.
+        Every worker looks, and the one that tells of its health tells."""
+        page = self._metrics[replica.backend, replica.index]
+        if (health != "unreachable" or page.silent) and page.changed(replica.read_at, now) and (
+                replica.on_change is not None):
+            tell_page(replica, page)
 
     async def scrape(self, replica: Replica, upstream: Upstream, kind: str) -> None:
         """One look at the metrics page; the outcome is written to the replica. Only a connection that does not come
@@ -196,14 +209,17 @@ class Scraper:
 
     async def _watch_gpu(self, backend: str, look: Callable[[], Awaitable[DcgmGauges]]) -> None:
         """Exporter or driver, each second; a failure leaves the reading to grow old."""
+        clock, read_at, trouble = self._board.clock, None, ""
+        gpus = Source(GPU_FRESH_S, clock())
         while True:
             try:
                 self._note(backend, await look())
-            except (GatewayError, TimeoutError):
+                read_at = clock()
+            except Exception as error:  # the root of a task: count, log once it lasts, go on
                 self.failures += 1
-            except Exception as error:  # the root of a task: count, log, go on
-                self.failures += 1
-                log.error("reading the GPUs of %s failed: %r", backend, error)
+                trouble = str(error) if isinstance(error, GatewayError) else repr(error)
+            if gpus.changed(read_at, clock()):
+                tell_gpus(backend, gpus, trouble)
             await asyncio.sleep(GPU_EVERY_S * random.uniform(0.9, 1.1))  # noqa: S311
 
     def _note(self, backend: str, reading: DcgmGauges) -> None:

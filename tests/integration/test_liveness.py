@@ -9,6 +9,7 @@ import time
 
 from proxy.demo.engine import Behaviour
 from proxy.demo.engine_profile import EngineProfile
+from proxy.signals import scraper
 from tests.support.world import held, world
 
 SHORT = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}], "stream": True, "max_tokens": 8}
@@ -221,6 +222,20 @@ async def test_an_engine_that_cannot_be_reached_is_left_and_found_again(tmp_path
         assert told(caplog) == [
             ("WARNING", "llama/0: ok -> unreachable: no metrics page: llama: connection refused"),
             ("INFO", "llama/0: unreachable -> ok: its metrics page came")], "once each, however often it was looked at"
+
+
+async def test_a_metrics_page_that_hangs_leaves_a_line_and_another_when_it_comes_again(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "breakeven.signals")
+    monkeypatch.setattr(scraper, "UNKNOWN_AFTER_S", 3.0)
+    async with world(tmp_path, monkeypatch) as there:
+        gate = held(there.engines[0], "/metrics")
+        await there.until(lambda: told(caplog))
+        assert (await there.post(SHORT))[1]["x-breakeven-backend"] == "llama"
+        gate.set()
+        await there.until(lambda: len(told(caplog)) > 1)
+        (lost, why), (found, back) = told(caplog)
+        assert lost == "WARNING" and "llama/0: no metrics page for " in why and "no whole answer in time; " in why
+        assert found == "INFO" and "llama/0: its metrics page came, after " in back
 
 
 def told(caplog):

@@ -104,14 +104,14 @@ class Gate(asyncio.Event):
 
 def held(app: Application, path: str = "/v1/chat/completions") -> Gate:
     """This route answers nobody until the gate is set."""
-    gate, answer = Gate(), app.routes[path]["POST"]
+    gate, ((method, answer),) = Gate(), app.routes[path].items()
 
     async def wait(request: Request) -> None:
         gate.asked += 1
         await gate.wait()
         await answer(request)
 
-    app.routes = {**app.routes, path: {"POST": wait}}
+    app.routes = {**app.routes, path: {method: wait}}
     return gate
 
 

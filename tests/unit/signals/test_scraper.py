@@ -46,8 +46,8 @@ class Engine:
         return SimpleNamespace(status=self.probe, read=read, abort=lambda: None)
 
 
-def watching(one, backend=CAPABLE):
-    board = SimpleNamespace(clock=time.monotonic, replicas={"llama": [one]}, every_replica=lambda: [one])
+def watching(one, backend=CAPABLE, clock=time.monotonic):
+    board = SimpleNamespace(clock=clock, replicas={"llama": [one]}, every_replica=lambda: [one])
     return Scraper(board, {"llama": backend}, {}, {}, {})
 
 
@@ -92,6 +92,69 @@ async def test_each_change_of_health_is_told_once_with_its_cause(caplog):
         ("INFO", "llama/0: wedged -> ok: it makes progress"),
         ("INFO", "llama/0: ok -> draining: an admin drains it"),
         ("INFO", "llama/0: ejected -> ok: its time is over, and the next failure ejects it at once")]
+
+
+SLOW, DOWN = UpstreamTimeout("llama: no whole answer in time"), UpstreamUnreachable("llama: connection refused")
+PAGE = (200, b"vllm:num_requests_running 0\n")
+
+
+async def watched(caplog, pages, told=True, scrape_s=1.0):
+    """The lines that the log gets of an engine whose metrics page is `pages(second)`."""
+    caplog.set_level("INFO", "breakeven.signals")
+    one, now = replica(), [0.0]
+    one.on_change, one.scrape_s = tell if told else None, scrape_s
+    scraper = watching(one, clock=lambda: now[0])
+    for _ in range(int(200 / scrape_s)):
+        await scraper.scrape(one, Engine(metrics=pages(now[0])), "vllm")
+        scraper.judge(one)
+        now[0] += scrape_s
+    return [(line.levelname, line.getMessage()) for line in caplog.records]
+
+
+async def test_a_page_that_stays_away_is_told_once_with_its_cause_and_so_is_its_return(caplog):
+    assert await watched(caplog, lambda second: SLOW if 50 <= second < 90 or second >= 120 else PAGE) == [
+        ("WARNING", "llama/0: no metrics page for 31 s: llama: no whole answer in time; until one comes it is sent "
+                    "4 sequences at once at most"),
+        ("INFO", "llama/0: its metrics page came, after 41 s without"),
+        ("WARNING", "llama/0: no metrics page for 31 s: llama: no whole answer in time; until one comes it is sent "
+                    "4 sequences at once at most")]
+
+
+async def test_a_page_that_never_came_is_told_too(caplog):
+    assert await watched(caplog, lambda second: (404, b"")) == [
+        ("WARNING", "llama/0: no metrics page for 31 s: HTTP 404; until one comes it is sent 4 sequences at once at "
+                    "most")]
+
+
+async def test_pages_that_are_missed_now_and_then_are_no_news_however_seldom_they_are_asked_for(caplog):
+    assert await watched(caplog, lambda second: PAGE if second % 20 == 0 else SLOW) == []
+    assert await watched(caplog, lambda second: PAGE, scrape_s=40.0) == []
+
+
+async def test_of_an_engine_that_cannot_be_reached_it_is_not_told_again_until_it_can_be_and_has_none(caplog):
+    """As an engine does that is started anew: refused, then connected and slow, then well."""
+    assert await watched(caplog, lambda second: PAGE if not 10 <= second < 100 else DOWN if second < 70 else SLOW) == [
+        ("WARNING", "llama/0: ok -> unreachable: no metrics page: llama: connection refused"),
+        ("INFO", "llama/0: unreachable -> ok: connections come about; no metrics page: llama: no whole answer in time"),
+        ("WARNING", "llama/0: no metrics page for 61 s: llama: no whole answer in time; until one comes it is sent "
+                    "4 sequences at once at most"),
+        ("INFO", "llama/0: its metrics page came, after 91 s without")]
+
+
+async def test_an_engine_whose_tokens_come_is_back_though_its_page_is_not(caplog):
+    caplog.set_level("INFO", "breakeven.signals")
+    one = replica()
+    one.on_change, claim = tell, one.load.claim(100, 100, 10, 1, 0.0)
+    for _ in range(2):
+        await watching(one).scrape(one, Engine(metrics=DOWN), "vllm")
+    assert one.health(2.0) == "unreachable"
+    claim.tokens(1, 2.5)
+    assert one.health(2.5) == "ok"
+    assert caplog.records[-1].getMessage() == "llama/0: unreachable -> ok: tokens come from it"
+
+
+async def test_of_several_workers_one_tells_of_a_page_that_stays_away(caplog):
+    assert await watched(caplog, lambda second: SLOW, told=False) == []
 
 
 async def test_an_engine_that_no_longer_says_whether_it_sleeps_is_awake():
@@ -142,6 +205,32 @@ async def test_watching_a_gpu_goes_on_after_any_error(monkeypatch):
     await until(lambda: one.gpu_util is not None)
     task.cancel()
     assert scraper.failures == 2 and one.gpu_fresh(time.monotonic())
+
+
+async def test_gpus_that_cannot_be_read_are_told_once_and_so_is_that_they_can(monkeypatch, caplog):
+    caplog.set_level("INFO", "breakeven.signals")
+    monkeypatch.setattr(scraper_module, "GPU_EVERY_S", 0.0001)
+    second, one = iter(range(10**9)), replica()
+    fails = UpstreamTimeout("dcgm of llama: no answer in time")
+
+    async def look():
+        now = next(second)
+        if 20 <= now < 400 or now % 3:  # a miss now and then is no news
+            raise fails if now % 2 else KeyError("power")
+        return DcgmGauges(gpu_util=0.5)
+
+    seconds = [0]
+
+    def clock():
+        seconds[0] += 0.1
+        return seconds[0]
+
+    task = asyncio.create_task(watching(one, clock=clock)._watch_gpu("llama", look))
+    await until(lambda: len(caplog.records) == 2 and next(second) > 1000)
+    task.cancel()
+    (lost, why), (found, back) = [(line.levelname, line.getMessage()) for line in caplog.records]
+    assert lost == "WARNING" and why.startswith("llama: its GPUs could not be read for 5 s: ")
+    assert found == "INFO" and back.startswith("llama: its GPUs are read again, after ")
 
 
 async def test_a_driver_that_hangs_stops_neither_the_loop_nor_more_than_one_thread(monkeypatch):

@@ -28,7 +28,7 @@ def reconcile(
         "The backend that an API's bill is of; repeatable. Default: those with prices of the bill's provider; of a "
         "generic CSV every API."))] = None,
     project: Annotated[list[str] | None, typer.Option("--project", metavar="ID", help=(
-        "Only this project of an API's bill is the gateway's; repeatable. The others are left out, and named."))] = None,
+        "Only this project of an API's bill is the gateway's; repeatable. Others are left out, and named."))] = None,
     model: Annotated[list[str] | None, typer.Option("--model", metavar="THEIRS=OURS", help=(
         "What an API's bill calls a model of ours; repeatable. Dated snapshots of a name we send need none."))] = None,
     resource: Annotated[list[str] | None, typer.Option("--resource", metavar="THEIRS=BACKEND", help=(
@@ -100,10 +100,11 @@ def _reconcile(files: list[Path], tolerance: Decimal, backends: list[str], proje
     out, width, colour = _paper()
     render.print_table(found, out, width=width, colour=colour)
     typer.echo(out.getvalue(), nl=False)
-    typer.echo(f"Recorded as reconciliation {number}." if number else f"Not recorded{' (--dry-run)' if dry_run else ''}.")
+    not_kept = "Not recorded (--dry-run)." if dry_run else "Not recorded."
+    typer.echo(f"Recorded as reconciliation {number}." if number else not_kept)
     if early is not None:
-        typer.echo(f"{early} (UTC) is not over, so nothing is taken for reconciled from it on: do it again with a later "
-                   "export.")
+        typer.echo(f"{early} (UTC) is not over, so from it on nothing is taken for reconciled: do it again with a "
+                   "later export.")
     return found.within
 
 

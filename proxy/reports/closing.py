@@ -99,8 +99,9 @@ def _refuse_open(bills: Bills) -> None:
         found = days_of(bills.open)
         days = ", ".join(f"{day} ({', '.join(whose)})" for day, whose in list(found.items())[:DAYS_SHOWN])
         more = f" and {len(found) - DAYS_SHOWN} more day(s)" if len(found) > DAYS_SHOWN else ""
-        raise Refused(f"not reconciled to a bill within its tolerance, by UTC day: {days}{more}; run `breakeven reconcile`, book "
-                      "what was wrong with `breakeven ledger correct`, or say why not: --without-bill REASON")
+        raise Refused(f"not reconciled to a bill within its tolerance, by UTC day: {days}{more}; run `breakeven "
+                      "reconcile`, book what was wrong with `breakeven ledger correct`, or say why not: --without-bill "
+                      "REASON")
 
 
 def _seen(connection: Connection, to_ns: int) -> Seen:

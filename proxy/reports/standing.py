@@ -66,8 +66,8 @@ class Standing:
             said += (f"; reconciled {'in part, ' if self.days_open else ''}to the bill of {', '.join(self.names)} "
                      f"on {show(max(one.at_ns for one in self.reconciled), zone)[:10]}")
         if self.days_open:
-            said += (f"; {len(self.days_open):,} of {len([day for day in self.spent if day < self.today]):,} UTC day(s) "
-                     "with API spend not reconciled")
+            over = sum(day < self.today for day in self.spent)
+            said += f"; {len(self.days_open):,} of {over:,} UTC day(s) with API spend not reconciled"
         if self.day_not_over:
             said += f"; {self.day_not_over} (UTC) is not over, so there is no bill of it yet"
         for reason in dict.fromkeys(one.reason for one in self.closed if one.reason):

@@ -7,9 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
 from dataclasses import replace
-from decimal import Decimal
 from itertools import pairwise
 
 import pytest
@@ -22,8 +20,6 @@ from typer.testing import CliRunner
 from proxy.cli import app
 from proxy.cli.replay_case import ReplayRefused
 from proxy.cli.replay_ledger import ledger_traffic
-from proxy.core.budgets import Budget, Hold, Line
-from proxy.core.gpucost import GpuMinute, RateLine
 from proxy.core.money import NS_PER_HOUR, NS_PER_MINUTE
 from proxy.ledger import archive as archiving
 from proxy.ledger import archive_files, store
@@ -40,6 +36,7 @@ from proxy.reports.audit import audit
 from proxy.reports.reconcile import ours
 from proxy.reports.reconcile.bill import Bill
 from proxy.reports.statement import GROUPS, read_all
+from tests.support.ledgers import of_everything
 
 pytest.importorskip("pyarrow")
 
@@ -68,25 +65,8 @@ def url(filled, tmp_path):
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory):
     """A ledger that nobody has open."""
-    path = tmp_path_factory.mktemp("filled") / "ledger.db"
-    url = f"sqlite:///{path}"
-
-    async def fill():
-        async with Journal(url) as journal:
-            await journal.record_price(GPT)
-            await journal.record_rates([RateLine("gpu", "llama", Decimal("1.39"), T0 - 10**9)], T0 - 10**9)
-            line = Line(Budget("key:key_a", 10**12, "total"), 0, 100)
-            await journal.reserve(Hold(MOVED[0].request_id, 1, (line,), 2**62))
-            await asyncio.gather(*(journal.settle(one) for one in MOVED))
-            await journal.book_gpu_minutes([GpuMinute("llama", T0 // NS_PER_MINUTE + number, 23_166_667, NS_PER_MINUTE)
-                                            for number in range(3)])
-
-    asyncio.run(fill())
-    correct(url, CORRECTED.request_id, CORRECTED.attempt, api_nano=12_345, reason="invoice", who="finance",
-            now_ns=T0 + 2 * DAY)
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    return path
+    return of_everything(tmp_path_factory.mktemp("filled") / "ledger.db", MOVED, GPT, CORRECTED, T0 + 2 * DAY,
+                         begins_ns=T0)
 
 
 def figures(url):

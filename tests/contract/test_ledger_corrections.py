@@ -19,6 +19,7 @@ from proxy.ledger.verify import balanced
 from proxy.reports import render
 from proxy.reports.audit import audit
 from proxy.reports.statement import GROUPS, build
+from tests.support.ledgers import booked
 
 NOVEMBER, DECEMBER = (T0, T0 + 30 * 24 * NS_PER_HOUR), (T0 + 30 * 24 * NS_PER_HOUR, T0 + 61 * 24 * NS_PER_HOUR)
 LATER = DECEMBER[0] + 9 * 24 * NS_PER_HOUR
@@ -30,15 +31,7 @@ TRIED = on_api(final=False, status=503, end_reason="upstream_error", baseline_na
 
 @pytest.fixture
 def url(tmp_path):
-    url = f"sqlite:///{tmp_path}/ledger.db"
-
-    async def fill():
-        async with Journal(url) as journal:
-            for one in (LOCAL, API, UNKNOWN, FAILED, TRIED):
-                await journal.settle(one)
-
-    asyncio.run(fill())
-    return url
+    return booked(f"sqlite:///{tmp_path}/ledger.db", (LOCAL, API, UNKNOWN, FAILED, TRIED))
 
 
 def made(url, one, **amounts):

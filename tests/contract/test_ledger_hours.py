@@ -16,6 +16,7 @@ from proxy.ledger import cells, hours, store
 from proxy.ledger.corrections import correct
 from proxy.ledger.journal import Journal
 from proxy.ledger.verify import balanced
+from tests.support.ledgers import booked
 
 T0 = 1_772_323_200 * NS_PER_S  # 2026-03-01T00:00Z
 CARD = [RateLine("gpu", "llama", Decimal("1.39"), T0), RateLine("overhead", "people", Decimal(1000), T0),
@@ -41,19 +42,10 @@ def entry(number, **changes):
 
 @pytest.fixture
 def url(tmp_path):
-    url = f"sqlite:///{tmp_path}/ledger.db"
-
-    async def fill():
-        async with Journal(url) as journal:
-            await asyncio.gather(*(journal.settle(entry(number)) for number in range(300)))
-            await journal.book_gpu_minutes([
-                GpuMinute(name, T0 // NS_PER_MINUTE + minute, 0, NS_PER_MINUTE, minute % 7 * NS_PER_S,
-                          minute % 5 * NS_PER_S, 1000 if name == "own" and minute % 2 else None)
-                for name in ("llama", "own") for minute in range(0, 600)])
-            await journal.record_rates(CARD, T0)
-
-    asyncio.run(fill())
-    return url
+    minutes = [GpuMinute(name, T0 // NS_PER_MINUTE + minute, 0, NS_PER_MINUTE, minute % 7 * NS_PER_S,
+                         minute % 5 * NS_PER_S, 1000 if name == "own" and minute % 2 else None)
+               for name in ("llama", "own") for minute in range(0, 600)]
+    return booked(f"sqlite:///{tmp_path}/ledger.db", map(entry, range(300)), minutes=minutes, card=CARD, now_ns=T0)
 
 
 def period(url, from_ns=T0 - NS_PER_HOUR, to_ns=T0 + 30 * NS_PER_HOUR):

@@ -5,7 +5,6 @@ import json
 import random
 import shutil
 import sqlite3
-from contextlib import closing
 from dataclasses import replace
 from decimal import Decimal
 from itertools import count
@@ -16,15 +15,13 @@ from typer.testing import CliRunner
 
 from proxy.cli import app
 from proxy.config.versions import versioned
-from proxy.core.budgets import Budget, Hold, Line
-from proxy.core.gpucost import GpuMinute, RateLine
 from proxy.core.money import NS_PER_MINUTE
 from proxy.core.pricing import Price, Tier
-from proxy.ledger.corrections import correct
 from proxy.ledger.journal import Journal
 from proxy.ledger.schema import APPENDED
 from proxy.ledger.verify import verify
 from proxy.reports.audit import audit
+from tests.support.ledgers import of_everything
 
 GPT = versioned(Price("openai", "gpt-4o", (
     Tier({"input_text": Decimal("2.5"), "cache_read": Decimal("1.25"), "output_text": Decimal(10)}),
@@ -59,26 +56,9 @@ def url(filled, tmp_path):
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory):
     """A ledger that nobody has open."""
-    path = tmp_path_factory.mktemp("filled") / "ledger.db"
-    url = f"sqlite:///{path}"
-
-    async def fill():
-        async with Journal(url) as journal:
-            await journal.record_price(GPT)
-            await journal.record_rates([RateLine("gpu", "llama", Decimal("1.39"), T0 - 10**9)], T0 - 10**9)
-            line = Line(Budget("key:key_a", 10**12, "total"), 0, 100)
-            await journal.reserve(Hold(ENTRIES[0].request_id, 1, (line,), 2**62))
-            await journal.reserve(Hold("still in flight", 1, (line,), 2**62))
-            await asyncio.gather(*(journal.settle(one) for one in ENTRIES))
-            await journal.book_gpu_minutes([GpuMinute("llama", MINUTE + number, 23_166_667, NS_PER_MINUTE)
-                                            for number in range(3)])
-
-    asyncio.run(fill())
     on_api = next(one for one in ENTRIES if one.backend_kind == "api" and one.final)
-    correct(url, on_api.request_id, api_nano=12_345, reason="invoice", who="finance", now_ns=T0 + 10**12)
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    return path
+    return of_everything(tmp_path_factory.mktemp("filled") / "ledger.db", ENTRIES, GPT, on_api, T0 + 10**12,
+                         begins_ns=T0, in_flight=["still in flight"])
 
 
 def run(*arguments):

@@ -6,7 +6,6 @@ somebody looked, or the test of that fails.
 
 from __future__ import annotations
 
-import asyncio
 from decimal import Decimal
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from proxy.cli.plan import plan_app
 from proxy.cli.reconcile import reconcile
 from proxy.cli.report import report
 from proxy.core.gpucost import RateLine
-from proxy.ledger.journal import Journal
+from tests.support.ledgers import booked
 
 API = ("reconcile", "api.csv", "--ledger", "sqlite:///ledger.db")
 GPU = ("reconcile", "gpu.csv", "--ledger", "sqlite:///ledger.db")
@@ -95,16 +94,12 @@ def place(tmp_path, monkeypatch):
             ("gpu.csv", "day,resource,hours,rate,cost\n2026-11-01,llama,24,1.39,33.36\n"),
             ("card.csv", "gpu,provider,usd_per_hour,kind,from,source\nL4,here,0.7,spot,2026-01-01,bill\n"),
             ("trace.csv", "timestamp_s,input_tokens,output_tokens,model\n0,1000,500,gpt-4o\n"),
-            ("usage.csv", "start_time,end_time,num_model_requests,model,input_tokens,output_tokens,input_cached_tokens\n"
-                          "1761523200,1761526800,18,gpt-4o,18000,9000,0\n"),
+            ("usage.csv", "start_time,end_time,num_model_requests,model,input_tokens,output_tokens\n"
+                          "1761523200,1761526800,18,gpt-4o,18000,9000\n"),
             ("p.yaml", "version: 1\n"), ("c.yaml", (Path(__file__).parents[2] / "config/minimal.yaml").read_text())):
         Path(name).write_text(text)
 
-    async def fill():
-        async with Journal(f"sqlite:///{tmp_path}/ledger.db") as journal:
-            await journal.record_rates([RateLine("gpu", "llama", Decimal("1.39"), 0)], 0)
-
-    asyncio.run(fill())
+    booked(f"sqlite:///{tmp_path}/ledger.db", card=[RateLine("gpu", "llama", Decimal("1.39"), 0)])
     return tmp_path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import time
@@ -16,8 +15,8 @@ from proxy.cli.plan import plan_app
 from proxy.core.entries import RequestEntry
 from proxy.core.money import NS_PER_HOUR, NS_PER_S
 from proxy.core.usage import Usage
-from proxy.ledger.journal import Journal
 from tests.bench.plan_sizing import WEEK
+from tests.support.ledgers import booked
 
 SPEED = ("--speed", "6469,15,0.14,0.049", "--batch", "1024")
 REFERENCE = (*SPEED, "--gpu", "replica@5.90", "--scale", "40")
@@ -202,11 +201,7 @@ def test_the_ledger_and_its_configuration_are_enough(place):
     entries += [RequestEntry(request_id=f"e{at}", started_ns=at, sent_ns=at, first_token_ns=at, ended_ns=at + NS_PER_S,
                              **embeddings) for at in moments[:2]]
 
-    async def fill():
-        async with Journal(url) as journal:
-            await asyncio.gather(*(journal.settle(one) for one in entries))
-
-    asyncio.run(fill())
+    booked(url, entries)
     (place / "c.yaml").write_text(yaml.safe_dump({
         "ledger": url, "backends": {
             "own": {"kind": "vllm", "url": "http://10.0.0.1:8000", "model": "llama-8b",

@@ -15,6 +15,7 @@ from proxy.core.entries import RequestEntry
 from proxy.core.money import NS_PER_HOUR, NS_PER_S
 from proxy.core.usage import Usage
 from proxy.ledger.journal import Journal
+from tests.support.ledgers import booked
 from tests.support.traffic import USD_PER_HOUR, case
 
 ENGINE = {"prefill_tokens_per_s": 6467, "step_ms": [15, 0.14, 0.049], "kv_tokens": 220_000, "max_running": 256,
@@ -176,12 +177,7 @@ def ledger(place):
     entries += [entry(60, began, final=False, status=503, end_reason="upstream_error"), entry(60, began, attempt=2),
                 entry(61, began, status=502, end_reason="upstream_error"), entry(62, began, route="other")]
 
-    async def fill():
-        async with Journal(url) as journal:
-            await asyncio.gather(*(journal.settle(one) for one in entries))
-
-    asyncio.run(fill())
-    configure(place, ledger=url)
+    configure(place, ledger=booked(url, entries))
     return place
 
 

@@ -15,21 +15,15 @@ from proxy.ledger.journal import Journal
 from proxy.ledger.keys import KeyLimits, KeyStore
 from proxy.ledger.reconciliations import Reconciled, record
 from proxy.reports.alerts import look
+from tests.support.ledgers import booked
 
 NEVER = {"savings_negative_hours": None, "below_breakeven_hours": None, "reconciliation": False, "budget_percent": ()}
 
 
 @pytest.fixture
 def url(tmp_path):
-    url = f"sqlite:///{tmp_path}/ledger.db"
-
-    async def fill():
-        async with Journal(url) as journal:
-            await journal.record_rates([RateLine("gpu", "llama", Decimal("1.00"), T0)], T0)
-            await asyncio.gather(*(journal.settle(entry(number)) for number in range(3)))
-
-    asyncio.run(fill())
-    return url
+    return booked(f"sqlite:///{tmp_path}/ledger.db", map(entry, range(3)), now_ns=T0,
+                  card=[RateLine("gpu", "llama", Decimal("1.00"), T0)])
 
 
 def conditions(url, now_ns, budgets=(), **rules):

@@ -1,19 +1,20 @@
 """Periods that an older Breakeven closed are held to what it stored: tests/data/closed has what one did store."""
 
-import asyncio
 import json
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_report_statement import CARD, DAY, T0, entry
+from test_report_names import two_of_each
+from test_report_statement import CARD, DAY, T0
 
 from proxy.core.savings import RESERVED
 from proxy.ledger import store
 from proxy.ledger.closing import ClosedPeriod, hash_of
-from proxy.ledger.journal import Journal
 from proxy.reports.bills import Bills
 from proxy.reports.closing import VERSION, canonical, problems
+from tests.support.ledgers import booked
 
 STORED = (Path(__file__).parents[2] / "data/closed/version_1.json").read_text()
 REAL = ("(unallocated)", "(none)", "total", '"total"', "chat")
@@ -23,18 +24,8 @@ END = T0 + DAY
 @pytest.fixture
 def url(tmp_path):
     """The ledger of then: a route, a backend, a team and a model of each name; two requests of each, two of nobody."""
-    url = f"sqlite:///{tmp_path}/ledger.db"
-    made = [entry(number, name, route=name, tags=f"team={name}", model=name)
-            for number in range(2 * len(REAL)) for name in [REAL[number // 2]]]
-    made += [entry(2 * len(REAL) + number, "", backend_kind="none", route="", tags="") for number in range(2)]
-
-    async def fill():
-        async with Journal(url) as journal:
-            await asyncio.gather(*(journal.settle(one) for one in made))
-            await journal.record_rates(CARD, T0)
-
-    asyncio.run(fill())
-    return url
+    made = [replace(one, model=one.backend or one.model) for one in two_of_each(REAL)]
+    return booked(f"sqlite:///{tmp_path}/ledger.db", made, card=CARD, now_ns=T0)
 
 
 def was_closed(url, statement):

@@ -1,6 +1,5 @@
 """What a commitment falls short by, in another currency: a promise that was kept owes nothing in any."""
 
-import asyncio
 import csv
 import io
 import itertools
@@ -20,7 +19,6 @@ from proxy.core.pricing import Price, PriceBook, Tier
 from proxy.core.savings import ADDED_UP, check
 from proxy.ledger import store
 from proxy.ledger.closing import closed, hash_of
-from proxy.ledger.journal import Journal
 from proxy.reports import closing, render
 from proxy.reports.figures import exchanged
 from proxy.reports.focus.export import Export
@@ -28,6 +26,7 @@ from proxy.reports.focus.writers import write_csv
 from proxy.reports.reading import frozen
 from proxy.reports.statement import build
 from tests.month.exchange import COUNTS
+from tests.support.ledgers import booked
 
 NOVEMBER, HALF = (T0, T0 + 30 * DAY), T0 + 15 * DAY
 DECEMBER = (NOVEMBER[1], NOVEMBER[1] + 31 * DAY)
@@ -54,14 +53,7 @@ def url(tmp_path):
                  price_version="v1", baseline_price_version="v1", api_nano=USD_3000 // 4, baseline_nano=USD_3000 // 4)
              for number in range(4)]
 
-    async def fill():
-        async with Journal(url) as journal:
-            await journal.record_price(PRICE)
-            await asyncio.gather(*(journal.settle(one) for one in spent))
-            await journal.record_rates([RateLine("commitment", "openai/*", Decimal(3_000), T0)], T0)
-
-    asyncio.run(fill())
-    return url
+    return booked(url, spent, prices=[PRICE], card=[RateLine("commitment", "openai/*", Decimal(3_000), T0)], now_ns=T0)
 
 
 def total(url, period, currency=EURO):

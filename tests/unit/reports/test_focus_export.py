@@ -1,6 +1,5 @@
 """From a real ledger: what is exported is what the statement says, to the nano-dollar, in every version and form."""
 
-import asyncio
 import contextlib
 import csv
 import io
@@ -24,13 +23,13 @@ from proxy.core.pricing import Price, PriceBook, Tier
 from proxy.core.savings import IdentityBroken
 from proxy.core.usage import Usage
 from proxy.ledger import store
-from proxy.ledger.journal import Journal
 from proxy.reports.focus import export as exported
 from proxy.reports.focus.columns import VERSIONS
 from proxy.reports.focus.export import Export, hours
 from proxy.reports.focus.writers import write_csv
 from proxy.reports.statement import build
 from tests.support.focus_model import problems
+from tests.support.ledgers import booked
 
 
 def read(url, from_ns, to_ns, version="1.3"):  # noqa: F811
@@ -68,13 +67,7 @@ def test_priced_calls_have_a_row_for_each_meter_whose_product_is_what_was_booked
                      price_version=GPT.version, baseline_nano=amount, baseline_price_version=GPT.version)
                for at, (usage, amount) in enumerate(zip(usages, costs, strict=True))]
 
-    async def fill():
-        async with Journal(mine) as journal:
-            await journal.record_price(GPT)
-            await asyncio.gather(*(journal.settle(one) for one in entries))
-
-    asyncio.run(fill())
-    rows, header = read(mine, T0, T0 + DAY)
+    rows, header = read(booked(mine, entries, prices=[GPT]), T0, T0 + DAY)
     assert problems(header, rows, "1.3") == []
     assert total(rows, "BilledCost") == total(rows, "x_CounterfactualCost") == sum(costs)
     assert {row["SkuMeter"] for row in rows} == {"Input", "Input Cache", "Output", "Reasoning"}

@@ -1,6 +1,5 @@
 """`breakeven reconcile` on a real ledger: exit codes, what is kept, the way to the rows, odd names."""
 
-import asyncio
 import datetime as dt
 import json
 import sqlite3
@@ -17,8 +16,8 @@ from proxy.core.pricing import Price, Tier
 from proxy.core.usage import Usage
 from proxy.ledger import reconciliations, store
 from proxy.ledger.corrections import correct
-from proxy.ledger.journal import Journal
 from proxy.reports.bills import bills_of
+from tests.support.ledgers import booked
 
 PRICE = Price("openai", "gpt-4o", (Tier({"input_text": Decimal("2.5"), "output_text": Decimal(10)}),), version="v1")
 NANO = 1_000 * 2_500 + 100 * 10_000
@@ -32,17 +31,9 @@ def sent(number, **changes):
 
 @pytest.fixture
 def url(tmp_path):
-    url = f"sqlite:///{tmp_path}/ledger.db"
-
-    async def fill():
-        async with Journal(url) as journal:
-            await journal.record_price(PRICE)
-            await journal.record_rates([RateLine("gpu", "llama", Decimal("1.39"), T0)], T0)
-            await asyncio.gather(*(journal.settle(sent(number)) for number in range(16)))
-            await journal.settle(replace(sent(16), backend="other", price_version="", api_nano=None))
-
-    asyncio.run(fill())
-    return url
+    other = replace(sent(16), backend="other", price_version="", api_nano=None)
+    return booked(f"sqlite:///{tmp_path}/ledger.db", [*map(sent, range(16)), other], prices=[PRICE], now_ns=T0,
+                  card=[RateLine("gpu", "llama", Decimal("1.39"), T0)])
 
 
 def run(url, *arguments):
@@ -109,13 +100,8 @@ def test_tokens_without_money_are_said_to_be_that_and_reconcile_no_period(url, t
 
 def test_a_bill_held_to_some_of_a_providers_backends_stands_for_none(url, tmp_path):
     """Two accounts, two bills: the second must not be taken for both."""
-    async def more():
-        async with Journal(url) as journal:
-            await journal.record_price(replace(PRICE, provider="anthropic", version="v2"))
-            await journal.settle(replace(sent(17), backend="second"))
-            await journal.settle(replace(sent(18), backend="claude", price_version="v2"))
-
-    asyncio.run(more())
+    booked(url, [replace(sent(17), backend="second"), replace(sent(18), backend="claude", price_version="v2")],
+           prices=[replace(PRICE, provider="anthropic", version="v2")])
     bill = csv(tmp_path, *RIGHT, "2026-11-03,gpt-4o,2,2000,200,0.007")
     for backends in (["openai"], ["openai", "second"], ["claude"], ["claude", "second"], []):
         run(url, bill, *(option for name in backends for option in ("--backend", name)))
@@ -180,7 +166,7 @@ def test_a_gpu_bill_is_held_to_the_rate_card(url, tmp_path):
      "--resource pot=llama: no resource on the bill is called pot; did you mean pod?"),
     (None, RIGHT[0], ("--model", "gpt-4=gpt-4o"), "no model on the bill is called gpt-4; did you mean gpt-4o?"),
     (None, RIGHT[0], ("--project", "p"), "--project p: no project on the bill is called p; there are none")])
-def test_a_name_that_is_not_ours_or_not_on_the_bill_is_refused_and_nothing_kept(url, tmp_path, head, line, arguments, said):
+def test_a_name_that_is_not_ours_or_on_the_bill_is_refused_and_nothing_kept(url, tmp_path, head, line, arguments, said):
     result = run(url, csv(tmp_path, line, **({"head": head} if head else {})), *arguments)
     assert result.exit_code == 2 and said in result.output and len(result.output.splitlines()) == 1
     with store.reading(url) as connection:

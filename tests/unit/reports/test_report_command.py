@@ -24,6 +24,7 @@ from proxy.reports import render
 from proxy.reports.figures import Amount, Places
 from proxy.reports.period import parse, resolve, show
 from proxy.reports.statement import build
+from tests.support.ledgers import booked
 
 UTC, BERLIN = ZoneInfo("UTC"), ZoneInfo("Europe/Berlin")
 BOTH_MONTHS = ("--from", (dt.date.today() - dt.timedelta(days=2)).isoformat())  # yesterday may be another month
@@ -46,13 +47,7 @@ def url(tmp_path):
     entries = [moved(entry(number), route=name) for number, name in enumerate(names)]
     entries += [moved(api(10), api_nano=None), moved(api(11), baseline_nano=None), moved(entry(12), backend="ghost")]
 
-    async def fill():
-        async with Journal(url) as journal:
-            await asyncio.gather(*(journal.settle(one) for one in entries))
-            await journal.record_rates([replace(line, from_ns=yesterday) for line in CARD], yesterday)
-
-    asyncio.run(fill())
-    return url
+    return booked(url, entries, card=[replace(line, from_ns=yesterday) for line in CARD], now_ns=yesterday)
 
 
 def run(*arguments):
@@ -258,11 +253,6 @@ def test_the_future_is_not_paid_yet_and_a_period_begins_with_a_minute():
 
 
 def test_a_rate_line_in_the_future_costs_nothing_yet(tmp_path):
-    url = f"sqlite:///{tmp_path}/ledger.db"
-
-    async def fill():
-        async with Journal(url) as journal:
-            await journal.record_rates([RateLine("gpu", "x", Decimal(5), time.time_ns() + DAY)])
-
-    asyncio.run(fill())
+    url = booked(f"sqlite:///{tmp_path}/ledger.db", card=[RateLine("gpu", "x", Decimal(5), time.time_ns() + DAY)],
+                 now_ns=time.time_ns())
     assert json.loads(run("--ledger", url, "--format", "json").stdout)["gpu"] == "0.000000000"

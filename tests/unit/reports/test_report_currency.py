@@ -1,6 +1,5 @@
 """A report in another currency: the books' own figures, each stretch at the rate of its days, exact in every form."""
 
-import asyncio
 import csv
 import io
 import json
@@ -23,7 +22,6 @@ from proxy.core.savings import ADDED_UP, IdentityBroken, check
 from proxy.ledger import store
 from proxy.ledger.closing import closed, hash_of
 from proxy.ledger.corrections import correct
-from proxy.ledger.journal import Journal
 from proxy.reports import closing, render
 from proxy.reports.dashboard.pages import DashboardPages
 from proxy.reports.focus import export as exported
@@ -33,6 +31,7 @@ from proxy.reports.focus.writers import write_csv
 from proxy.reports.statement import build
 from tests.month.exchange import COUNTS
 from tests.support.focus_model import problems
+from tests.support.ledgers import booked
 
 BERLIN = "Europe/Berlin"
 END = T0 + 3 * DAY
@@ -65,13 +64,7 @@ def url(tmp_path_factory):
     around = [api(10_000 + at, ended_ns=T0 + (first + at) * NS_PER_MINUTE, sent_ns=T0 + first * NS_PER_MINUTE)
               for at in range(10)]
 
-    async def fill():
-        async with Journal(url) as journal:
-            await asyncio.gather(*(journal.settle(one) for one in [*ENTRIES, *around]))
-            await journal.book_gpu_minutes(MINUTES)
-            await journal.record_rates(CARD, T0)
-
-    asyncio.run(fill())
+    booked(url, [*ENTRIES, *around], minutes=MINUTES, card=CARD, now_ns=T0)
     correct(url, "r400", reason="invoice", who="finance", api_nano=5, now_ns=T0 + 2 * DAY)
     with sqlite3.connect(store.path_of(url)) as db:
         db.execute("INSERT INTO adjustments (at_ns, closed_id, kind, name, cost_nano, reason, who) "

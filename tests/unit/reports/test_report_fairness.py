@@ -1,6 +1,5 @@
 """The fairness of the baseline, read from a ledger: the same from hours that were summed up and from minutes."""
 
-import asyncio
 from dataclasses import replace
 from decimal import Decimal
 
@@ -12,9 +11,9 @@ from proxy.core.money import NS_PER_HOUR, NS_PER_S
 from proxy.core.pricing import Price, Tier
 from proxy.core.usage import Usage
 from proxy.ledger import hours
-from proxy.ledger.journal import Journal
 from proxy.reports import view
 from proxy.reports.books import open_books
+from tests.support.ledgers import booked
 
 T0 = 1_772_323_200 * NS_PER_S  # 2026-03-01T00:00Z
 PRICE = versioned(Price("openai", "gpt-4o", (Tier({"input_text": Decimal("2.5"), "output_text": Decimal(10)}),)))
@@ -38,20 +37,12 @@ def entry(number, *, trial, api=False, size=4_000):
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
-    url = f"sqlite:///{tmp_path_factory.mktemp('fair')}/ledger.db"
-
-    async def fill():
-        async with Journal(url) as journal:
-            await journal.record_price(PRICE)
-            await asyncio.gather(*(journal.settle(one) for one in [
-                *(entry(number, trial=COMPARED) for number in range(600)),
-                *(entry(number, trial=CONTROL, api=True) for number in range(60)),
-                replace(entry(900, trial=0), prompt_bytes=0, usage=Usage(input_text=9, output_text=9)),
-                replace(entry(901, trial=COMPARED), final=False, status=502, end_reason="upstream_error",
-                        baseline_nano=None)]))
-
-    asyncio.run(fill())
-    return url
+    return booked(f"sqlite:///{tmp_path_factory.mktemp('fair')}/ledger.db", [
+        *(entry(number, trial=COMPARED) for number in range(600)),
+        *(entry(number, trial=CONTROL, api=True) for number in range(60)),
+        replace(entry(900, trial=0), prompt_bytes=0, usage=Usage(input_text=9, output_text=9)),
+        replace(entry(901, trial=COMPARED), final=False, status=502, end_reason="upstream_error", baseline_nano=None)],
+        prices=[PRICE])
 
 
 def read(url):

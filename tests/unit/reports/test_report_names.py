@@ -1,6 +1,5 @@
 """Groups whose real names are those of the books' own rows: both are shown, apart, in every form."""
 
-import asyncio
 import csv
 import io
 import json
@@ -13,34 +12,29 @@ from test_report_statement import CARD, DAY, T0, entry
 
 from proxy.core.savings import NONE, RESERVED, TOTAL, UNALLOCATED, apart
 from proxy.ledger import store
-from proxy.ledger.journal import Journal
 from proxy.reports import page, render, view
 from proxy.reports.bills import Bills
 from proxy.reports.books import open_books
 from proxy.reports.closing import canonical
 from proxy.reports.dashboard.traffic import Span, of_spans
 from proxy.reports.statement import build
+from tests.support.ledgers import booked
 
 REAL = (UNALLOCATED, NONE, TOTAL, f'"{UNALLOCATED}"', f'""{NONE}""', '"', '""', "chat", '"chat"', "Total")
 SHOWN = ('"(unallocated)"', '"(none)"', '"total"', '""(unallocated)""', '"""(none)"""', '"', '""', "chat", '"chat"',
          "Total")
 
 
+def two_of_each(names):
+    made = [entry(number, name, route=name, tags=f"team={name}")
+            for number, name in enumerate(name for name in names for _ in range(2))]
+    return made + [entry(len(made) + number, "", backend_kind="none", route="", tags="") for number in range(2)]
+
+
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
     """A route, a backend and a team of each name; two requests of each, and two of nobody."""
-    url = f"sqlite:///{tmp_path_factory.mktemp('names')}/ledger.db"
-    made = [entry(number, REAL[number // 2], route=REAL[number // 2], tags=f"team={REAL[number // 2]}")
-            for number in range(2 * len(REAL))]
-    made += [entry(2 * len(REAL) + number, "", backend_kind="none", route="", tags="") for number in range(2)]
-
-    async def fill():
-        async with Journal(url) as journal:
-            await asyncio.gather(*(journal.settle(one) for one in made))
-            await journal.record_rates(CARD, T0)
-
-    asyncio.run(fill())
-    return url
+    return booked(f"sqlite:///{tmp_path_factory.mktemp('names')}/ledger.db", two_of_each(REAL), card=CARD, now_ns=T0)
 
 
 @pytest.mark.parametrize("by", ["route", "backend", "tag:team"])

@@ -17,6 +17,7 @@ from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.journal import Journal
 from proxy.reports import statement as reports
 from proxy.reports.statement import build, days_between, epoch_ns
+from tests.support.ledgers import booked
 
 T0 = 1_793_491_200 * NS_PER_S  # 2026-11-01T00:00Z
 DAY = 24 * NS_PER_HOUR
@@ -60,16 +61,8 @@ MINUTES = [GpuMinute(name, T0 // NS_PER_MINUTE + minute, 0, NS_PER_MINUTE, minut
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
-    url = f"sqlite:///{tmp_path_factory.mktemp('report')}/ledger.db"
-
-    async def fill():
-        async with Journal(url) as journal:
-            await asyncio.gather(*(journal.settle(one) for one in ENTRIES))
-            await journal.book_gpu_minutes(MINUTES)
-            await journal.record_rates(CARD, T0)
-
-    asyncio.run(fill())
-    return url
+    return booked(f"sqlite:///{tmp_path_factory.mktemp('report')}/ledger.db", ENTRIES, minutes=MINUTES, card=CARD,
+                  now_ns=T0)
 
 
 @pytest.fixture(scope="module")

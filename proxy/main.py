@@ -53,6 +53,7 @@ from proxy.server.relay import Relayed
 from proxy.server.repeats import Repeats
 from proxy.server.settlement import Settlement
 from proxy.server.unit_costs import Recent, Sums, UnitCost, unit_costs
+from proxy.server.unsent import UnsentRows
 from proxy.signals.board import Board
 from proxy.signals.minutes import MinuteBook, rate_card
 from proxy.signals.scraper import Scraper
@@ -93,7 +94,8 @@ class Gateway:
         self.handler = Handler(Doors(
             settings, settings.route_table(), self.keys, self.board, self.planner, self.dispatcher,
             Settlement(self.planner, self.names), self.journal, self.purse, self._rates(), self.recounter,
-            self._repeats(), self.keeper, self.names, self.upstreams, time.monotonic, self._observe,
+            self._repeats(), self.keeper, self.names,
+            UnsentRows(time.monotonic, self._metrics.without_row.inc), self.upstreams, time.monotonic, self._observe,
             self.refused))
         self.desk = Desk(DashboardPages(settings.ledger, settings.report.time_zone,
                                         currency_of(settings.report, settings.source)), self)

@@ -38,9 +38,11 @@ from proxy.server.purse import Purse
 from proxy.server.rates import Rates
 from proxy.server.recount import Recounter
 from proxy.server.relay import STATUS_CLIENT_GONE, Attempt, Relayed
-from proxy.server.repeats import Repeats, Ticket
+from proxy.server.repeats import Repeats
 from proxy.server.settlement import Settlement
+from proxy.server.tickets import Ticket
 from proxy.server.turns import STEP_BYTES, Step, Turns
+from proxy.server.unsent import UnsentRows
 from proxy.signals.board import Board
 from proxy.upstream.transport import Upstream
 from proxy.wire.endpoints import ENDPOINTS, Endpoint
@@ -70,6 +72,7 @@ class Doors:
     repeats: Repeats
     keeper: Keeper
     names: Names
+    unsent: UnsentRows
     upstreams: Mapping[tuple[str, int], Upstream]
     clock: Callable[[], float]
     observe: Callable[[RequestEntry, Relayed | None], None]
@@ -212,21 +215,32 @@ class Handler:
         return {name: headers[name] for name in self._forward if name in headers} if self._forward else NOTHING
 
     async def _place(self, exchange: Exchange, call: Call) -> Placement:
-        """plan and wait. A request that gets no place is booked as such."""
+        """plan and wait. A request that gets no place is booked as such, or only counted."""
         first = call.first_attempt
         try:
             return await self._placed(exchange, call, NOBODY, first)
         except asyncio.CancelledError:
             if not exchange.gone:
                 raise
-            await self._settle(self._do.settlement.unsent(call, "client_left", STATUS_CLIENT_GONE, "client_abort",
-                                                          call.at_ns(self._do.clock()), first), None)
+            booking = self._unsent(self._do.settlement.unsent(call, "client_left", STATUS_CLIENT_GONE, "client_abort",
+                                                              call.at_ns(self._do.clock()), first))
+            if booking is not None:
+                await booking
             raise ClientGone from None
         except Unavailable as error:  # nothing was spent: who is refused need not wait for the disk
             told = call.quota or error
-            self._after(self._settle(self._do.settlement.unsent(call, told.code or "", told.status, "unavailable",
-                                                                call.at_ns(self._do.clock()), first), None))
+            booking = self._unsent(self._do.settlement.unsent(call, told.code or "", told.status, "unavailable",
+                                                              call.at_ns(self._do.clock()), first))
+            if booking is not None:
+                self._after(booking)
             raise told from None
+
+    def _unsent(self, entry: RequestEntry) -> Coroutine[Any, Any, None] | None:
+        """Book it, if its key may have one more row of a request that no upstream was asked for. Counted it is."""
+        if self._do.unsent.one_more(entry.key_id):
+            return self._settle(entry, None)
+        self._do.observe(entry, None)
+        return None
 
     async def _placed(self, exchange: Exchange, call: Call, tried: frozenset[str], attempt_no: int) -> Placement:
         """A place that its budgets hold. What the gateway may spend at APIs can run out between the plan and this: then

@@ -46,6 +46,8 @@ class Metrics:
 
         self.others = Counter("breakeven_booked_as_other", "Requests whose tags, or model, are booked as (other)",
                               ("what",), registry=self.registry)
+        self.without_row = Counter("breakeven_requests_without_row", "Requests that no upstream was asked for, and "
+                                   "that have no row", registry=self.registry)
         self.alerts = Counter("breakeven_alerts", "Alerts at webhooks", ("webhook", "outcome"), registry=self.registry)
 
     def alerted(self, webhook: str, outcome: str) -> None:

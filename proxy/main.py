@@ -35,6 +35,7 @@ from proxy.reports.dashboard.pages import DashboardPages
 from proxy.server import status
 from proxy.server.alerts import LAST_S, Alerter
 from proxy.server.app import build
+from proxy.server.calls import Call
 from proxy.server.chores import Chores
 from proxy.server.connection import Rules, protocol
 from proxy.server.desk import Desk
@@ -44,7 +45,7 @@ from proxy.server.handler import Doors, Handler
 from proxy.server.keeper import Keeper
 from proxy.server.metrics import Metrics
 from proxy.server.names import LOOK_S, Names
-from proxy.server.planning import Call, Planner
+from proxy.server.planning import Planner
 from proxy.server.plans import plan_json
 from proxy.server.purse import Purse
 from proxy.server.rates import Rates

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from proxy.core.entries import COMPARED, CONTROL
 from proxy.core.fleet import ApiState, Attempt, Refusal
 from proxy.core.routing import Plan, unable
-from proxy.server.planning import Call, Planner
+from proxy.server.calls import Call
+from proxy.server.planning import Planner
 
 DRAWN_FROM = ("marginal-cost", "threshold")
 

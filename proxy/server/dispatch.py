@@ -21,8 +21,9 @@ from proxy.core.line import Job, Left
 from proxy.core.records import record
 from proxy.core.room import OVERDUE, OVERDUE_S
 from proxy.core.routing import Plan, pulled
+from proxy.server.calls import Call
 from proxy.server.control import ControlGroup
-from proxy.server.planning import Call, Planner
+from proxy.server.planning import Planner
 from proxy.signals.board import Pool
 from proxy.signals.inflight import Claim, Taken
 from proxy.signals.replica import Replica

@@ -27,13 +27,14 @@ from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.journal import Journal
 from proxy.server import auth, replies
 from proxy.server.bodies import Bodies
+from proxy.server.calls import Call
 from proxy.server.dispatch import Dispatcher, Placement
 from proxy.server.exchange import ClientGone, Exchange
 from proxy.server.ids import new_id
 from proxy.server.judge import Judge, key_of
 from proxy.server.keeper import Keeper
 from proxy.server.names import Names
-from proxy.server.planning import Call, Planner
+from proxy.server.planning import Planner
 from proxy.server.purse import Purse
 from proxy.server.rates import Rates
 from proxy.server.recount import Recounter

@@ -16,9 +16,10 @@ from proxy.config.model import Backend, Settings
 from proxy.core.errors import UpstreamError, UpstreamOverloaded, UpstreamRefused, UpstreamUnreachable
 from proxy.core.health import Breaker
 from proxy.core.retry import WINDOW_S, pause_s
+from proxy.server.calls import Call
 from proxy.server.dispatch import Placement
 from proxy.server.faults import UpstreamMisconfigured
-from proxy.server.planning import Call, Planner
+from proxy.server.planning import Planner
 from proxy.server.relay import Attempt, Relayed
 from proxy.signals.board import Board
 from proxy.wire.endpoints import Endpoint

@@ -26,9 +26,10 @@ from proxy.ledger.errors import LedgerUnavailable
 from proxy.ledger.journal import Journal
 from proxy.ledger.keys import Principal
 from proxy.ledger.treasury import Spending
+from proxy.server.calls import Call
 from proxy.server.dispatch import Placement
 from proxy.server.offers import TIERS, Offer
-from proxy.server.planning import Call, Planner
+from proxy.server.planning import Planner
 from proxy.wire.endpoints import Endpoint
 from proxy.wire.openai import WireRequest
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from proxy.config.model import Settings
+from proxy.server.calls import Call
 from proxy.server.dispatch import Placement
-from proxy.server.planning import Call
 from proxy.upstream.tokenizers import Encoding, count, encoding_of
 from proxy.wire.endpoints import Endpoint
 

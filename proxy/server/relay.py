@@ -16,10 +16,10 @@ from proxy.core.entries import EndReason, UsageSource
 from proxy.core.errors import GatewayError, UpstreamCut, UpstreamError, UpstreamFailed, UpstreamTimeout
 from proxy.core.usage import Usage
 from proxy.server.bodies import Whole, is_forgotten, is_stream, limit_field, renamed
+from proxy.server.calls import Call
 from proxy.server.dispatch import Placement
 from proxy.server.exchange import ClientGone, Exchange
 from proxy.server.faults import Forgotten, fault_of
-from proxy.server.planning import Call
 from proxy.server.settlement import NO_USAGE, Outcome
 from proxy.upstream.transport import Answer, Opening, Outgoing, Upstream
 from proxy.wire.endpoints import Endpoint

@@ -18,10 +18,10 @@ from proxy.core.errors import GatewayError, UpstreamError, UpstreamRefused, Upst
 from proxy.core.money import usd_string
 from proxy.ledger.errors import LedgerUnavailable
 from proxy.server.bodies import renamed
+from proxy.server.calls import Call
 from proxy.server.dispatch import Placement
 from proxy.server.exchange import ClientGone, Exchange
 from proxy.server.faults import Forgotten
-from proxy.server.planning import Call
 from proxy.server.relay import Relayed
 from proxy.wire.endpoints import ENDPOINTS, Endpoint
 from proxy.wire.events import error_frame

@@ -19,10 +19,11 @@ from proxy.core.pricing import Price
 from proxy.core.records import record
 from proxy.core.routing import Plan
 from proxy.core.usage import Usage
+from proxy.server.calls import Call
 from proxy.server.dispatch import Placement
 from proxy.server.names import Names
 from proxy.server.offers import Offer
-from proxy.server.planning import Call, Planner
+from proxy.server.planning import Planner
 from proxy.server.plans import plan_json
 from proxy.server.recount import counted
 from proxy.wire.openai import WireRequest

@@ -25,8 +25,8 @@ MODULES = {
     "signals": "board crew follower inflight iterations market memory replica shared shared_health shared_prefixes "
                "speed",
     "upstream": "answer connection engine heads origin pool transport",
-    "server": "auth bodies dispatch exchange guard handler ids judge offers planning purse rates relay repeats replies "
-              "settlement socket_exchange tally turns",
+    "server": "auth bodies calls dispatch exchange guard handler ids judge offers planning purse rates relay repeats "
+              "replies settlement socket_exchange tally turns",
     "ledger": "items journal leases marks writer",
 }
 

@@ -28,9 +28,9 @@ from proxy.core.usage import Usage
 from proxy.ledger.keys import KeyLimits, KeyStore
 from proxy.main import Gateway
 from proxy.server import auth
+from proxy.server.calls import Call
 from proxy.server.dispatch import Placement
 from proxy.server.guard import objection
-from proxy.server.planning import Call
 from proxy.server.settlement import Outcome
 from proxy.wire.endpoints import ENDPOINTS
 from proxy.wire.openai import parse_request

@@ -16,7 +16,7 @@ from proxy.core.reasons import obstacle
 from proxy.demo.engine import Behaviour
 from proxy.demo.pacing import Pace
 from proxy.ledger.verify import verify
-from proxy.server.planning import Call
+from proxy.server.calls import Call
 from proxy.server.relay import Attempt
 from proxy.server.socket_exchange import SocketExchange
 from proxy.signals.inflight import Claim

@@ -14,9 +14,9 @@ from typing import Any
 from proxy.core.errors import UpstreamCut
 from proxy.ledger.journal import Journal
 from proxy.server import replies
+from proxy.server.calls import Call
 from proxy.server.handler import Handler
 from proxy.server.judge import Judge
-from proxy.server.planning import Call
 from proxy.server.purse import Purse
 from proxy.server.relay import Attempt
 from proxy.server.settlement import Settlement

@@ -21,8 +21,8 @@ from proxy.core.routing import Plan, Switch, effective_policy
 from proxy.ledger import store
 from proxy.ledger.schema import holds, requests
 from proxy.ledger.verify import verify
+from proxy.server.calls import Call
 from proxy.server.dispatch import Placement
-from proxy.server.planning import Call
 from proxy.signals.inflight import Load
 from tests.simulation.clients import Client
 from tests.simulation.disk import SteppedWriter

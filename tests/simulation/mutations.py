@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from proxy.core.errors import UpstreamCut
+from proxy.core.room import Paid, Room
 from proxy.ledger.journal import Journal
 from proxy.server import replies
 from proxy.server.calls import Call
@@ -53,6 +54,13 @@ def leaves_no_mark() -> None:
 def a_claim_stays_when_the_client_leaves() -> None:
     release = Claim.release
     Claim.release = lambda self, now: release(self, now) if self.decoding else None  # type: ignore[method-assign]
+
+
+def a_prompt_given_up_gets_back_what_it_has_used() -> None:
+    def whole(self: Room, paid: Paid, now: float) -> None:
+        self.sent_until -= paid.seconds
+
+    Room.give_back = whole  # type: ignore[method-assign]
 
 
 def every_attempt_is_final() -> None:
@@ -98,5 +106,5 @@ def times_by_the_wall_clock() -> None:
 
 MUTATIONS: dict[str, Callable[[], None]] = {made.__name__: made for made in (
     holds_are_never_voided, a_hundredth_is_held, settles_after_the_end, leaves_no_mark,
-    a_claim_stays_when_the_client_leaves, every_attempt_is_final, asks_again_after_bytes, cuts_look_whole,
-    an_exception_at_the_root, times_by_the_wall_clock)}
+    a_claim_stays_when_the_client_leaves, a_prompt_given_up_gets_back_what_it_has_used, every_attempt_is_final,
+    asks_again_after_bytes, cuts_look_whole, an_exception_at_the_root, times_by_the_wall_clock)}

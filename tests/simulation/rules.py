@@ -218,11 +218,19 @@ class Rules:
                 self._near(load.backlog_tokens, sum(prefill), "backlog")
                 self._near(load.kv_tokens, sum(decode), "kv")
                 self._near(load.kv_reserved, sum(claim.prompt + claim.expected for claim in claims), "kv_reserved")
+                self._paid(load)
             for pool in one.planner.pools:
                 for job in pool.market.line:
                     owner = job.owner
                     self.holds(owner is not None and (not owner.future.done() or owner.future.cancelled()),
                                "waits_and_is_placed", owner and owner.call.request_id)
+
+    def _paid(self, load: Load) -> None:
+        """Of the time that prefill may take, nobody is given what another has paid for."""
+        for claim in load.claims:
+            if load.room is not None and claim.paid is not None:
+                self.holds(load.room.sent_until >= claim.paid.at + claim.paid.seconds - 1e-6, "prefill_given_twice",
+                           (load.room.sent_until, claim.paid))
 
     def _near(self, sum_: float, parts: float, what: str) -> None:
         self.holds(abs(sum_ - parts) <= 1e-6 * max(1.0, abs(parts)) + 1e-3, f"{what}_does_not_add_up", (sum_, parts))

@@ -32,7 +32,8 @@ def configured(pick: random.Random, ledger: str) -> Settings:
     threshold = {"utilization_max": 0.6, "queue_max": 2, "waiting_max": 10, "dwell_s": 1}
     routes: dict[str, Any] = {
         "chat": {"backends": ["llama", "api"], "baseline": "api", "slo": {"ttft_ms": pick.choice((600, 2000))}},
-        "local": {"backends": ["llama", "mistral"], "baseline": "api", "policy": "self-hosted-only"},
+        "local": {"backends": ["llama", "mistral"], "baseline": "api", "policy": "self-hosted-only",
+                  "slo": {"tpot_ms": 110}},  # less than an iteration full of prefill takes
         "both": {"backends": ["mistral", "mini", "api"], "baseline": "mini", "gpu_share_min": 0.2},
         "thr": {"backends": ["llama", "mini"], "baseline": "api", "policy": "threshold", "thresholds": threshold},
         "watch": {"backends": ["mistral", "api"], "baseline": "api", "policy": "observe"},

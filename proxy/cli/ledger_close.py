@@ -65,5 +65,6 @@ def run(to: str, from_: str | None, without_bill: str | None, who: str, time_zon
         open_ = days_of(held["open"])
         shown = ", ".join(f"{day} ({', '.join(whose)})" for day, whose in list(open_.items())[:DAYS_SHOWN])
         more = f" and {len(open_) - DAYS_SHOWN} more" if len(open_) > DAYS_SHOWN else ""
-        typer.echo(f"{len(open_):,} UTC day(s) with API spend not reconciled: {shown}{more}; closed without a bill: {period.reason}")
+        typer.echo(f"{len(open_):,} UTC day(s) with API spend not reconciled: {shown}{more}; closed without a bill: "
+                   f"{period.reason}")
     typer.echo(f"SHA-256 of the statement: {period.hash}")

@@ -70,9 +70,9 @@ Output = Annotated[Path | None, typer.Option(metavar="FILE", help="Write it ther
 
 
 def fleet(
-    ctx: typer.Context, trace: TraceFile = None, usage: UsageFile = None, ledger: Ledger = False, config: ConfigFile = None,
-    from_: From = None, to: To = None, route: RouteName = None, api: Apis = None, gpu: Gpus = None,
-    serve: Served = None, speed: SpeedText = None, prices: PriceFile = None, scale: Scale = 1.0,
+    ctx: typer.Context, trace: TraceFile = None, usage: UsageFile = None, ledger: Ledger = False,
+    config: ConfigFile = None, from_: From = None, to: To = None, route: RouteName = None, api: Apis = None,
+    gpu: Gpus = None, serve: Served = None, speed: SpeedText = None, prices: PriceFile = None, scale: Scale = 1.0,
     usable: Usable = USABLE, batch: Batch = None, tpot_ms: TpotMs = None,
     startup_minutes: StartupMinutes = STARTUP_MINUTES, preemptions: Preemptions = SPOT[0],
     spot_available: SpotAvailable = SPOT[1], setup_hours: SetupHours = PEOPLE[0],

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import hashlib
-import json
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.resources import files
@@ -22,7 +21,7 @@ from markupsafe import Markup
 from proxy.core.money import NS_PER_S
 from proxy.reports import charts, figures, pricebook, view
 from proxy.reports.books import Books
-from proxy.reports.render import to_dict
+from proxy.reports.render import fingerprint
 from proxy.reports.standing import Standing
 from proxy.reports.statement import zone_of
 
@@ -108,13 +107,6 @@ def _table(books: Books, name: str, by: str, heading: str) -> Table:
     printed, others = view.shortened(found, PRINT_ROWS[name])
     return Table(name, heading, printed, shown[len(printed):], view.joined(others), view.joined(rest),
                  found[-1], view.line(books.statement.total, figures.places_for(books.statement)))
-
-
-def fingerprint(books: Books) -> str:
-    """SHA-256 of all figures in all groupings, whatever form they are shown in. The same ledger and period give the
-    same one, until something is booked or corrected in it."""
-    what = {name: to_dict(statement, books.time_zone) for name, statement in sorted(books.by.items())}
-    return hashlib.sha256(json.dumps(what, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def title(from_ns: int, to_ns: int, zone: ZoneInfo) -> str:

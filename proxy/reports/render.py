@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import re
@@ -15,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from proxy.core.currency import USD, Currency, plain
-from proxy.core.savings import GroupRow, Statement
+from proxy.core.savings import UNALLOCATED, GroupRow, Statement
 from proxy.reports import view
 from proxy.reports.books import Books
 from proxy.reports.figures import Places, exact, exchanged, named, per, places_for, printable, rounded, unit
@@ -30,6 +31,8 @@ MORE_AMOUNTS = ("baseline_list", "baseline_contracted", "baseline_late", "api_re
                 "substituted_baseline", "marginal_saving")
 COUNTS = ("attempts", "succeeded", "input_tokens", "cached_tokens", "output_tokens", "substituted", "unpriced",
           "unknown_baseline", "estimated_tokens")
+FIGURES = ("requests", "tokens", *AMOUNTS, *COUNTS, *MORE_AMOUNTS)
+SIGNED_BY = ("route", "backend", "key", "model")
 UNITS = ("per_million_tokens", "per_request", "baseline_per_million_tokens", "baseline_per_request")
 CSV_COLUMNS = ("from", "to", "currency", "group", "requests", "tokens", *AMOUNTS, "by", "label", *COUNTS, *MORE_AMOUNTS,
                "loaded", "savings_percent")
@@ -45,10 +48,20 @@ def to_json(statement: Statement, time_zone: str = "UTC", standing: Standing | N
     if standing is not None:
         said |= standing.to_dict(zone_of(time_zone))
     if books is not None:
-        said |= of_books(books)
+        said |= {**of_books(books), "figures_sha256": fingerprint(books)}
         if every:
             said["groupings"] = {by: to_dict(one, time_zone)["rows"] for by, one in books.by.items()}
     return json.dumps(said, indent=2, ensure_ascii=False) + "\n"
+
+
+def fingerprint(books: Books) -> str:
+    """SHA-256 of a period's figures, which the page that is signed and JSON have: by route, backend, key and model, so
+    that it is the same in both, whatever tag they show, until something is booked or corrected in the period."""
+    statement = books.statement
+    what = {"from_ns": statement.from_ns, "to_ns": statement.to_ns, "currency": statement.currency.code, "by": {
+        name: [[one.group, *(getattr(one, figure) for figure in FIGURES)] for one in (*found.rows, found.total)]
+        for name, found in books.by.items() if name in SIGNED_BY}}
+    return hashlib.sha256(json.dumps(what, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def to_dict(statement: Statement, time_zone: str = "UTC") -> dict[str, Any]:
@@ -173,16 +186,16 @@ def _waterfall(statement: Statement, places: Places) -> Table:
         table.add_row(Text(name, style), _money(amount, places, style), note)
 
     asked = f"{total.requests:,} requests, {total.tokens:,} tokens"
+    if total.baseline_contracts:
+        asked += f"; {_plain(total.baseline_contracts, places)} of it owed to contracts"
     if total.baseline_list != total.baseline:
         line("Everything at the API, list prices", total.baseline_list)
         line(f"  {view.contracted(total)}", total.baseline - total.baseline_list)
     line("Baseline: everything at the API", total.baseline, asked, "bold")
     retries = f"of which attempts that did not answer {_plain(statement.api_retries, places)}"
-    line("  API, paid", total.contracts + total.control_api - total.api, retries if statement.api_retries else "")
+    line("  API, as metered", total.contracts + total.control_api - total.api, retries if statement.api_retries else "")
     for name, amount in sorted(statement.contracts.items()):
-        line(f"  API, {printable(name)}", -amount, "beside its requests")
-    if total.baseline_contracts:
-        line("  of the baseline, the same", total.baseline_contracts, "in pure-API billing", "dim")
+        line(f"  API, {printable(name)}", -amount, "owed beside requests")
     if total.control_api:
         line("  API, control group", -total.control_api, "sent there at random, to compare")
     for name, label in (("gpu_serving", "GPU, serving"), ("gpu_failed", "GPU, failed work"),
@@ -203,28 +216,31 @@ def _waterfall(statement: Statement, places: Places) -> Table:
         line("  Corrections", total.corrections, note)
     bold = "bold red" if total.savings < 0 else "bold green"
     line("Savings", total.savings, "" if percent is None else f"{percent:+} % of the baseline", bold)
-    line("Marginal saving", total.marginal_saving, "what the decisions saved, GPUs being paid for either way",
-         "bold red" if total.marginal_saving < 0 else "bold")
     if statement.baseline_outside_target:
         late = statement.baseline_outside_target
         note = f"{_plain(late, places)} of the baseline was answered later than its target"
         within = total.savings - late
-        line("  without answers outside their target", within, note, "red" if within < 0 else "")
+        line("  savings without answers outside their target", within, note, "red" if within < 0 else "")
+    line("Marginal saving", total.marginal_saving, "what the decisions saved, GPUs being paid for either way",
+         "bold red" if total.marginal_saving < 0 else "bold")
     return table
 
 
 def _groups(statement: Statement, places: Places) -> Table:
-    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, caption_justify="left")
     table.add_column(statement.by)
     corrected = ("corrections",) if any(row.corrections for row in statement.rows) else ()
     for name in ("requests", "tokens", "baseline", "api", "gpu", "energy", "overhead", *corrected, "savings", "per M"):
         table.add_column(name, justify="right")
-    for row, loaded in zip(statement.rows, _lines(statement), strict=True):
+    table.caption = (f"savings: before what belongs to nobody, which is {UNALLOCATED}; per M: "
+                     f"{statement.currency.code} per million tokens, with the group's share of it")
+    whole = view.line(statement.total, places)
+    for row, loaded in zip((*statement.rows, statement.total), (*_lines(statement), whole), strict=True):
         amounts = (row.baseline, row.api, row.gpu, row.energy, row.overhead, *(row.corrections for _ in corrected))
-        table.add_row(Text(printable(row.label), "" if row.allocated else "italic"),
+        table.add_row(Text("total" if loaded is whole else printable(row.label), "" if row.allocated else "italic"),
                       f"{row.requests:,}", f"{row.tokens:,}", *(_money(amount, places) for amount in amounts),
                       _money(row.savings, places, "red" if row.savings < 0 else "green"),
-                      unit(loaded.per_million, statement.currency))
+                      unit(loaded.per_million, statement.currency), style="bold" if loaded is whole else "")
     return table
 
 

@@ -170,7 +170,7 @@ def waterfall(statement: Statement) -> list[Step]:
         steps = [Step("baseline", "Everything at the API, list prices", Amount(total.baseline_list, places), "total"),
                  cost("contracted", contracted(total), total.baseline_list - total.baseline)]
     steps += [Step("baseline", "Baseline: everything at the API", Amount(total.baseline, places), "total"),
-              cost("api", "API, paid", total.api - total.control_api - total.contracts,
+              cost("api", "API, as metered", total.api - total.control_api - total.contracts,
                    retries if statement.api_retries else "")]
     if total.contracts or total.baseline_contracts:
         note = f"{Amount(total.baseline_contracts, places)} of the baseline: pure-API billing has them too"

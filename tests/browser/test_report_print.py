@@ -173,7 +173,8 @@ def test_the_fullest_month_prints_on_two_pages(tmp_path, chromium):
     books = open_books(url, report_month.BEGAN, report_month.ENDED)
     shut = ClosedPeriod(1, report_month.BEGAN, report_month.ENDED, report_month.ENDED, "UTC", None, "why " * 100,
                         "finance", "", "5ea1" * 16)
-    final = Standing("closed", (shut,), (), tuple((f"2026-11-{day:02}", "openai") for day in range(1, 31)))
+    days = tuple(f"2026-11-{day:02}" for day in range(1, 31))
+    final = Standing("closed", (shut,), (), tuple((day, "openai") for day in days), (), days, "2026-12-01")
     html = page.to_html(books, generated_ns=report_month.ENDED, ledger="a-ledger-with-a-long-name-of-its-own.db",
                         standing=final)
     assert len(view.waterfall(books.statement)) >= 14 and len(view.spread(books).doubts) == 5

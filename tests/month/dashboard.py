@@ -24,7 +24,7 @@ from tests.month.scene import S
 from tests.month.truth import Truth
 from tests.support.world import served
 
-HEADS = {"At the API alone": "baseline", "Paid": "actual", "Saved": "savings"}
+HEADS = {"At the API alone": "baseline", "Cost": "actual", "Saved": "savings"}
 
 
 @contextlib.asynccontextmanager

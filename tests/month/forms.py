@@ -22,7 +22,7 @@ from tests.month.compare import GROUPINGS, NONE, Found, nano, smallest, wanted
 from tests.month.truth import NOBODY, Figures, Truth
 
 PAGE_HEADS = {"baseline": "baseline", "API": "api", "GPU": "gpu", "electricity": "energy", "overhead": "overhead",
-              "paid": "actual", "saving": "savings", "net saving": "savings"}
+              "cost": "actual", "saving": "savings", "net saving": "savings"}
 STEPS = {"Everything at the API, list prices": "baseline_list", "Baseline: everything at the API": "baseline",
          "GPU, serving": "gpu_serving", "GPU, failed work": "gpu_failed", "GPU, used by others": "gpu_foreign",
          "API, contracts beside requests": "contracts", "GPU, starting": "gpu_startup",

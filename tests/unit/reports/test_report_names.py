@@ -58,7 +58,10 @@ def test_every_form_shows_both_and_adds_up(url, by):
     out = io.StringIO()
     render.print_table(statement, out)
     table = [re.split(r"  +", line.strip())[0] for line in out.getvalue().splitlines()]
-    assert all(table.count(name) == 1 for name in (*SHOWN, NONE, UNALLOCATED)), table
+    assert all(table.count(name) == 1 for name in (*SHOWN, NONE, UNALLOCATED, TOTAL)), table
+    assert table.index(TOTAL) == 1 + table.index(UNALLOCATED), "the last row"
+    (last,) = (line for line in out.getvalue().splitlines() if line.strip().startswith(f"{TOTAL} "))
+    assert f"{statement.total.requests:,}" in last and f"{statement.total.savings / 1e9:,.6f}" in last
 
 
 def test_the_page_and_a_closed_period_have_all_of_them(url):

@@ -1,5 +1,6 @@
 """The page: one file that fetches and runs nothing, says every figure, and lets no name do anything."""
 
+import json
 import re
 from dataclasses import replace
 from decimal import Decimal
@@ -17,6 +18,7 @@ from proxy.reports import charts, page, pricebook, view
 from proxy.reports.books import open_books
 from proxy.reports.figures import Amount
 from proxy.reports.period import parse
+from proxy.reports.render import to_json
 from proxy.reports.standing import Standing
 from proxy.reports.view import Step
 from tests.support import report_month
@@ -188,6 +190,21 @@ def test_the_fingerprint_is_of_the_figures(month):
     other = replace(month.statement, total=replace(total, api_retries=total.api_retries + 1))
     assert page.fingerprint(month) == page.fingerprint(replace(month, spans=()))
     assert page.fingerprint(replace(month, by={**month.by, "route": other})) != page.fingerprint(month)
+
+
+def test_what_is_signed_can_be_had_again_by_machine(filled, html):
+    """Whatever tag or grouping a form shows."""
+    (signed,) = re.findall("SHA-256 of the figures <code>([0-9a-f]{64})</code>", html)
+    for more in ({"by_day": True}, {"tag": "tag:nothing"}, {"time_zone": "Europe/Berlin"}):
+        books = open_books(filled, report_month.BEGAN, report_month.ENDED, **more)
+        assert json.loads(to_json(books.statement, books=books))["figures_sha256"] == signed
+    other = open_books(filled, report_month.BEGAN, report_month.ENDED - 60 * 10**9)
+    assert page.fingerprint(other) != signed
+
+
+def test_the_page_says_that_metering_is_no_invoice(html):
+    assert "API: the tokens that providers reported, at the price in force; not an invoice." in html
+    assert "API, as metered" in html and ">paid<" not in html
 
 
 @pytest.mark.parametrize(("began", "ended", "zone", "title"), [

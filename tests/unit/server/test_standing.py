@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from dataclasses import replace
+from decimal import Decimal
 
 import pytest
 from test_baselines import CONFIG, PRICES, TEXT, Books, ns
@@ -289,7 +291,14 @@ async def test_every_form_of_the_report_has_it_in_its_sums(tmp_path):
     assert "contracts beside requests" in str([one.label for one in view.waterfall(books.statement)])
     out = io.StringIO()
     print_table(books.statement, out)
-    assert "API, commitment o/n" in out.getvalue() and "in pure-API billing" in out.getvalue()
+    assert "API, commitment o/n" in out.getvalue() and "of it owed to contracts" in out.getvalue()
+    lines = [re.split("  +", line.strip()) for line in out.getvalue().splitlines()]
+    amounts = [(name, Decimal(amount.replace(",", ""))) for name, amount, *_ in (
+        line for line in lines if len(line) > 1 and re.fullmatch(r"-?[0-9,]+\.[0-9]+", line[1]))]
+    names = [name for name, _ in amounts]
+    baseline, savings = names.index("Baseline: everything at the API"), names.index("Savings")
+    terms = [amount for _, amount in amounts[baseline:savings]]
+    assert len(terms) > 4 and abs(sum(terms) - amounts[savings][1]) < Decimal("0.05"), "each line is a term of the sum"
 
 
 async def test_a_commitment_that_lags_makes_the_next_request_free_at_the_margin(tmp_path):

@@ -17,35 +17,45 @@ from proxy.wire.events import id_of
 from proxy.wire.responses import called, reasoning_of
 from proxy.wire.usage import read_usage, tier_of, usage_from_dict
 
+OWN_TO_FREE_MAX = 4
 ANSWERS = frozenset({"choices", "data", "output"})  # an answer has one of these
 
 
 class Bodies:
-    """How many bytes of bodies the requests in flight have, or said they would send."""
+    """How many bytes of bodies the requests in flight have, or said they would send: in all, and of each key.
+
+    A key that has some may have OWN_TO_FREE_MAX times what is free beside them (a dynamic threshold, Choudhury and Hahne
+    1998): alone four fifths of all, so that one that announces bodies and does not send them keeps nobody out.
+    """
 
     def __init__(self) -> None:
         self.total = 0
+        self._of: dict[str, int] = {}  # of each key that has any
 
-    def more_than(self, most: int, exchange: Exchange, longest: int) -> bool:
-        """Whether this one would be more than `most` with those there are; if not, it counts. One that does not say how
-        long it is counts as the longest that is taken."""
+    def more_than(self, most: int, exchange: Exchange, longest: int, key_id: str) -> bool:
+        """Whether this one would be more than `most` with those there are, or more than its key may have of them; if
+        not, it counts. One that does not say how long it is counts as the longest that is taken."""
         declared = exchange.headers.get(b"content-length")
         size = min(longest, int(declared)) if declared is not None else longest
-        if self.total and self.total + size > most:
+        free, own = most - self.total - size, self._of.get(key_id, 0)
+        if self.total and (free < 0 or (own and own + size > OWN_TO_FREE_MAX * free)):
             return True
-        self._count(exchange, size)
+        self._count(exchange, size, key_id)
         return False
 
-    def read(self, exchange: Exchange, size: int) -> None:
+    def read(self, exchange: Exchange, size: int, key_id: str) -> None:
         """How long it was."""
-        self._count(exchange, size)
+        self._count(exchange, size, key_id)
 
-    def over(self, exchange: Exchange) -> None:
-        self._count(exchange, 0)
+    def over(self, exchange: Exchange, key_id: str) -> None:
+        self._count(exchange, 0, key_id)
 
-    def _count(self, exchange: Exchange, size: int) -> None:
-        self.total += size - exchange.body_bytes
+    def _count(self, exchange: Exchange, size: int, key_id: str) -> None:
+        more = size - exchange.body_bytes
+        self.total += more
         exchange.body_bytes = size
+        if own := self._of.pop(key_id, 0) + more:
+            self._of[key_id] = own
 
 
 class Whole:

@@ -110,10 +110,12 @@ class Handler:
         call: Call | None = None
         ticket: Ticket | None = None
         answered: Answered | None = None
+        key_id = ""
         arrived, arrived_ns = self._do.clock(), time.time_ns()
         try:
             self._admit()
             principal = auth.authenticate(exchange.headers, self._do.keys, ("application", "admin"))
+            key_id = principal.id
             self._do.rates.count(principal)
             if not self._turns.free():
                 await self._turns.mine(Step.READ)
@@ -143,7 +145,7 @@ class Handler:
             replies.refuse(exchange, request_id, GatewayError("The gateway failed to handle this request."))
         finally:
             self.in_flight -= 1
-            self._bodies.over(exchange)
+            self._bodies.over(exchange, key_id)
 
     def _over_with(self, call: Call | None, ticket: Ticket | None, entry: RequestEntry | None) -> None:
         """What was set aside for the request and not used is given back."""
@@ -166,14 +168,14 @@ class Handler:
         server = self._do.settings.server
         tags = auth.tags_of(exchange.headers, principal, self._do.purse.tags)
         longest = max(server.body_bytes_max, server.body_bytes_max_media)
-        if self._bodies.more_than(server.bodies_bytes_max, exchange, longest):
+        if self._bodies.more_than(server.bodies_bytes_max, exchange, longest, principal.id):
             raise Unavailable("The gateway holds too many long requests. Please try again.", code="overloaded",
                               retry_after_s=1.0)
         try:
             body = await exchange.body(longest, server.body_s)
         except TimeoutError:
             raise InvalidRequest(f"The body did not arrive within {server.body_s:g} s.", code="body_timeout") from None
-        self._bodies.read(exchange, len(body))
+        self._bodies.read(exchange, len(body), principal.id)
         if len(body) > STEP_BYTES and not self._turns.free(len(body)):
             await self._turns.mine(Step.READ, len(body))
         content_type = exchange.headers.get(b"content-type")

@@ -12,6 +12,7 @@ from proxy.ledger.keys import KeyLimits, KeyStore
 from proxy.ledger.verify import balanced, verify
 from proxy.server import replies
 from proxy.server.purse import MOST_NANO
+from tests.support.raw import connected
 from tests.support.world import at_dawn, world
 
 CHAT = {"model": "gpt-4o", "messages": [{"role": "user", "content": "Say something."}]}
@@ -161,3 +162,29 @@ async def test_bodies_are_bounded_together_and_texts_in_one(tmp_path, monkeypatc
         assert there.gateway.handler._bodies.total == 0
         status, _, body = await there.post(b'{"model": "gpt-4o", "messages": [' + b'"",' * 600_000 + b'""]}')
         assert status == 400 and b"quotation marks" in body
+
+
+async def test_a_key_that_announces_bodies_and_does_not_send_them_keeps_no_other_out(tmp_path, monkeypatch):
+    """A dozen connections would hold all there is for thirty seconds, and then again."""
+    async with world(tmp_path, monkeypatch, engines=0, **KEYS) as there:
+        greedy, other = key_of(there), key_of(there)
+        handler, (longest, most) = there.gateway.handler, (20 * 2**20, 256 * 2**20)
+        head = (b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"Authorization: " + greedy["authorization"].encode() + b"\r\nContent-Length: %d\r\n\r\n")
+        callers = []
+        for size in (*[longest] * 12, most - 12 * longest, *[longest // 2**shift for shift in range(1, 20)]):
+            reader, writer = await connected(there.url)
+            callers.append(writer)
+            writer.write(head % size)
+            answer = asyncio.create_task(reader.read(12))
+            before = handler._bodies.total
+            await there.until(lambda answer=answer, before=before: handler._bodies.total > before or answer.done())
+        assert 0.75 * most < handler._bodies.total <= 0.8 * most
+        long = {**CHAT, "messages": [{"role": "user", "content": "x" * 400_000}], "max_tokens": 1}
+        assert (await there.post(CHAT, **greedy))[0] == 503
+        assert [(await there.post(body, **other))[0] for body in (CHAT, long)] == [200, 200]
+        for writer in callers:
+            writer.close()
+        await there.until(lambda: handler.in_flight == 0)
+        assert handler._bodies.total == 0 and not handler._bodies._of
+        assert (await there.post(CHAT, **greedy))[0] == 200

@@ -32,6 +32,8 @@ class Windows(Protocol):
 
     db: sqlite3.Connection
 
+    def load(self, windows: Iterable[Window]) -> None: ...
+
     def change(self, window: Window) -> Use: ...
 
 
@@ -53,7 +55,8 @@ class Lending:
                  lives: Callable[[str], bool] | None = None, now_ns: int = 0, ending: bool = False) -> None:
         """`wanted`: windows that somebody wants everything of; `lives`: whether an owner does, None: there are no
         others. `ending`: we want nothing any more."""
-        self._db, self._change, self._leases, self._owner = uses.db, uses.change, leases, owner
+        self._db, self._load, self._change = uses.db, uses.load, uses.change
+        self._leases, self._owner = leases, owner
         self._wanted, self._lives, self._now_ns, self._ending = set(wanted), lives, now_ns, ending
         self._parts: dict[Window, Part] = {}
         self._over: list[Key] = []  # attempts that hold nothing out of leases any more, after this
@@ -67,6 +70,7 @@ class Lending:
                    if window not in self._parts and (lease := self._leases.of.get(window)) is not None}
         if not new:
             return
+        self._load(window for window, _ in new.values())  # in one question: each will be looked at
         found = {name: (attempt, amount) for name, attempt, amount in self._db.execute(
             LEASE_ROWS, (orjson.dumps(list(new)).decode(),))}
         for name, (window, lease) in new.items():

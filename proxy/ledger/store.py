@@ -41,6 +41,7 @@ _HINTS = (
     ("readonly", "make the file and its directory writable for this user"),
     ("read-only", "make the file and its directory writable for this user"),
     ("unable to open", "make sure the directory exists and is writable for this user"),
+    ("no such file", "put it back, or start the gateway again, which makes a new one"),
     ("malformed", "the file is damaged: keep a copy, then restore a backup or `sqlite3 FILE .recover` into a new one"),
     ("not a database", "this is not a ledger: give another path, or move the file away"),
     ("disk i/o", "check the disk"),
@@ -220,10 +221,10 @@ class Reader:
     def reading(self) -> Iterator[Connection]:
         """Each statement sees the latest commit. Raises LedgerUnavailable, and then begins anew."""
         try:
-            if self._connection is None or self._path.stat().st_ino != self._inode:
+            inode = self._path.stat().st_ino  # before it is opened: what is put there in between is seen the next time
+            if self._connection is None or inode != self._inode:
                 self.close()
-                self._connection = read_only(self._path)
-                self._inode = self._path.stat().st_ino
+                self._connection, self._inode = read_only(self._path), inode
             yield self._connection
         except (*ERRORS, OSError) as error:
             self.close()

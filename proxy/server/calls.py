@@ -27,8 +27,8 @@ PRIOR_TOKENS, MEMORY_TOKENS = 5_000.0, 500_000.0  # what the prior counts for, a
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """A parsed request with all that stays the same while it is placed. The last four fields are filled in while it is
-    parsed; from then on only `begun` changes it."""
+    """A parsed request with all that stays the same while it is placed. The fields with a default are filled in by the
+    time it has its place; from then on only `begun` changes it."""
 
     lane: Lane
     request_id: str

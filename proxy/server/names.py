@@ -43,7 +43,8 @@ class Names:
 
     def tags(self, principal: Principal, tags: str, budgeted: Collection[str], at_ns: int) -> str:
         """The same, or what is kept of them beside OTHER."""
-        if tags == principal.tags or self._known_or_new("tags", principal.id, tags, at_ns):
+        if tags == principal.tags or self._known_or_new(
+                "tags", principal.id, tags, at_ns, principal.tags):
             return tags
         given, own = tags.split(","), set(principal.tags.split(","))
         kept = [pair for pair in given if pair in own or pair in budgeted]
@@ -69,15 +70,16 @@ class Names:
             self._hear("model", found[1])
             self._seen_ns = now_ns
 
-    def _known_or_new(self, what: What, key_id: str, name: str, at_ns: int) -> bool:
+    def _known_or_new(self, what: What, key_id: str, name: str, at_ns: int, own: str = "") -> bool:
+        """Whether it is among so many; `own`, which the ledger may have told of, is beside them."""
         if at_ns // NS_PER_DAY > self._day:
             self._turn(at_ns)
-        known, name_ = self._known.setdefault((what, key_id), set()), hash(name)
-        if name_ in known:
+        known, digest = self._known.setdefault((what, key_id), set()), hash(name)
+        if digest in known:
             return True
-        if len(known) >= self._most[what]:
+        if len(known) - (hash(own) in known) >= self._most[what]:
             return False
-        known.add(name_)
+        known.add(digest)
         return True
 
     def _beyond(self, what: What, key_id: str) -> None:
@@ -94,8 +96,8 @@ class Names:
             self._known.clear()
             self._told.clear()
 
-    def _hear(self, what: What, names: Iterable[tuple[str, str]]) -> None:
-        for key_id, name in names:
+    def _hear(self, what: What, booked: Iterable[tuple[str, str]]) -> None:
+        for key_id, name in booked:
             if name and not name.startswith(OTHER):
                 self._known.setdefault((what, key_id), set()).add(hash(name))
 

@@ -43,10 +43,11 @@ class Repeats:
             return None
         if not _KEY.fullmatch(given):
             raise InvalidRequest("Idempotency-Key takes 1 to 255 printable characters.", param="Idempotency-Key")
-        self._tickets.forget_before(key_id, self._clock() - KEEP_S)
+        over = self._clock() - KEEP_S
+        self._tickets.forget_before(key_id, over)
         digest = _digest(path, body)
         found = self._tickets.get((key_id, given))
-        if found is None or not (found.in_flight or found.answered):
+        if found is None or not (found.in_flight or (found.answered and found.at > over)):
             self._tickets.pop((key_id, given))
             self._tickets.room_for(key_id, KEYS_MAX)
             made = self._tickets[key_id, given] = Ticket(digest, self._clock(), request_id, key=(key_id, given))

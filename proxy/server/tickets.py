@@ -71,12 +71,13 @@ class Tickets:
             self.pop((key_id, given))
 
     def room_for(self, key_id: str, most: int) -> None:
-        """See that there are fewer than `most`, so that this key may bring one more. What is in flight stays: there may
-        be more by as many as requests may be."""
-        while self._count >= most:
-            fullest = max(self._of, key=lambda one: len(self._of[one]) + (one == key_id))
+        """See that there are fewer than `most`, so that this key may bring one more. What is in flight stays: where all
+        are, there may be more, by as many as requests may be."""
+        busy: set[str] = set()
+        while self._count >= most and len(busy) < len(self._of):
+            fullest = max(self._of.keys() - busy, key=lambda one: len(self._of[one]) + (one == key_id))
             if not self._forget_oldest(fullest):
-                return
+                busy.add(fullest)
 
     def _forget_oldest(self, key_id: str) -> bool:
         own = self._of[key_id]

@@ -20,9 +20,9 @@ from proxy.core.prefix import PrefixIndex
 from proxy.ledger.keys import TAGS_MAX
 from proxy.ledger.verify import verify
 from proxy.main import DECISIONS_KEPT, JsonLines
+from proxy.server import unsent
 from proxy.server.app import OPERATORS_BODY_MAX
 from proxy.server.metrics import CODES_MAX
-from proxy.server.unsent import UNSENT_ROWS_MAX
 from proxy.upstream.connection import HEAD_FIELDS_MAX
 from proxy.wire.events import EVENT_BYTES_MAX
 from proxy.wire.openai import BATCH_MAX, CHOICES_MAX, JSON_DEPTH_MAX, MODEL_CHARS_MAX
@@ -106,18 +106,19 @@ async def test_so_many_requests_at_once(there):
     assert b'breakeven_refusals_total{code="overloaded"} 1.0' in (await there.get("/metrics"))[1]
 
 
-async def test_rows_of_requests_that_nobody_was_asked_for(there):
+async def test_rows_of_requests_that_nobody_was_asked_for(there, monkeypatch):
     """A client that comes back at once fills no disk; none of its requests is uncounted, and the next one is served."""
+    monkeypatch.setattr(unsent, "UNSENT_ROWS_MAX", 20)  # one more in 3 s: as fast no machine has to be
     there.gateway.drain("llama", True)
     there.gateway.board.apis["api"].breaker.failure(there.gateway.board.clock(), fatal=True)
-    many = 2 * UNSENT_ROWS_MAX
+    many = 2 * unsent.UNSENT_ROWS_MAX
     for _ in range(many):
         status, _, body = await there.post(CHAT, idempotency_key="again")
         assert (status, json.loads(body)["error"]["code"]) == (503, "no_backend_available")
     await there.until(lambda: not there.gateway.handler._afterwards)
     rows, (_, metrics) = there.rows(), await there.get("/metrics")
     without = re.search(rb"breakeven_requests_without_row_total ([0-9.]+)", metrics)
-    assert UNSENT_ROWS_MAX <= len(rows) < many and len(rows) + float(without[1]) == many
+    assert unsent.UNSENT_ROWS_MAX <= len(rows) < many and len(rows) + float(without[1]) == many
     assert f'backend="",end_reason="unavailable",route="gpt-4o"}} {many}.0'.encode() in metrics
     assert there.gateway.status()["requests"] == many
     there.gateway.drain("llama", False)

@@ -60,17 +60,19 @@ async def test_tags_beyond_so_many_are_booked_as_other_and_every_grouping_has_al
 
 
 async def test_a_restart_gives_a_key_no_new_names_on_the_same_day(there):
-    _, key = key_of(there)
+    _, key = key_of(there, tags="team=search")
     there.gateway.keys.refresh()
-    for number in range(3):
+    assert (await there.post(CHAT, **key))[0] == 200
+    for number in range(2):
         assert (await there.post(CHAT, **key, x_breakeven_tags=f"trace={number}"))[0] == 200
     other = Gateway(there.gateway.settings)  # beside the first: as a worker, or after it
     async with served(other) as (url, _):
         other.keys.refresh()
         there.url = url
-        for trace in ("7", "1"):
+        for trace in ("6", "7", "1"):
             assert (await there.post(CHAT, **key, x_breakeven_tags=f"trace={trace}"))[0] == 200
-        assert [row["tags"] for row in await there.settled(5)][-2:] == ["(other)", "trace=1"]
+        assert [row["tags"] for row in await there.settled(6)][-3:] == [
+            "team=search,trace=6", "(other),team=search", "team=search,trace=1"], "the third, one beyond, one of before"
 
 
 async def test_models_that_nobody_has_are_booked_as_other_beyond_so_many_and_one_with_a_price_never(there):

@@ -10,8 +10,6 @@ from proxy.server.repeats import KEEP_S, Repeats
 
 HEADERS = {b"idempotency-key": b"k"}
 CHAT = "/v1/chat/completions"
-
-
 NUMBERS = itertools.count()
 
 
@@ -80,6 +78,16 @@ def test_what_is_in_flight_is_not_forgotten_for_any_number(memory):
     assert len(memory) == 20 and remembered(memory, "quiet", range(3, 5)) == 2
 
 
+def test_who_has_most_and_all_of_it_in_flight_does_not_make_the_memory_larger(memory):
+    running = [begin(memory, "loud", given) for given in range(10)]
+    for who in ("first", "second", "third"):
+        answer(memory, who, range(9))
+    assert len(memory) == 20 and remembered(memory, "loud", range(10)) == 10
+    assert [remembered(memory, who, range(9)) for who in ("first", "second", "third")].count(0) == 0
+    for ticket in running:
+        memory.end(ticket, Answered())
+
+
 def test_a_day_later_a_key_is_as_new():
     now = [0.0]
     repeats = Repeats(lambda: now[0])
@@ -91,4 +99,4 @@ def test_a_day_later_a_key_is_as_new():
     assert not begin(repeats, "key", 0).answered
     assert remembered(repeats, "key", range(1, 12)) == 2
     repeats.end(running, Answered())
-    assert begin(repeats, "key", 99).attempts == 0, "what was in flight for a day is over with as well"
+    assert not begin(repeats, "key", 99).answered, "what was in flight for a day is over with as well"

@@ -85,3 +85,22 @@ async def test_a_ledger_that_was_away_is_read_again_and_a_copy_in_its_place_too(
     assert (await keeper.find("mine", "resp_0", ("api",), "chat")).backend == "api"
     assert len(opened) == 2
     keeper.close()
+
+
+async def test_a_copy_put_there_while_the_ledger_is_opened_is_seen_the_next_time(settings, tmp_path, monkeypatch):
+    ledger, aside, read_only = tmp_path / "ledger.db", tmp_path / "aside.db", store.read_only
+    shutil.copy(ledger, aside)
+    keeper = Keeper(settings)
+
+    def opened_and_replaced(path):
+        connection = read_only(path)
+        connection.exec_driver_sql("SELECT 1 FROM responses")
+        aside.rename(ledger)
+        return connection
+
+    monkeypatch.setattr(store, "read_only", opened_and_replaced)
+    await unknown(keeper, 1)
+    monkeypatch.setattr(store, "read_only", read_only)
+    remember(settings, keeper, "mine", "resp_0")
+    assert (await keeper.find("mine", "resp_0", ("api",), "chat")).backend == "api"
+    keeper.close()

@@ -167,7 +167,6 @@ def test_a_day_later_it_is_another_request():
     assert second.begin(HEADERS, "key", "req_2", CHAT, b"[]").request_id == "req_2"
 
 
-
 def test_who_brings_very_many_pushes_out_his_own_at_whichever_worker(monkeypatch):
     monkeypatch.setattr(shared_limits, "TICKETS_MAX", 64)
     clock = Clock()

@@ -232,7 +232,8 @@ class Gateway:
         """What would be decided now for a chat of that size, and why; nothing is sent or claimed."""
         route = self.settings.route_table().find(model)
         if route is None:
-            raise ModelNotFound(f"No route serves the model '{model[:128]}'.", param="model")
+            raise ModelNotFound(f"No route serves the model '{model[:128]}'; routes: {', '.join(self.settings.routes)}",
+                                param="model")
         if not (1 <= prompt_tokens <= TOKENS_MAX and 1 <= output_tokens <= TOKENS_MAX):
             raise InvalidRequest(f"prompt_tokens and output_tokens must be from 1 to {TOKENS_MAX}.")
         demand = Demand("chat", frozenset(), prompt_tokens, output_tokens, longest_prompt_least=prompt_tokens)
@@ -262,7 +263,8 @@ class Gateway:
 
     def drain(self, backend: str, on: bool) -> None:
         if backend not in self.board.replicas:
-            raise NotFound(f"No self-hosted backend is called '{backend[:64]}'.", param="name")
+            raise NotFound(f"No self-hosted backend is called '{backend[:64]}'; these can be drained: "
+                           f"{', '.join(self.board.replicas) or 'none'}", param="name")
         for replica in self.board.replicas[backend]:
             replica.draining = on
 

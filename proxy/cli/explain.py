@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import os
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from proxy.cli.serve import settings_of
-
-TIMEOUT_S = 5.0
+from proxy.cli.status import Unreachable, ask
+from proxy.demo.live import WORDS
 
 
 def explain(
@@ -37,8 +35,7 @@ def explain(
     elif config is not None:
         plan = _idle(config, model, prompt_tokens, output_tokens)
     else:
-        typer.echo("breakeven: give --config FILE or --url GATEWAY", err=True)
-        raise typer.Exit(2)
+        _stop("give --config FILE or --url GATEWAY")
     if as_json:
         typer.echo(json.dumps(plan))
     else:
@@ -49,22 +46,19 @@ def explain(
 def _ask(url: str, model: str, prompt_tokens: int, output_tokens: int) -> dict[str, Any]:
     query = urllib.parse.urlencode({"model": model, "prompt_tokens": prompt_tokens, "output_tokens": output_tokens})
     if not url.startswith(("http://", "https://")):
-        typer.echo("breakeven: --url must begin with http:// or https://", err=True)
-        raise typer.Exit(2)
-    request = urllib.request.Request(f"{url.rstrip('/').removesuffix('/v1')}/admin/explain?{query}")  # noqa: S310  # scheme checked above
-    if key := os.environ.get("BREAKEVEN_ADMIN_KEY"):
-        request.add_header("authorization", f"Bearer {key}")
+        _stop("--url must begin with http:// or https://")
+    url = url.rstrip("/").removesuffix("/v1")
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
-            return json.load(answer)
-    except urllib.error.HTTPError as error:
-        try:
-            message = json.load(error)["error"]["message"]
-        except (ValueError, KeyError, TypeError):
-            message = f"HTTP {error.code}"
-        typer.echo(f"breakeven: {message}", err=True)
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        typer.echo(f"breakeven: no gateway answers at {url}: {getattr(error, 'reason', error)}", err=True)
+        plan = ask(url, f"/admin/explain?{query}", os.environ.get("BREAKEVEN_ADMIN_KEY", ""))
+    except Unreachable as error:
+        _stop(str(error))
+    if not isinstance(plan, dict) or "attempts" not in plan:
+        _stop(f"{url} answers, but not as a Breakeven gateway")
+    return plan
+
+
+def _stop(message: str) -> NoReturn:
+    typer.echo(f"breakeven explain: {message}", err=True)
     raise typer.Exit(2)
 
 
@@ -77,8 +71,7 @@ def _idle(config: Path, model: str, prompt_tokens: int, output_tokens: int) -> d
     settings = settings_of(config)
     route = settings.route_table().find(model)
     if route is None:
-        typer.echo(f"breakeven: no route serves the model '{model}'; routes: {', '.join(settings.routes)}", err=True)
-        raise typer.Exit(2)
+        _stop(f"no route serves the model '{model}'; routes: {', '.join(settings.routes)}")
     board = Board(settings, time.monotonic)
     planner = Planner(settings, board, load_price_book(settings))
     demand = Demand("chat", frozenset(), prompt_tokens, output_tokens, longest_prompt_least=prompt_tokens)
@@ -88,8 +81,11 @@ def _idle(config: Path, model: str, prompt_tokens: int, output_tokens: int) -> d
 def _show(plan: dict[str, Any]) -> None:
     """The verdict, then every candidate's figures, then the others' reasons."""
     console = Console()
-    wait = f", at most {plan['wait_s']:.1f} s, then:" if plan["wait_s"] else ""
-    console.print(f"[bold]{plan['reason']}{wait}[/bold]  lambda {plan['lambda']:.3g} USD per GPU-second")
+    price = plan["lambda"]
+    console.print(f"[bold]{_verdict(plan)}[/bold]")
+    if plan.get("switch", "auto") != "auto":
+        console.print(f"The operator's switch is at {plan['switch']}, whatever the policy says.")
+    console.print(f"Bid price (lambda): {price:.3g} USD per GPU-second, {price * 3600:.2f} per GPU-hour.")
     table = Table(title="Where it would go")
     for column in ("", "backend", "USD", "first token s", "why"):
         table.add_column(column, justify="right" if column in ("USD", "first token s") else "left")
@@ -101,6 +97,18 @@ def _show(plan: dict[str, Any]) -> None:
     console.print(table)
     if plan.get("candidates"):
         console.print(_figures(plan["candidates"], plan.get("policy", "marginal-cost")))
+
+
+def _verdict(plan: dict[str, Any]) -> str:
+    """Where it goes and why: a reason is of our own engines, and must not read as one of the API's."""
+    first = next(iter(plan["attempts"]), None)
+    code = plan["reason"] if first is None else first["reason"]
+    why = f"{WORDS[code]} ({code})" if code in WORDS else code
+    if first is None:
+        return f"Refused now: {why}"
+    if plan["wait_s"]:
+        return f"Waits for room, at most {plan['wait_s']:.1f} s; then to {_name(first)}: {why}"
+    return f"To {_name(first)}: {why}"
 
 
 PRICED = ("marginal-cost", "observe")  # the policies that weigh money

@@ -97,7 +97,15 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 def fetch(url: str, secret: str) -> dict[str, Any]:
     """The status page, or Unreachable."""
-    request = urllib.request.Request(f"{url}/admin/status")  # noqa: S310 - scheme checked by the caller
+    page = ask(url, "/admin/status", secret)
+    if not is_status(page):
+        raise Unreachable(f"{url} answers, but not as a Breakeven gateway")
+    return page
+
+
+def ask(url: str, path: str, secret: str) -> Any:
+    """What the gateway answers to an operator's question, or Unreachable."""
+    request = urllib.request.Request(f"{url}{path}")  # noqa: S310 - scheme checked by the caller
     if secret:
         request.add_header("authorization", f"Bearer {secret}")
     try:
@@ -107,22 +115,31 @@ def fetch(url: str, secret: str) -> dict[str, Any]:
     proxies = [urllib.request.ProxyHandler({})] if host in LOOPBACK else []
     try:
         with urllib.request.build_opener(_NoRedirects, *proxies).open(request, timeout=TIMEOUT_S) as answer:
-            page = json.loads(answer.read(BODY_BYTES_MAX))
+            return json.loads(answer.read(BODY_BYTES_MAX))
     except urllib.error.HTTPError as error:
         raise Unreachable(_refused(url, error, bool(secret))) from None
     except ValueError:
         raise Unreachable(f"{url} answers, but not as a Breakeven gateway") from None
     except (OSError, HTTPException) as error:
         raise Unreachable(f"no gateway answers at {url}: {getattr(error, 'reason', error)}") from None
-    if not is_status(page):
-        raise Unreachable(f"{url} answers, but not as a Breakeven gateway")
-    return page
 
 
 def _refused(url: str, error: urllib.error.HTTPError, had_key: bool) -> str:
     if error.code in (401, 403):
         return (f"{url} does not accept the key ({error.code}); it must be a reader's or an admin's" if had_key else
                 f"{url} wants a key: set BREAKEVEN_ADMIN_KEY to a reader's or admin's, or name its variable with --key")
+    if error.code in (400, 404) and (told := _told(error)):
+        return told
     if error.code in (404, 405):
         return f"{url} answers, but not as a Breakeven gateway (HTTP {error.code})"
     return f"{url} answers with HTTP {error.code}"
+
+
+def _told(error: urllib.error.HTTPError) -> str:
+    """What a gateway says of the question itself: a model without a route, a figure that is none. Of a path that it
+    does not have there is no param."""
+    try:
+        body = json.loads(error.read(BODY_BYTES_MAX))["error"]
+        return str(body["message"]) if error.code == 400 or body["param"] is not None else ""
+    except (OSError, HTTPException, ValueError, KeyError, TypeError):
+        return ""

@@ -254,7 +254,8 @@ class Planner:
     def explain(self, route: Route, model: str, demand: Demand, now: float) -> dict[str, object]:
         """The plan for a request that arrived now, as JSON; for one that would wait, where it goes if no room opens."""
         plan = self.plan_for(route, model, demand, now)
-        more = {"policy": effective_policy(replace(self._lanes[route.name].limits, switch=self.switch)),
+        more = {"switch": self.switch,
+                "policy": effective_policy(replace(self._lanes[route.name].limits, switch=self.switch)),
                 "candidates": self._explained(route, plan, now)}
         if plan.attempts or plan.wait_s <= 0:
             return {**plan_json(plan), **more}

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, func, select
 
@@ -59,6 +60,22 @@ def closed(connection: Connection) -> list[ClosedPeriod]:
     """All of them, oldest first."""
     rows = connection.execute(select(closed_periods).order_by(closed_periods.c.id)).mappings()
     return [ClosedPeriod(**row) for row in rows]
+
+
+class Shut(NamedTuple):
+    """A closed period without its statement, which is long."""
+
+    from_ns: int
+    to_ns: int
+    closed_ns: int
+    who: str
+
+
+def shut(connection: Connection, from_ns: int, to_ns: int) -> list[Shut]:
+    """Those that touch [from, to), oldest first."""
+    columns = (closed_periods.c[name] for name in Shut._fields)
+    return [Shut(*row) for row in connection.execute(select(*columns).where(
+        closed_periods.c.from_ns < to_ns, closed_periods.c.to_ns > from_ns).order_by(closed_periods.c.id))]
 
 
 def append(connection: Connection, period: ClosedPeriod) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -10,7 +11,7 @@ from sqlalchemy import Connection
 
 from proxy.core.money import NS_PER_S
 from proxy.ledger import closing
-from proxy.ledger.closing import ClosedPeriod
+from proxy.ledger.closing import ClosedPeriod, Shut
 from proxy.ledger.reconciliations import Reconciled
 from proxy.reports.bills import bills_of, days_of, span_of
 from proxy.reports.closing import held_to
@@ -78,7 +79,26 @@ class Standing:
 
 def standing(connection: Connection, from_ns: int, to_ns: int, now_ns: int) -> Standing:
     periods = tuple(one for one in closing.closed(connection) if one.from_ns < to_ns and one.to_ns > from_ns)
-    whole = bool(periods) and periods[0].from_ns <= from_ns and to_ns <= periods[-1].to_ns
     bills = bills_of(connection, from_ns, to_ns)
-    return Standing("closed" if whole else "partly closed" if periods else "open", periods, bills.agreed, bills.open,
+    return Standing(status_of(periods, from_ns, to_ns), periods, bills.agreed, bills.open,
                     tuple(bills.names(from_ns, to_ns)), bills.spent, day_of(now_ns // NS_PER_S))
+
+
+def status_of(periods: Sequence[ClosedPeriod | Shut], from_ns: int, to_ns: int) -> str:
+    """Of [from, to), by the closed periods that touch it: they follow each other without a gap."""
+    whole = bool(periods) and periods[0].from_ns <= from_ns and to_ns <= periods[-1].to_ns
+    return "closed" if whole else "partly closed" if periods else "open"
+
+
+def in_short(connection: Connection, from_ns: int, to_ns: int, now_ns: int, zone: ZoneInfo) -> str:
+    """Whether figures may still change, for who looks at them often: no bills are looked up. Nothing of an open period
+    that cannot be closed yet."""
+    periods = closing.shut(connection, from_ns, to_ns)
+    status = status_of(periods, from_ns, to_ns)
+    if status == "open":
+        return "Not closed: these figures may still change." if to_ns <= now_ns - closing.GRACE_NS else ""
+    last = periods[-1]
+    if status == "closed":
+        return f"Closed on {show(last.closed_ns, zone)[:10]} by {last.who}: these figures are final."
+    return (f"Closed in part: what is not between {show(periods[0].from_ns, zone)[:16]} and "
+            f"{show(last.to_ns, zone)[:16]} may still change.")

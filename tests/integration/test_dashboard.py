@@ -14,6 +14,7 @@ import pytest
 
 from proxy.core.errors import Unavailable
 from proxy.ledger.keys import KeyStore
+from proxy.reports.closing import close
 from proxy.reports.dashboard.words import REASONS
 from proxy.server import desk as desk_module
 from proxy.server import live, sessions
@@ -312,6 +313,32 @@ async def test_states_that_are_not_as_they_should_be(tmp_path, monkeypatch):
             return b"switch sends everything to the API" in page and b"Draining" in page
 
         await there.until(told)
+
+
+async def test_a_period_that_is_over_says_whether_it_may_still_change(tmp_path, monkeypatch):
+    today = dt.datetime.now(dt.UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    first, last, after = (f"{today - dt.timedelta(days=days):%Y-%m-%d}" for days in (20, 10, 5))
+    paid = {"type": "A100-80GB", "usd_per_hour": 1.39, "from": first}
+    async with world(tmp_path, monkeypatch, engine={"gpu": paid}) as there:
+        await served(there, 1)
+
+        async def said(query):
+            _, page = await there.get(f"/dashboard?{query}", **HTML)
+            (line,) = re.findall("<p class=.soft small.>((?:Not closed|Closed)[^<]*)</p>", page.decode()) or [""]
+            return line
+
+        assert await said(f"from={first}&before={last}") == "Not closed: these figures may still change."
+        assert await said("range=1h") == await said(f"from={first}") == "", "that it goes on is seen"
+        end = int(dt.datetime.fromisoformat(f"{last}T00:00Z").timestamp()) * 10**9
+        await asyncio.to_thread(close, there.ledger, end, who="Ada <b>")
+
+        async def final():
+            return re.fullmatch("Closed on 2[0-9-]{9} by Ada &lt;b&gt;: these figures are final.",
+                                await said(f"from={first}&before={last}"))
+
+        await there.until(final)  # a page is kept for seconds
+        assert await said(f"from={first}&before={after}") == (
+            f"Closed in part: what is not between {first}T00:00 and {last}T00:00 may still change.")
 
 
 async def test_while_the_ledger_cannot_be_read_the_rest_goes_on(tmp_path, monkeypatch):

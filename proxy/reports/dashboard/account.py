@@ -26,6 +26,7 @@ from proxy.reports.dashboard.closed import Closed
 from proxy.reports.dashboard.question import CALLS_NS_MAX, Question
 from proxy.reports.dashboard.traffic import Point, Span, cuts_of, hours, of_spans, points
 from proxy.reports.reading import Reader
+from proxy.reports.standing import in_short
 from proxy.reports.statement import read, state
 
 READ_S_MAX = 20.0
@@ -38,7 +39,8 @@ STEPS_BETWEEN_LOOKS = 20_000  # of SQLite's virtual machine: a millisecond or so
 @dataclass(frozen=True, slots=True)
 class Account:
     """`grouped`: the statement in the grouping asked for. `recent`: of the last hour, by backend. `spans` are months,
-    weeks, days or hours, and none where `calls` are shown. `tags`: names of tags that can be grouped by."""
+    weeks, days or hours, and none where `calls` are shown. `tags`: names of tags that can be grouped by. `final`:
+    whether the figures may still change, in a line."""
 
     from_ns: int
     to_ns: int
@@ -50,6 +52,7 @@ class Account:
     points: tuple[Point, ...]
     tags: tuple[str, ...]
     calls: Calls | None
+    final: str = ""
 
 
 def read_account(url: str, question: Question, zone_name: str, now_ns: int, closed: Closed,
@@ -76,7 +79,8 @@ def read_account(url: str, question: Question, zone_name: str, now_ns: int, clos
         shown = step == ""
         return Account(from_ns, to_ns, books, by[question.group], recent, step, () if shown else tuple(spans),
                        tuple(found), _tags(by["tag"]),
-                       calls(connection, from_ns, to_ns, question.older) if shown else None)
+                       calls(connection, from_ns, to_ns, question.older) if shown else None,
+                       in_short(connection, from_ns, to_ns, now_ns, question.zone))
 
 
 def _cuts(from_ns: int, to_ns: int, zone: ZoneInfo) -> tuple[str, list[tuple[str, int, int]]]:

@@ -74,6 +74,15 @@ def tell_page(replica: Replica, page: Source) -> None:
         log.info("%s/%d: its metrics page came, after %.0f s without", replica.backend, replica.index, page.silent_s)
 
 
+def tell_blank(replica: Replica, kind: str, blank: bool) -> None:
+    """Its page comes, and says nothing of its work, though it has answered; or says it again."""
+    if blank:
+        log.warning("%s/%d: its metrics page has none of the metrics of kind: %s; is that its kind, and are its "
+                    "metrics on? Until they come, its load is what we sent it", replica.backend, replica.index, kind)
+    else:
+        log.info("%s/%d: its metrics page speaks of its work", replica.backend, replica.index)
+
+
 def tell_gpus(backend: str, gpus: Source, trouble: str) -> None:
     """The same of what the exporter or the driver says."""
     if gpus.silent:

@@ -20,11 +20,12 @@ from proxy.core.errors import GatewayError, UpstreamFailed, UpstreamUnreachable
 from proxy.core.fleet import Health
 from proxy.core.liveness import FRESH_SCRAPES, UNKNOWN_AFTER_S, freshness
 from proxy.signals.board import Board
-from proxy.signals.changes import Source, tell, tell_gpus, tell_page
+from proxy.signals.changes import Source, tell, tell_blank, tell_gpus, tell_page
 from proxy.signals.nvml import Nvml
 from proxy.signals.replica import GPU_FRESH_S, Replica
 from proxy.upstream.transport import Outgoing, Upstream
 from proxy.wire.engine_metrics import DcgmGauges, read_dcgm, read_metrics
+from proxy.wire.engine_names import ENGINE_NAMES
 
 log = logging.getLogger("breakeven.signals")
 
@@ -48,6 +49,7 @@ class Scraper:
         self._probes: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._probed_at: dict[tuple[str, int], float] = {}
         self._quiet: dict[tuple[str, int], set[str]] = {}
+        self._blank: set[tuple[str, int]] = set()  # whose pages say nothing, and that is told
         now = board.clock()
         self._metrics = {(replica.backend, replica.index): Source(
             max(UNKNOWN_AFTER_S, FRESH_SCRAPES * replica.scrape_s), now) for replica in board.every_replica()}
@@ -101,6 +103,7 @@ class Scraper:
         now = self._board.clock()
         health = replica.health(now)
         self._tell_page(replica, health, now)
+        self._tell_blank(replica)
         if health == "wedged":
             for claim in [claim for claim in replica.load.claims if claim.abandon is not None]:
                 claim.abandon()
@@ -116,6 +119,16 @@ class Scraper:
         if (health != "unreachable" or page.silent) and page.changed(replica.read_at, now) and (
                 replica.on_change is not None):
             tell_page(replica, page)
+
+    def _tell_blank(self, replica: Replica) -> None:
+        """Some engines' pages are empty until they have answered something: then nothing is told."""
+        key, kind, gauges = (replica.backend, replica.index), self._backends[replica.backend].kind, replica.gauges
+        if gauges is None or replica.on_change is None or kind not in ENGINE_NAMES:
+            return
+        blank = gauges.blank and (key in self._blank or replica.load.output_done + replica.load.output_settled > 0)
+        if blank is not (key in self._blank):
+            self._blank ^= {key}
+            tell_blank(replica, kind, blank)
 
     async def scrape(self, replica: Replica, upstream: Upstream, kind: str) -> None:
         """One look at the metrics page; the outcome is written to the replica. Only a connection that does not come

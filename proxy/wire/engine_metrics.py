@@ -51,6 +51,12 @@ class EngineGauges:
     itl: tuple[float, float] | None = None
     queue_time: tuple[float, float] | None = None
 
+    @property
+    def blank(self) -> bool:
+        """Whether nothing is known of the engine's work: its page names none of what its kind is known to say."""
+        return (self.running is self.waiting is self.kv_fraction is None
+                and self.prompt_tokens is self.generation_tokens is self.iterations is None)
+
 
 @dataclass(frozen=True, slots=True)
 class DcgmGauges:

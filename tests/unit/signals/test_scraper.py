@@ -153,6 +153,30 @@ async def test_an_engine_whose_tokens_come_is_back_though_its_page_is_not(caplog
     assert caplog.records[-1].getMessage() == "llama/0: unreachable -> ok: tokens come from it"
 
 
+async def test_a_page_without_the_metrics_of_its_kind_is_told_once_its_engine_has_answered(caplog):
+    """And once when they come; an engine of another kind, one that has answered nothing, and ours are no news."""
+    caplog.set_level("INFO", "breakeven.signals")
+    one, page = replica(), (200, b"# HELP process_start_time_seconds when\nprocess_start_time_seconds 1.0\n")
+    one.on_change, scraper = tell, watching(one)
+
+    async def looks(answer):
+        caplog.clear()
+        for _ in range(3):
+            await scraper.scrape(one, Engine(metrics=answer), "vllm")
+            scraper.judge(one)
+        return [(line.levelname, line.getMessage()) for line in caplog.records]
+
+    assert await looks(page) == []
+    claim = one.load.claim(100, 100, 10, 1, scraper._board.clock())
+    claim.tokens(1, scraper._board.clock())
+    assert await looks(page) == [
+        ("WARNING", "llama/0: its metrics page has none of the metrics of kind: vllm; is that its kind, and are its "
+                    "metrics on? Until they come, its load is what we sent it")]
+    assert await looks(PAGE) == [("INFO", "llama/0: its metrics page speaks of its work")]
+    assert await looks(page) != []
+    assert await looks(page) == []
+
+
 async def test_of_several_workers_one_tells_of_a_page_that_stays_away(caplog):
     assert await watched(caplog, lambda second: SLOW, told=False) == []
 

@@ -188,13 +188,13 @@ def _report(world: World, statement: Statement, options: DemoOptions) -> None:
     terminal = Console()
     width = terminal.width if terminal.is_terminal else 132
     print_table(statement, sys.stdout, width=width, colour=terminal.is_terminal)
-    typer.echo(COSTS_MONEY if options.real_api else f"{SIMULATED} GPU time is paid from the start of the demo on.")
+    typer.echo(COSTS_MONEY if options.real_api else f"{SIMULATED} GPU time is paid while the demo runs.")
     if options.keep is not None:
         typer.echo(f"\nKept: {world.config}\nThe same again: {_again(world)}")
 
 
 def _again(world: World) -> str:
-    """The command for this very report: without an end, GPUs that are gone would be paid until now."""
+    """The command for this very report."""
     import shlex
     from zoneinfo import ZoneInfo
 

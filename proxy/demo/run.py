@@ -26,6 +26,7 @@ from proxy.core.savings import Statement
 from proxy.demo import config
 from proxy.demo.children import Child, ChildDied, DemoError, first_death, reserved
 from proxy.demo.traffic import RATE_PER_S, Traffic
+from proxy.ledger.journal import Journal
 from proxy.reports import statement
 
 START_S_MAX = 30.0
@@ -92,11 +93,14 @@ class World:
             await asyncio.sleep(SETTLED_LOOK_S)
 
     async def finish(self) -> Statement:
-        """The books from the demo's start to now, after the gateway has drained and stopped."""
+        """The books from the demo's start to now, after the gateway has drained and stopped. The GPUs are given back
+        then, so that whoever kept the books finds the same at any later time."""
         if self.ended_ns is None:
             await self.quiet()
             await self.gateway.stop(patience_s=8.0)
             self.ended_ns = -(-time.time_ns() // NS_PER_S) * NS_PER_S  # `report --to` can name a second
+            async with Journal(self.ledger) as journal:
+                await journal.record_rates([], self.ended_ns, complete=True)
         return self.statement("route")
 
     def statement(self, by: str) -> Statement:

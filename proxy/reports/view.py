@@ -165,6 +165,8 @@ def waterfall(statement: Statement) -> list[Step]:
         return Step(name, label, Amount(-nano, places), "cost" if nano >= 0 else "gain", note)
 
     retries = f"{Amount(statement.api_retries, places)} for attempts that did not answer"
+    minutes = statement.coverage["unobserved_minutes"]
+    unwatched = f"{minutes:,} minutes of it unwatched" if minutes else ""
     steps = []
     if total.baseline_list != total.baseline:
         steps = [Step("baseline", "Everything at the API, list prices", Amount(total.baseline_list, places), "total"),
@@ -181,7 +183,7 @@ def waterfall(statement: Statement) -> list[Step]:
     for name, label in (("gpu_failed", "GPU, failed work"), ("gpu_foreign", "GPU, used by others"),
                         ("gpu_startup", "GPU, starting"), ("gpu_idle", "GPU, idle")):
         if getattr(total, name) or name == "gpu_idle":
-            steps.append(cost(name, label, getattr(total, name)))
+            steps.append(cost(name, label, getattr(total, name), unwatched if name == "gpu_idle" else ""))
     if total.energy:
         steps.append(cost("energy", "Electricity", total.energy))
     if total.overhead:

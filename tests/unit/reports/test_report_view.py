@@ -61,6 +61,15 @@ def test_a_marginal_saving_that_does_not_come_to_the_net_one_is_not_shown(books)
         marginal(books.statement, wrong)
 
 
+def test_idle_time_says_how_much_of_it_nobody_watched(books):
+    def note(statement):
+        return next(step.note for step in view.waterfall(statement) if step.name == "gpu_idle")
+
+    minutes = books.statement.coverage["unobserved_minutes"]
+    assert note(books.statement) == f"{minutes:,} minutes of it unwatched" and minutes > 1_000
+    assert note(replace(books.statement, backends={})) == ""
+
+
 @pytest.mark.parametrize("steps", [lambda books: view.waterfall(books.statement), view.bridge])
 def test_a_waterfall_ends_where_its_steps_lead(books, steps):
     at = None

@@ -67,7 +67,7 @@ def sound(there, answers, drained):
 
 
 async def test_what_can_end_in_time_ends_and_the_rest_is_settled_at_the_deadline(tmp_path):
-    async with under_way(tmp_path, drain_s=5, short=STREAMS // 2) as (there, answers):
+    async with under_way(tmp_path, drain_s=10, short=STREAMS // 2) as (there, answers):
         status, _ = await there.ended()
         assert status == 0
         whole = sound(there, answers, drained=True)

@@ -80,21 +80,19 @@ async def test_another_backend_answers_within_the_same_request(there, fault, str
 
 
 async def test_an_engine_that_is_gone_is_left_for_another(there):
-    there.gateway.upstreams["llama", 0] = _nowhere(there)
-    status, headers, _ = await there.post(CHAT)
+    with socket.socket() as nobody:  # bound, so that nobody else listens there, and not listening
+        nobody.bind(("127.0.0.1", 0))
+        there.gateway.upstreams["llama", 0] = _engine_at(there, nobody.getsockname()[1])
+        status, headers, _ = await there.post(CHAT)
     assert status == 200 and headers["x-breakeven-backend"] == "api"
     assert attempts(await there.settled(2)) == [(1, "llama", False, "upstream_error"), (2, "api", True, "complete")]
 
 
-def _nowhere(there):
-    """An upstream at a port where nobody listens."""
+def _engine_at(there, port):
     from proxy.upstream.factory import build
 
-    sock = socket.create_server(("127.0.0.1", 0))
-    url = f"http://127.0.0.1:{sock.getsockname()[1]}"
-    sock.close()
     settings = there.gateway.settings
-    return build(settings.backends["llama"], url, settings.server)
+    return build(settings.backends["llama"], f"http://127.0.0.1:{port}", settings.server)
 
 
 async def test_a_second_engine_takes_over_from_the_first(tmp_path, monkeypatch):

@@ -74,12 +74,13 @@ class ContextLengthExceeded(ClientError):
 
 
 class PreviousNotFound(ClientError):
-    """The response that was to be gone on from never was, is another key's, or is no more: told in OpenAI's words, the
-    same for all. `because` is added where its own key may know."""
+    """The response that was to be gone on from never was, is another key's, or is no more: told in OpenAI's words and
+    what to do, the same for all. `because` instead, where its own key may know."""
 
     code = "previous_response_not_found"
+    ASK_TO_KEEP = ". Say 'store': true in the request that it answers, or send the conversation in 'input'"
 
-    def __init__(self, response_id: str, because: str = "") -> None:
+    def __init__(self, response_id: str, because: str = ASK_TO_KEEP) -> None:
         super().__init__(f"Previous response with id '{response_id}' not found{because}.", param="previous_response_id")
 
 

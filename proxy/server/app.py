@@ -224,12 +224,21 @@ def _errors(app: FastAPI, data_paths: frozenset[str]) -> None:
         if error.status_code == 405:
             return _error(MethodNotAllowed("This path does not take that method."), error.headers)
         if error.status_code == 404:
-            return _error(NotFound("There is nothing at this path."))
+            return _error(NotFound("There is nothing at this path." + _meant(
+                request.scope["path"], data_paths.union(getattr(route, "path", "") for route in app.routes))))
         return _error(InvalidRequest(str(error.detail)))
 
     @app.exception_handler(Exception)
     async def internal(_: Request, error: Exception) -> Response:
         return _error(GatewayError("The gateway failed to handle this request."))
+
+
+def _meant(path: str, known: frozenset[str]) -> str:
+    """The path that there is, where a base URL lacks its /v1 or has it twice, or a slash is too much."""
+    plain = path.rstrip("/")
+    meant = next((one for one in (plain, f"/v1/{plain.rpartition('/v1/')[2].lstrip('/')}") if one in known), None)
+    return "" if meant is None else f" Did you mean {meant}? A client's base URL ends in /v1." if (
+        meant.startswith("/v1/")) else f" Did you mean {meant}?"
 
 
 def _error(error: GatewayError, headers: Mapping[str, str] | None = None) -> Response:

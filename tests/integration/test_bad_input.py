@@ -115,6 +115,19 @@ async def test_paths_and_methods(there):
     assert status == 400 and error["param"] == "to"
 
 
+@pytest.mark.parametrize(("path", "meant"), [
+    ("/chat/completions", "/v1/chat/completions"), ("/v1/v1/responses", "/v1/responses"), ("/models", "/v1/models"),
+    ("/v1/embeddings/", "/v1/embeddings"), ("/healthz/", "/healthz"), ("/dashboard/", "/dashboard"),
+    ("/", None), ("/v1", None), ("/v1/files", None), ("/v1/responses/resp_1", None)])
+async def test_a_base_url_without_its_v1_is_told_what_is_meant(there, path, meant):
+    async with there.session.get(there.url + path) as answer:
+        told = envelope(await answer.read())["message"]
+    assert answer.status == 404
+    assert told.startswith("There is nothing at this path.") and (f"Did you mean {meant}?" in told if meant else
+                                                                  "Did you mean" not in told)
+    assert ("base URL ends in /v1" in told) == bool(meant and meant.startswith("/v1/"))
+
+
 async def test_a_body_over_the_limit_is_refused_declared_or_not(there):
     async def chunked(total):
         for _ in range(total // 1000):

@@ -42,7 +42,8 @@ def after(response, **more):
 
 
 def not_found(error, ident):
-    assert error == {"message": f"Previous response with id '{ident}' not found.", "type": "invalid_request_error",
+    assert error == {"message": f"Previous response with id '{ident}' not found. Say 'store': true in the request "
+                     "that it answers, or send the conversation in 'input'.", "type": "invalid_request_error",
                      "param": "previous_response_id", "code": "previous_response_not_found"}
     return True
 

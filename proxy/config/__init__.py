@@ -8,12 +8,12 @@
 from proxy.config.backend import Backend, Capacity, DatedRate, Gpu
 from proxy.config.cautions import warnings
 from proxy.config.load import load
-from proxy.config.model import Electricity, Keys, Overhead, Report, Route, Server, Settings, Slo, Thresholds, lookup
+from proxy.config.model import Electricity, Keys, Overhead, Report, Route, Server, Settings, Slo, Thresholds
 from proxy.config.problem import ConfigError, Problem
 from proxy.config.routes import RouteTable
 from proxy.config.secrets import Secret
 
 __all__ = [
     "Backend", "Capacity", "ConfigError", "DatedRate", "Electricity", "Gpu", "Keys", "Overhead", "Problem", "Report",
-    "Route", "RouteTable", "Secret", "Server", "Settings", "Slo", "Thresholds", "load", "lookup", "warnings",
+    "Route", "RouteTable", "Secret", "Server", "Settings", "Slo", "Thresholds", "load", "warnings",
 ]

@@ -251,8 +251,3 @@ class Settings(BaseModel):
     def route_table(self) -> RouteTable[Route]:
         """Compiled once, asked once per request."""
         return self.routing
-
-
-def lookup(settings: Settings, model_name: str) -> Route | None:
-    """The route that serves `model_name`, or None: no such model."""
-    return settings.routing.find(model_name)

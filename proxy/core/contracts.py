@@ -112,11 +112,6 @@ def months(from_ns: int, to_ns: int) -> Iterator[tuple[int, int, int, int]]:
         from_ns = end_ns
 
 
-def reserved_nano(contract: Contract, from_ns: int, to_ns: int) -> int:
-    """What a reservation costs from then to then, used or not."""
-    return accrue(Fraction(contract.usd) * NANO_PER_USD, contract.from_ns, from_ns, _end(contract, to_ns))
-
-
 def promised_nano(contract: Contract, from_ns: int, to_ns: int) -> int:
     """What a commitment comes to from then to then, of one month, in which its requests are expected to come to it."""
     start_ns, end_ns = month(from_ns)

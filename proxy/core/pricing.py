@@ -109,11 +109,6 @@ class Price(_Compiled):
         """What `usage` costs, in nano-dollars; None when a bucket in use has no price."""
         return self.rates.cost_nano(usage)
 
-    def dearest_nano(self, input_tokens: int, output_tokens: int) -> int | None:
-        """An upper bound of `cost_nano` for at most that many tokens, however they fall into buckets and tiers; None
-        where some bucket they may fall into has no price. For holds."""
-        return Ceiling.over([self]).nano(input_tokens, output_tokens)
-
 
 @record
 class Rates:
@@ -281,13 +276,6 @@ class PriceBook:
         """The list price in force at `at_ns`, or None where it is not known."""
         dated = self.dated(provider, model)
         return None if dated is None else dated.both(at_ns, service_tier)[1]
-
-    def dearest_nano(self, provider: str, model: str, at_ns: int, input_tokens: int, output_tokens: int) -> int | None:
-        """The most that so many tokens may cost in any service tier that the provider bills at `at_ns`; None where no
-        price is known."""
-        dated = self.dated(provider, model)
-        ceiling = None if dated is None else dated.ceiling(at_ns)
-        return None if ceiling is None else ceiling.nano(input_tokens, output_tokens)
 
     def dated(self, provider: str, model: str) -> Dated | None:
         """All that is known of a model's prices; None where nothing is."""

@@ -20,8 +20,6 @@ from proxy.planner.speed import Speed, Traffic
 
 HOURS_PER_MONTH = Fraction(730)
 KINDS = ("reserved", "on-demand", "spot")
-Money = Fraction
-
 
 @dataclass(frozen=True, slots=True)
 class Energy:

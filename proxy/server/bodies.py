@@ -24,8 +24,8 @@ ANSWERS = frozenset({"choices", "data", "output"})  # an answer has one of these
 class Bodies:
     """How many bytes of bodies the requests in flight have, or said they would send: in all, and of each key.
 
-    A key that has some may have OWN_TO_FREE_MAX times what is free beside them (a dynamic threshold, Choudhury and Hahne
-    1998): alone four fifths of all, so that one that announces bodies and does not send them keeps nobody out.
+    A key that has some may have OWN_TO_FREE_MAX times what is free beside them (a dynamic threshold, Choudhury and
+    Hahne 1998): alone four fifths of all, so that one that announces bodies and does not send them keeps nobody out.
     """
 
     def __init__(self) -> None:

@@ -43,8 +43,7 @@ class Names:
 
     def tags(self, principal: Principal, tags: str, budgeted: Collection[str], at_ns: int) -> str:
         """The same, or what is kept of them beside OTHER."""
-        if tags == principal.tags or self._known_or_new(
-                "tags", principal.id, tags, at_ns, principal.tags):
+        if tags == principal.tags or self._known_or_new("tags", principal.id, tags, at_ns, principal.tags):
             return tags
         given, own = tags.split(","), set(principal.tags.split(","))
         kept = [pair for pair in given if pair in own or pair in budgeted]

@@ -85,8 +85,7 @@ class Replica:
     power_w: float | None = None
     energy_j: float | None = None
     gpu_read_at: float | None = None  # when the GPU's exporter or driver last answered
-    engine_prompt_total: float = 0.0  # uncached prompt and output tokens the engine computed since we look
-    engine_output_total: float = 0.0
+    engine_output_total: float = 0.0  # output tokens that the engine computed since we look
     state_changes: int = 0
     on_change: Callable[[Replica, Health, Health, float], None] | None = None  # hears of each change of its health
     _health_was: Health = "ok"
@@ -210,7 +209,6 @@ class Replica:
             if prompt > 0:
                 self.cached_share += (cached / prompt - self.cached_share) * min(1.0, prompt / CACHED_MEMORY_TOKENS)
             prompt -= cached
-            self.engine_prompt_total += prompt
             self.engine_output_total += output
         if prompt is None or output is None or not self.heartbeat_trusted:
             prompt, output = own[0] - self._own_at_scrape[0], own[1] - self._own_at_scrape[1]

@@ -11,7 +11,6 @@ from typing import Any
 
 import orjson
 
-from proxy.core.errors import GatewayError
 from proxy.wire.scrub import scrub, text_of
 from proxy.wire.sse import data_frame
 
@@ -41,10 +40,6 @@ def error_body(message: str, type: str, param: str | None = None, code: str | No
 def error_event(message: str, type: str, param: str | None = None, code: str | None = None) -> bytes:
     """The envelope as an event: what OpenAI's clients raise in the middle of a stream."""
     return data_frame(error_body(message, type, param, code))
-
-
-def gateway_error_body(error: GatewayError) -> bytes:
-    return error_body(error.message, error.type, error.param, error.code)
 
 
 def relay_error(status: int, body: bytes) -> bytes:

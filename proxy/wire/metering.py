@@ -77,7 +77,7 @@ class StreamMeter:
         self._choices = choices
         self._keys = _TEXT_KEYS[endpoint]
         self._running = RunningUsage(endpoint, choices, prompts)
-        self._finished: dict[int, str] = {}
+        self._finished: set[int] = set()  # choices
         self._final: Usage | None = None
         self._held: tuple[bytes, bytes] | None = None  # as it came; as the client would see it
         self._comments = b""  # that came behind the held chunk
@@ -104,11 +104,6 @@ class StreamMeter:
         return "upstream_running" if self._running.usage() is not None else None
 
     @property
-    def finish_reasons(self) -> tuple[str, ...]:
-        """By choice index, of those that finished."""
-        return tuple(reason for _, reason in sorted(self._finished.items()))
-
-    @property
     def finished(self) -> bool:
         """Every choice has a finish_reason: the client has the whole text."""
         return len(self._finished) >= self._choices
@@ -117,11 +112,6 @@ class StreamMeter:
     def clean(self) -> bool:
         """The answer ended as answers should."""
         return (self.done or self.finished) and not self._stopped
-
-    @property
-    def first_content(self) -> bool:
-        """Text, a tool call or a refusal has been seen: the first token is there."""
-        return self.content_frames > 0
 
     def feed(self, data: bytes) -> bytes:
         """What the client gets for these bytes of the upstream."""
@@ -234,7 +224,7 @@ class StreamMeter:
             reason, index = choice.get("finish_reason"), choice.get("index")
             if isinstance(reason, str) and reason:
                 if len(self._finished) < CHOICES_MAX:
-                    self._finished[index if isinstance(index, int) else 0] = reason[:64]
+                    self._finished.add(index if isinstance(index, int) else 0)
                 ending = True
         if size := text_bytes(choices):
             self.content_frames += 1

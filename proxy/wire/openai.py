@@ -22,7 +22,6 @@ from proxy.wire.endpoints import ENDPOINTS, Endpoint
 from proxy.wire.envelope import (
     error_body,
     error_event,
-    gateway_error_body,
     is_context_overflow,
     mentions_stream_options,
     relay_error,
@@ -32,12 +31,12 @@ from proxy.wire.lean import Lean, lean
 from proxy.wire.prompt import Prompt
 from proxy.wire.splice import spliced
 from proxy.wire.stored import is_own, refuse_in_tools
-from proxy.wire.usage import read_usage, served_tier, usage_from_dict
+from proxy.wire.usage import read_usage, usage_from_dict
 
 __all__ = [
     "DANGEROUS_ENGINE_FIELDS", "ENDPOINTS", "FORBIDDEN_FIELDS", "Endpoint", "Strip", "UsageInjection",
-    "WireRequest", "error_body", "error_event", "gateway_error_body", "is_context_overflow", "mentions_stream_options",
-    "parse_request", "read_usage", "refuse_fields", "relay_error", "served_tier", "upstream_body",
+    "WireRequest", "error_body", "error_event", "is_context_overflow", "mentions_stream_options",
+    "parse_request", "read_usage", "refuse_fields", "relay_error", "upstream_body",
     "usage_from_dict",
 ]
 

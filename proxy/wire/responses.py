@@ -16,7 +16,6 @@ from proxy.wire.stored import is_own
 
 LOGPROBS = "message.output_text.logprobs"  # of `include`
 DEFINITIONS = ("tools", "text", "structured_outputs", "previous_input_messages")  # reach the model as JSON
-FEATURE_FIELDS = frozenset({"tools", "text", "reasoning", "include", "top_logprobs", "store", "structured_outputs"})
 TOKENS_ALONE = frozenset({"message", "reasoning", "function_call", "custom_tool_call"})  # items that cost nothing else
 
 ID_CHARS_MAX = 256

@@ -117,10 +117,3 @@ def data_frame(payload: bytes) -> bytes:
     if _INJECTS.search(payload):
         raise ValueError("an event's data may not contain CR, LF or NUL")
     return b"data: " + payload + b"\n\n"
-
-
-def comment_frame(text: bytes) -> bytes:
-    """A comment, which every client skips: the heartbeat. Refuses what `data_frame` refuses."""
-    if _INJECTS.search(text):
-        raise ValueError("a comment may not contain CR, LF or NUL")
-    return b": " + text + b"\n\n"

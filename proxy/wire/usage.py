@@ -112,13 +112,8 @@ def read_usage(endpoint: Endpoint, body: bytes) -> Usage | None:
     return usage_from_dict(document.get("usage"), endpoint) if document else None
 
 
-def served_tier(body: bytes) -> str | None:
-    """The service tier an answer says it was served with: the one that is billed."""
-    document = _object(body)
-    return tier_of(document) if document else None
-
-
 def tier_of(document: dict[str, Any]) -> str | None:
+    """The service tier an answer says it was served with: the one that is billed."""
     tier = document.get("service_tier")
     return tier[:32] if isinstance(tier, str) and tier else None
 

@@ -1,4 +1,4 @@
-"""An answer in one piece, or an error: `read_usage`, `served_tier`, `relay_error`, `scrub`.
+"""An answer in one piece, or an error: `read_usage`, `tier_of`, `relay_error`, `scrub`.
 
 - The quick look at the end of a body finds the usage that parsing it whole finds.
 - Whatever an upstream's error looks like, the client gets one whole envelope, bounded, without the secret
@@ -12,7 +12,7 @@ import orjson
 from proxy.wire.endpoints import Endpoint
 from proxy.wire.envelope import MESSAGE_BYTES_MAX, is_context_overflow, mentions_stream_options, relay_error
 from proxy.wire.scrub import scrub
-from proxy.wire.usage import read_usage, served_tier, usage_from_dict
+from proxy.wire.usage import read_usage, tier_of, usage_from_dict
 from tests.fuzz.draw import Draw
 from tests.fuzz.watch import timed
 
@@ -34,13 +34,12 @@ def run(data: bytes) -> None:
     body = draw.body
 
     usage = timed(read_usage, endpoint, body)
-    tier = timed(served_tier, body)
-    assert tier is None or 0 < len(tier) <= 32
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
         document = None
     if isinstance(document, dict):
+        assert (tier := tier_of(document)) is None or 0 < len(tier) <= 32
         assert usage == usage_from_dict(document.get("usage"), endpoint), "the quick look sees another usage"
 
     is_whole(timed(relay_error, status, body), status)

@@ -29,7 +29,7 @@ from proxy.wire.openai import (
     TOKENS_MAX,
     UsageInjection,
     WireRequest,
-    gateway_error_body,
+    error_body,
     parse_request,
     upstream_body,
 )
@@ -88,7 +88,7 @@ def run(data: bytes) -> None:
 
 
 def can_be_told(error: GatewayError) -> None:
-    told = orjson.loads(gateway_error_body(error))["error"]
+    told = orjson.loads(error_body(error.message, error.type, error.param, error.code))["error"]
     assert told["message"] and len(error.message) <= 400, error.message
     assert error.message.isprintable() and (error.param is None or error.param.isprintable())
     assert error.status in (400, 415)

@@ -70,7 +70,7 @@ def relay(pieces: Iterable[bytes], endpoint: Endpoint, options: dict) -> tuple[b
 
 def state(meter: StreamMeter) -> tuple:
     """All that a caller can learn."""
-    return (meter.usage, meter.usage_source, meter.finish_reasons, meter.finished, meter.done, meter.clean, meter.error,
+    return (meter.usage, meter.usage_source, meter.finished, meter.done, meter.clean, meter.error,
             meter.malformed, meter.content_frames, meter.content_bytes, meter.served_model, meter.service_tier,
             meter.fingerprint)
 
@@ -94,7 +94,7 @@ def counts_are_sane(meter: StreamMeter, body: bytes) -> None:
         assert all(type(count) is int and 0 <= count <= 1000 * TOKENS_MAX for count in counts), usage
     assert 0 <= meter.content_bytes <= 4 * len(body)  # escapes and numbers may be written longer than they came
     assert meter.error is None or len(meter.error) <= 500
-    for text in (meter.error, meter.malformed, meter.served_model, meter.service_tier, *meter.finish_reasons):
+    for text in (meter.error, meter.malformed, meter.served_model, meter.service_tier):
         assert text is None or len(text) <= 500
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.config import ConfigError, Secret, Settings, load, lookup, warnings
+from proxy.config import ConfigError, Secret, Settings, load, warnings
 from proxy.config.backend import DatedRate
 
 ENV = {"KEY": "canary-3f9a1c", "EMPTY": "", "BROKEN": "two words"}
@@ -311,9 +311,9 @@ def test_names_come_before_aliases_aliases_before_globs_and_the_rest_goes_to_the
 """)
     asked = {"chat": "chat", "gpt-9": "gpt-9", "exact": "first", "gpt-4-turbo": "second", "gpt-4o": "first",
              "mistral": "*", "CHAT": "*"}
-    assert {name: route.name for name in asked if (route := lookup(settings, name))} == asked
-    assert lookup(settings, "x" * 300) is None
-    assert lookup(loaded(tmp_path), "unknown") is None
+    assert {name: route.name for name in asked if (route := settings.routing.find(name))} == asked
+    assert settings.routing.find("x" * 300) is None
+    assert loaded(tmp_path).routing.find("unknown") is None
 
 
 WARNED = [

@@ -21,7 +21,7 @@ from proxy.core.budgets import (
     window_end_ns,
     window_start_ns,
 )
-from proxy.core.pricing import INPUTS, OUTPUTS, Price, Tier
+from proxy.core.pricing import INPUTS, OUTPUTS, Ceiling, Price, Tier
 from proxy.core.usage import Usage
 
 S = 1_000_000_000
@@ -91,7 +91,7 @@ def test_a_hold_is_never_below_the_cost(longer, first, prompt, output, pick, per
     made = (Tier(first), *(Tier(tier, above) for above, tier in sorted(longer, key=lambda one: one[0])))
     price = Price("p", "m", made, usd_per_request=per_request)
     usage = Usage(**split(prompt, INPUTS, pick), **split(output, OUTPUTS, pick))
-    cost, most = price.cost_nano(usage), price.dearest_nano(prompt, output)
+    cost, most = price.cost_nano(usage), Ceiling.over([price]).nano(prompt, output)
     assert cost is not None and most is not None and cost <= most
 
 
@@ -106,5 +106,5 @@ def split(tokens: int, buckets: tuple[str, ...], pick: random.Random) -> dict[st
 
 def test_what_may_fall_into_a_bucket_without_a_price_has_no_bound():
     price = Price("p", "m", (Tier({"input_text": Decimal(1)}),))
-    assert price.dearest_nano(10, 0) is not None
-    assert price.dearest_nano(10, 1) is None
+    assert Ceiling.over([price]).nano(10, 0) is not None
+    assert Ceiling.over([price]).nano(10, 1) is None

@@ -19,7 +19,6 @@ from proxy.core.contracts import (
     month,
     owed_nano,
     promised_nano,
-    reserved_nano,
     shortfall_nano,
     step,
     used_fraction,
@@ -51,13 +50,6 @@ def test_the_months_tokens_so_far_decide_the_step_of_the_next(volume, expected):
 def test_a_minutes_reserve_covers_the_request_that_exceeds_it_and_not_the_next():
     reserve = Contract("provisioned", "o", "m", 0, usd=Decimal(3), tokens_per_minute=500)
     assert [within(reserve, tokens) for tokens in (0, 499, 500, 501)] == [True, True, False, False]
-
-
-def test_a_reservation_costs_by_the_hour_from_its_first_moment_to_its_last():
-    reserve = Contract("provisioned", "o", "m", ns("2026-03-01T06:00"), ns("2026-03-02"), Decimal("2.50"), 500)
-    assert reserved_nano(reserve, ns("2026-02-01"), ns("2026-04-01")) == 45 * USD  # 18 hours
-    assert reserved_nano(reserve, ns("2026-03-01T07:00"), ns("2026-03-01T07:06")) == USD // 4
-    assert reserved_nano(reserve, ns("2026-03-02"), ns("2026-04-01")) == 0
 
 
 COMMIT = Contract("commitment", "o", "m", ns("2026-01-01"), usd=Decimal(3_000))
@@ -119,8 +111,6 @@ def test_any_split_of_a_period_adds_up(cuts, booked, first_day, days, usd):
         return sum(nano for at, nano in booked if from_ns <= at < to_ns)
     parts = [shortfall_nano(contract, spent_nano, one, other) for one, other in pairwise(cuts)]
     assert sum(parts) == shortfall_nano(contract, spent_nano, cuts[0], cuts[-1])
-    assert sum(reserved_nano(contract, one, other) for one, other in pairwise(cuts)) == reserved_nano(
-        contract, cuts[0], cuts[-1])
 
 
 @given(bookings)

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.core.money import round_nano
-from proxy.core.pricing import INPUTS, NANO_PER_TOKEN, OUTPUTS, Price, PriceBook, Tier
+from proxy.core.pricing import INPUTS, NANO_PER_TOKEN, OUTPUTS, Ceiling, Price, PriceBook, Tier
 from proxy.core.usage import BUCKETS, Usage
 
 rates = st.decimals(0, 1000, places=6, allow_nan=False)
@@ -75,7 +75,7 @@ def test_an_estimate_is_the_cost_of_as_much_text(price, uncached, cached, output
 
 @given(prices(), tokens, tokens)
 def test_a_ceiling_is_the_dearest_rates(price, input_tokens, output_tokens):
-    assert price.dearest_nano(input_tokens, output_tokens) == dearest(price, input_tokens, output_tokens)
+    assert Ceiling.over([price]).nano(input_tokens, output_tokens) == dearest(price, input_tokens, output_tokens)
 
 
 @given(st.lists(prices(), min_size=1, max_size=6), moments, tokens, tokens)
@@ -86,11 +86,12 @@ def test_a_book_finds_the_price_in_force_and_the_dearest_tier(made, at_ns, input
         assert book.find("p", "m", at_ns, tier) is price
     bounds = [dearest(price, input_tokens, output_tokens) for price in found.values() if price is not None]
     expected = None if found["default"] is None or None in bounds else max(bounds)
-    assert book.dearest_nano("p", "m", at_ns, input_tokens, output_tokens) == expected
+    ceiling = book.dated("p", "m").ceiling(at_ns)
+    assert (None if ceiling is None else ceiling.nano(input_tokens, output_tokens)) == expected
 
 
 def test_what_is_not_in_the_book_has_no_price_and_leaves_nothing_behind():
     book = PriceBook({("p", "m"): (Price("p", "m", (Tier({"input_text": Decimal(1)}),)),)})
-    assert book.find("p", "another", 0) is None and book.dearest_nano("q", "m", 0, 1, 1) is None
+    assert book.find("p", "another", 0) is None and book.dated("q", "m") is None
     assert book.find("p", "m", 0, "a tier of the caller's making") is None
     assert list(book._dated) == [("p", "m")]

@@ -10,11 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.errors import ModelNotFound
 from proxy.wire.openai import (
     error_body,
     error_event,
-    gateway_error_body,
     is_context_overflow,
     mentions_stream_options,
     relay_error,
@@ -43,12 +41,6 @@ def relayed(status: int, body: bytes) -> dict:
 
 def test_absent_is_null_and_never_the_text_none():
     assert error_body("m", "api_error") == b'{"error":{"message":"m","type":"api_error","param":null,"code":null}}'
-
-
-def test_a_gateway_error_knows_its_envelope():
-    error = orjson.loads(gateway_error_body(ModelNotFound("no such model", param="model")))["error"]
-    assert error == {"message": "no such model", "type": "invalid_request_error", "param": "model",
-                     "code": "model_not_found"}
 
 
 @given(st.text())

@@ -17,8 +17,8 @@ from proxy.wire.usage import (
     _plain,
     _taken_apart,
     read_usage,
-    served_tier,
     tail_member,
+    tier_of,
     usage_from_dict,
     without_member,
 )
@@ -199,7 +199,5 @@ def test_megabytes_of_embeddings_are_not_parsed_for_their_usage():
 
 
 def test_the_served_tier_is_the_answers():
-    assert served_tier(b'{"service_tier":"flex"}') == "flex"
-    assert served_tier(b'{"service_tier":null}') is None
-    assert served_tier(b'{"service_tier":5}') is None
-    assert served_tier(b"") is None
+    assert [tier_of({"service_tier": given}) for given in ("flex", None, 5, "", "x" * 40)] == [
+        "flex", None, None, None, "x" * 32]

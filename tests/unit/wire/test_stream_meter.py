@@ -58,7 +58,7 @@ def test_a_client_that_asked_for_no_usage_sees_what_vllm_sends_without_it(name, 
     assert out == sample("chat-stream.sse")
     assert meter.usage == Usage(input_text=19, output_text=6)
     assert meter.usage_source == "upstream_final"
-    assert (meter.clean, meter.done, meter.finish_reasons) == (True, True, ("length",))
+    assert (meter.clean, meter.done, meter.finished) == (True, True, True)
     assert (meter.served_model, meter.content_frames) == ("tiny-llama", 5)
     assert meter.fingerprint == "vllm-0.32.0-81bfb1ab"
 
@@ -83,7 +83,7 @@ def test_a_stream_without_usage_passes_whole_and_has_none(name):
     out, meter = relay(sample(name), Strip.ALL)
     assert out == sample(name)
     assert (meter.usage, meter.usage_source) == (None, None)
-    assert meter.content_frames > 0 and meter.first_content
+    assert meter.content_frames > 0
 
 
 def test_completions_get_their_fingerprint_back_too():
@@ -157,7 +157,7 @@ def test_what_was_injected_is_taken_out_exactly_in_every_layout_and_every_split(
     assert meter.usage == Usage(input_text=9, output_text=len(texts))
     assert meter.usage_source == "upstream_final"
     assert meter.content_frames == sum(1 for text in texts if text)
-    assert meter.finish_reasons == ("stop",) and meter.clean and meter.malformed is None
+    assert meter.finished and meter.clean and meter.malformed is None
 
 
 PIECES = st.one_of(
@@ -174,7 +174,7 @@ PIECES = st.one_of(
 
 
 def state(meter: StreamMeter) -> tuple:
-    return (meter.usage, meter.usage_source, meter.finish_reasons, meter.done, meter.clean, meter.error,
+    return (meter.usage, meter.usage_source, meter.finished, meter.done, meter.clean, meter.error,
             meter.malformed, meter.content_frames, meter.content_bytes, meter.served_model, meter.service_tier)
 
 
@@ -256,7 +256,7 @@ def test_reasoning_and_tool_calls_are_content():
             {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
         meter = StreamMeter(Endpoint.CHAT, strip=Strip.ALL)
         meter.feed(data[:60])
-        assert not meter.first_content
+        assert meter.content_frames == 0
         meter.feed(data[60:])
         assert meter.content_frames == 1, delta
 
@@ -353,7 +353,7 @@ def test_choices_that_share_a_chunk_are_all_read():
     both = event({"choices": [{"index": 0, "delta": {"content": "a"}, "finish_reason": None},
                               {"index": 1, "delta": {"content": "b"}, "finish_reason": "stop"}]})
     _, meter = relay(chunk("x") + both, Strip.ALL, choices=2)
-    assert meter.finish_reasons == ("stop",) and meter.content_bytes == 3
+    assert not meter.finished and meter.content_bytes == 3
 
 
 # ------------------------------------------------------------------ holding back

@@ -118,13 +118,13 @@ class Handler:
             key_id = principal.id
             self._do.rates.count(principal)
             if not self._turns.free():
-                await self._turns.mine(Step.READ)
+                await self._turn(exchange, Step.READ)
             try:
                 call = await self._parse(exchange, principal, request_id, arrived, arrived_ns)
                 call, ticket = self._first_or_again(exchange, call)
                 exchange.headers = self._forwarded(exchange.headers)
                 if not self._turns.free(len(call.wire.body)):
-                    await self._turns.mine(Step.PLACE, len(call.wire.body))
+                    await self._turn(exchange, Step.PLACE, len(call.wire.body))
                 call = await self._do.purse.reserve(call)
                 placement = await self._place(exchange, call)
                 self._do.recounter.sample(call, placement)
@@ -163,6 +163,20 @@ class Handler:
         if not self._do.journal.healthy:
             raise Unavailable(LedgerUnavailable.client_message, code=LedgerUnavailable.code, retry_after_s=1.0)
 
+    async def _turn(self, exchange: Exchange, step: Step, body_bytes: int = 0) -> None:
+        """Until it may go on. Whoever leaves meanwhile is let go of at once, with his body: nothing has been spent."""
+        mine = self._turns.mine(step, body_bytes)
+        exchange.on_gone(mine.cancel)
+        try:
+            await mine
+        except asyncio.CancelledError:
+            if not exchange.gone:
+                raise
+        finally:
+            exchange.on_gone(None)
+        if exchange.gone:
+            raise ClientGone
+
     async def _parse(self, exchange: Exchange, principal: auth.Principal, request_id: str, arrived: float,
                      arrived_ns: int) -> Call:
         server = self._do.settings.server
@@ -177,7 +191,7 @@ class Handler:
             raise InvalidRequest(f"The body did not arrive within {server.body_s:g} s.", code="body_timeout") from None
         self._bodies.read(exchange, len(body), principal.id)
         if len(body) > STEP_BYTES and not self._turns.free(len(body)):
-            await self._turns.mine(Step.READ, len(body))
+            await self._turn(exchange, Step.READ, len(body))
         content_type = exchange.headers.get(b"content-type")
         wire = parse_request(ENDPOINTS[exchange.path], body, None if content_type is None
                              else content_type.decode("latin-1"))

@@ -120,10 +120,6 @@ class EngineModel:
         return True
 
     @property
-    def has_work(self) -> bool:
-        return bool(self.running or self.waiting)
-
-    @property
     def kv_usage(self) -> float:
         """Share of blocks in use; cached but unused ones count as free."""
         return 1.0 - self.pool.free_count / self.pool.capacity

@@ -6,8 +6,6 @@ zeros, zones) is counted in `warnings`. Requests of the same instant keep the fi
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import accumulate
@@ -15,12 +13,11 @@ from math import isfinite
 from operator import gt
 from pathlib import Path
 
-from proxy.replay.files import replacing
 from proxy.replay.trace_columns import EPOCH, EPOCH_S_MIN, Clock, blocks, texts, tokens
 from proxy.replay.trace_file import Lines, Progress, TraceError
 from proxy.replay.trace_rows import Batch, batches
 
-__all__ = ["Trace", "TraceError", "merge", "read_trace", "write_trace_csv"]
+__all__ = ["Trace", "TraceError", "read_trace"]
 
 ROWS_MAX = 20_000_000
 PREFIX_BLOCK_TOKENS = 512  # Mooncake's
@@ -115,34 +112,3 @@ def _sorted(trace: Trace) -> Trace:
     columns = {name: [column[i] for i in order] for name in ("at_s", "prompt", "output", "client", "model", "prefix")
                if (column := getattr(trace, name)) is not None}
     return replace(trace, **columns)
-
-
-def merge(traces: Sequence[Trace]) -> Trace:
-    """The requests of all, each trace from its own start. No prefix is shared between traces; clients of a name are."""
-    if not traces:
-        raise ValueError("nothing to merge")
-    sizes = {trace.prefix_block_tokens for trace in traces if trace.prefix is not None} or {PREFIX_BLOCK_TOKENS}
-    if len(sizes) > 1:
-        raise ValueError(f"traces with prefix blocks of {sorted(sizes)} tokens cannot be merged")
-    merged = Trace([], [], [], [], [], None, [], traces[0].began, sizes.pop())
-    ids: dict[tuple[int, int], int] = {}
-    prefix: list[tuple[int, ...]] = []
-    for number, trace in enumerate(traces):
-        for name in ("at_s", "prompt", "output", "client", "model", "warnings"):
-            getattr(merged, name).extend(getattr(trace, name))
-        for hashes in trace.prefix or [()] * len(trace):
-            prefix.append(tuple([ids.setdefault((number, one), len(ids)) for one in hashes]))
-    return _sorted(merged if not ids else replace(merged, prefix=prefix))
-
-
-def write_trace_csv(trace: Trace, path: str | Path) -> None:
-    """What `read_trace` reads back as the same trace, but for its warnings; the file appears whole or not at all."""
-    start = (trace.began - EPOCH).total_seconds() if trace.began else 0.0
-    names = ["timestamp_s", "input_tokens", "output_tokens", "client", "model"]
-    with replacing(path) as out:
-        writer = csv.writer(out)
-        writer.writerow(names if trace.prefix is None else [*names, "hash_ids"])
-        columns = [[at + start for at in trace.at_s], trace.prompt, trace.output, trace.client, trace.model]
-        if trace.prefix is not None:
-            columns.append([" ".join(map(str, hashes)) for hashes in trace.prefix])
-        writer.writerows(zip(*columns, strict=True))

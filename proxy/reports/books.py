@@ -17,7 +17,6 @@ from proxy.core.gpucost import RateLine
 from proxy.core.marginal import BackendSums, Marginal, marginal
 from proxy.core.money import NS_PER_MINUTE
 from proxy.core.savings import Statement, row_of
-from proxy.ledger import store
 from proxy.ledger.amounts import Prices
 from proxy.reports import pricebook
 from proxy.reports.fairness import fairness
@@ -63,19 +62,11 @@ class Books:
         return self.by["route"]
 
 
-def open_books(url: str, from_ns: int, to_ns: int, *, time_zone: str = "UTC", tag: str | None = None,
-               by_day: bool = False, currency: Currency = DOLLARS) -> Books:
-    """`tag`: "tag", or "tag:NAME"; by default the team, where any request says one. `by_day`: with that grouping too.
-    LedgerUnavailable when the ledger cannot be read; ValueError for a period, zone or tag that makes no sense, and
-    where the currency has no rate."""
-    with store.reading(url) as connection:
-        return read_books(connection, from_ns, to_ns, time_zone=time_zone, tag=tag, by_day=by_day,
-                          currency=currency)
-
-
 def read_books(connection: Connection, from_ns: int, to_ns: int, *, time_zone: str = "UTC", tag: str | None = None,
                by_day: bool = False, currency: Currency = DOLLARS) -> Books:
-    """`open_books` on a connection, so that all of it is of one moment."""
+    """`tag`: "tag", or "tag:NAME"; by default the team, where any request says one. `by_day`: with that grouping too.
+    ValueError for a period, zone or tag that makes no sense, and where the currency has no rate. The connection is
+    `store.reading`'s, so that all of it is of one moment."""
     check(from_ns, to_ns, tag or "tag", time_zone)
     reader = Reader(connection, currency)
     step, cuts = spans_of(from_ns, to_ns, zone_of(time_zone))

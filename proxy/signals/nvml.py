@@ -13,7 +13,6 @@ from proxy.core.errors import Unavailable
 from proxy.wire.engine_metrics import DcgmGauges
 
 MILLI = 1e-3
-MIB = 2**20
 LOOK_S = 2.0
 
 
@@ -53,8 +52,7 @@ class Nvml:
         return DcgmGauges(
             gpu_util=sum(util) / len(util) if util else None,
             power_w=self._sum(lambda gpu: nvml.nvmlDeviceGetPowerUsage(gpu) * MILLI),
-            energy_j=self._sum(lambda gpu: nvml.nvmlDeviceGetTotalEnergyConsumption(gpu) * MILLI),
-            fb_used_mib=self._sum(lambda gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used / MIB), xid=None)
+            energy_j=self._sum(lambda gpu: nvml.nvmlDeviceGetTotalEnergyConsumption(gpu) * MILLI))
 
     def _sum(self, of: Any) -> float | None:
         values = [self._ask(lambda gpu=gpu: of(gpu)) for gpu in self._gpus]

@@ -36,7 +36,6 @@ class EngineGauges:
     waiting: float | None = None
     waiting_capacity: float | None = None
     kv_fraction: float | None = None
-    kv_fraction_mean: float | None = None
     kv_tokens_capacity: int | None = None
     prompt_tokens: float | None = None
     cached_prompt_tokens: float | None = None
@@ -45,8 +44,6 @@ class EngineGauges:
     preemptions: float | None = None
     rejections: float | None = None
     sleeping: bool | None = None
-    process_start_s: float | None = None
-    requests_finished: float | None = None
     ttft: tuple[float, float] | None = None
     itl: tuple[float, float] | None = None
     queue_time: tuple[float, float] | None = None
@@ -60,14 +57,11 @@ class EngineGauges:
 
 @dataclass(frozen=True, slots=True)
 class DcgmGauges:
-    """The chosen GPUs together: mean utilisation (0..1), power, energy since the driver was
-    loaded and used memory summed, the last XID error (0: none) of any."""
+    """The chosen GPUs together: mean utilisation (0..1), power, and energy since the driver was loaded."""
 
     gpu_util: float | None = None
     power_w: float | None = None
     energy_j: float | None = None
-    fb_used_mib: float | None = None
-    xid: int | None = None
 
 
 def read_metrics(page: bytes | str, kind: str) -> EngineGauges:
@@ -91,15 +85,11 @@ def read_metrics(page: bytes | str, kind: str) -> EngineGauges:
         running=values.get("running"), waiting=values.get("waiting"),
         waiting_capacity=values.get("waiting_capacity"),
         kv_fraction=max(fractions, default=None),
-        kv_fraction_mean=sum(fractions) / len(fractions) if fractions else None,
         kv_tokens_capacity=_capacity(found, names, values),
         prompt_tokens=values.get("prompt_tokens"), cached_prompt_tokens=values.get("cached_prompt_tokens"),
         generation_tokens=values.get("generation_tokens"), iterations=values.get("iterations"),
         preemptions=values.get("preemptions"), rejections=values.get("rejections"),
         sleeping=None if not awake or None in awake else 0 in awake,
-        process_start_s=max((v for _, v in found.get("process_start_time_seconds", ()) if v is not None),
-                            default=None),
-        requests_finished=values.get("requests_finished"),
         **{field: _histogram(found, wanted) for field, wanted in names.histograms.items()})
 
 
@@ -122,26 +112,21 @@ def read_dcgm(page: bytes | str, gpus: frozenset[str] | None = None) -> DcgmGaug
     util = readings("DCGM_FI_DEV_GPU_UTIL", 100.5)
     power = readings("DCGM_FI_DEV_POWER_USAGE", 1e5)
     energy = readings("DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION", 9e18)
-    memory = readings("DCGM_FI_DEV_FB_USED", 1e8)
-    xids = readings("DCGM_FI_DEV_XID_ERRORS", 1e5)
     return DcgmGauges(
         gpu_util=min(1.0, sum(util) / len(util) / 100) if util else None,
         power_w=sum(power) if power else None,
-        energy_j=sum(energy) / 1000 if energy else None,  # the counter is in millijoules
-        fb_used_mib=sum(memory) if memory else None,
-        xid=int(max(xids)) if xids else None)
+        energy_j=sum(energy) / 1000 if energy else None)  # the counter is in millijoules
 
 
 _DCGM = frozenset(name.encode() for name in (
-    "DCGM_FI_DEV_GPU_UTIL", "DCGM_FI_DEV_POWER_USAGE", "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION",
-    "DCGM_FI_DEV_FB_USED", "DCGM_FI_DEV_XID_ERRORS"))
+    "DCGM_FI_DEV_GPU_UTIL", "DCGM_FI_DEV_POWER_USAGE", "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"))
 
 
 @lru_cache(maxsize=16)
 def _wanted(kind: str) -> frozenset[bytes]:
     """Every metric name that an engine's page is searched for."""
     names = ENGINE_NAMES[kind]
-    wanted = {"process_start_time_seconds", *names.cache_info}
+    wanted = set(names.cache_info)
     for candidates in names.gauges.values():
         wanted.update(candidates)
     for candidates in names.counters.values():

@@ -37,7 +37,6 @@ _VLLM = Names(
         "iterations": ("vllm:iteration_tokens_total_count", "vllm:iteration_tokens_count"),
         "preemptions": ("vllm:num_preemptions",),
         "rejections": ("vllm:admission_rejections",),
-        "requests_finished": ("vllm:request_success",),
     },
     histograms={
         "ttft": ("vllm:time_to_first_token_seconds",),
@@ -63,7 +62,6 @@ _SGLANG = Names(
         "iterations": ("sglang:realtime_tokens", "sglang:generation_tokens"),
         "preemptions": ("sglang:num_retracted_requests", "sglang:num_retracted_reqs"),
         "rejections": ("sglang:num_aborted_requests",),
-        "requests_finished": ("sglang:num_requests",),
     },
     histograms={
         "ttft": ("sglang:time_to_first_token_seconds",),
@@ -80,7 +78,6 @@ _TGI = Names(
         "generation_tokens": ("tgi_request_generated_tokens_sum",),
         "iterations": ("tgi_batch_inference_duration_count",),
         "rejections": ("tgi_request_failure",),
-        "requests_finished": ("tgi_request_success",),
     },
     histograms={"itl": ("tgi_request_mean_time_per_token_duration",),
                 "queue_time": ("tgi_request_queue_duration",)},
@@ -108,8 +105,7 @@ _TRTLLM = Names(
         "block_tokens": ("trtllm_kv_cache_tokens_per_block",),
         "blocks": ("trtllm_kv_cache_max_blocks",),
     },
-    counters={"iterations": ("trtllm_time_to_first_token_seconds_count",),
-              "requests_finished": ("trtllm_request_success",)},
+    counters={"iterations": ("trtllm_time_to_first_token_seconds_count",)},
     histograms={"ttft": ("trtllm_time_to_first_token_seconds",),
                 "itl": ("trtllm_time_per_output_token_seconds",),
                 "queue_time": ("trtllm_request_queue_time_seconds",)},

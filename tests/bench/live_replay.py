@@ -33,9 +33,10 @@ from rich.table import Table
 from proxy.demo.config import ENGINE_PROFILE, ENGINES, LARGE, SMALL
 from proxy.demo.engine_profile import EngineProfile
 from proxy.demo.run import DemoOptions, running
-from proxy.replay.trace import Trace, write_trace_csv
+from proxy.replay.trace import Trace
 from tests.bench import scenarios
 from tests.bench.live_fleet import Shot, capacity_of, final_rows, play, settled
+from tests.support.traces import write_trace_csv
 
 PROMPT_LEAST, PROMPT_MOST, OUTPUT_MOST = 16, 6_000, 800  # tokens: an engine's context is 8,192
 LARGE_SHARE = 0.5  # of the requests ask for the dear model

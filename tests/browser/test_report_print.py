@@ -12,9 +12,9 @@ from proxy.core.currency import Currency, Rate
 from proxy.core.money import NS_PER_HOUR
 from proxy.ledger.closing import ClosedPeriod
 from proxy.reports import page, view
-from proxy.reports.books import open_books
 from proxy.reports.standing import Standing
 from tests.support import report_month
+from tests.support.ledgers import open_books
 
 A4 = (595, 842)  # points
 WIDEST, HIGHEST = 1280, 900

@@ -1,4 +1,4 @@
-"""Ledgers that tests begin with."""
+"""Ledgers that tests begin with, and what is read of them."""
 
 import asyncio
 import sqlite3
@@ -8,8 +8,10 @@ from decimal import Decimal
 from proxy.core.budgets import Budget, Hold, Line
 from proxy.core.gpucost import GpuMinute, RateLine
 from proxy.core.money import NS_PER_MINUTE
+from proxy.ledger import store
 from proxy.ledger.corrections import correct
 from proxy.ledger.journal import Journal
+from proxy.reports.books import read_books
 
 
 def booked(url, entries=(), *, prices=(), card=(), now_ns=0, holds=(), minutes=()):
@@ -43,3 +45,8 @@ def of_everything(path, entries, price, corrected, at_ns, *, begins_ns, in_fligh
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     return path
+
+
+def open_books(url, from_ns, to_ns, **more):
+    with store.reading(url) as connection:
+        return read_books(connection, from_ns, to_ns, **more)

@@ -34,7 +34,7 @@ def step(model: EngineModel, now: float):
 
 
 def drain(model: EngineModel, now: float = 0.0) -> float:
-    while model.has_work:
+    while model.running or model.waiting:
         now, _ = step(model, now)
     return now
 
@@ -69,7 +69,7 @@ def test_kv_stays_within_capacity_and_every_token_is_counted_once(requests, bloc
     got: Counter[int] = Counter()
     finished: list[int] = []
     now, steps = 0.0, 0
-    while waiting or model.has_work:
+    while waiting or model.running or model.waiting:
         while waiting and waiting[0][1][3] <= steps:
             index, (length, target, family, _) = waiting.pop(0)
             submitted[index] = model.submit(prompt(length, family), prompt(target, index), now, index)
@@ -182,7 +182,7 @@ def test_an_aborted_sequence_frees_its_blocks_within_the_step():
     assert model.abort(seq) and not model.abort(seq)
     assert model.kv_usage == 0.0
     assert model.end_step(now + 0.01).tokens == []
-    assert not model.has_work
+    assert not model.running and not model.waiting
 
 
 def test_the_queue_limit_counts_waiting_and_running():
@@ -201,7 +201,7 @@ def test_a_prefill_alone_ends_without_a_token():
     seq = submit(model, 100, 0)
     reports = []
     now = 0.0
-    while model.has_work:
+    while model.running or model.waiting:
         now, report = step(model, now)
         reports.append(report)
     assert seq.state is State.FINISHED and not any(r.tokens for r in reports)

@@ -189,6 +189,6 @@ async def test_every_gauge_the_decision_needs_is_read(there):
     gauges = replica.gauges
     assert None not in (gauges.running, gauges.waiting, gauges.waiting_capacity, gauges.kv_fraction,
                         gauges.kv_tokens_capacity, gauges.prompt_tokens, gauges.generation_tokens, gauges.iterations,
-                        gauges.preemptions, gauges.sleeping, gauges.process_start_s)
+                        gauges.preemptions, gauges.sleeping)
     await there.until(lambda: "llama" in there.gateway.planner.context_tokens)
     assert there.gateway.planner.context_tokens["llama"] == 1024

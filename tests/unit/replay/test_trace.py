@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from proxy.replay import trace_file, trace_rows
-from proxy.replay.trace import Trace, TraceError, merge, read_trace, write_trace_csv
+from proxy.replay.trace import Trace, TraceError, read_trace
+from tests.support.traces import write_trace_csv
 
 HEAD = "timestamp_s,input_tokens,output_tokens\n"
 AZURE = ("TIMESTAMP,ContextTokens,GeneratedTokens\n"
@@ -313,24 +314,6 @@ def test_any_order_of_the_rows_gives_the_same_trace(tmp_path, trace, data):
     again = read_trace(path)
     assert [getattr(again, name) for name in ("at_s", "prompt", "output", "client", "model", "prefix")] == [
         trace.at_s, trace.prompt, trace.output, trace.client, trace.model, trace.prefix]
-
-
-@RELAXED
-@given(parts=st.lists(traces(), min_size=1, max_size=3))
-def test_a_merge_holds_every_request_in_order(parts):
-    merged = merge(parts)
-    assert merged.at_s == sorted(at for trace in parts for at in trace.at_s)
-    assert sorted(zip(merged.at_s, merged.prompt, merged.output, merged.client, strict=True)) == sorted(
-        row for one in parts for row in zip(one.at_s, one.prompt, one.output, one.client, strict=True))
-
-
-def test_a_merge_keeps_prefixes_apart_and_does_not_touch_its_parts(read):
-    one = read(MOONCAKE)
-    merged = merge([one, one, read(AZURE)])
-    assert merged.prefix == [(0, 1, 2), (4, 5, 6), (), (0, 3), (4, 7), ()]
-    assert len(one) == 2 and one.prefix == [(0, 1, 2), (0, 3)]
-    with pytest.raises(ValueError, match="nothing to merge"):
-        merge([])
 
 
 def test_scaling_presses_the_times_together(read):

@@ -12,8 +12,7 @@ from proxy.core.pricing import Price, Tier
 from proxy.core.usage import Usage
 from proxy.ledger import hours
 from proxy.reports import view
-from proxy.reports.books import open_books
-from tests.support.ledgers import booked
+from tests.support.ledgers import booked, open_books
 
 T0 = 1_772_323_200 * NS_PER_S  # 2026-03-01T00:00Z
 PRICE = versioned(Price("openai", "gpt-4o", (Tier({"input_text": Decimal("2.5"), "output_text": Decimal(10)}),)))

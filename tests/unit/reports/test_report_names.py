@@ -14,11 +14,10 @@ from proxy.core.savings import NONE, RESERVED, TOTAL, UNALLOCATED, apart
 from proxy.ledger import store
 from proxy.reports import page, render, view
 from proxy.reports.bills import Bills
-from proxy.reports.books import open_books
 from proxy.reports.closing import canonical
 from proxy.reports.dashboard.traffic import Span, of_spans
 from proxy.reports.statement import build
-from tests.support.ledgers import booked
+from tests.support.ledgers import booked, open_books
 
 REAL = (UNALLOCATED, NONE, TOTAL, f'"{UNALLOCATED}"', f'""{NONE}""', '"', '""', "chat", '"chat"', "Total")
 SHOWN = ('"(unallocated)"', '"(none)"', '"total"', '""(unallocated)""', '"""(none)"""', '"', '""', "chat", '"chat"',

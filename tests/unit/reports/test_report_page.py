@@ -15,13 +15,13 @@ from test_report_statement import url as url  # the ledger of those tests
 from proxy.core.money import nano
 from proxy.ledger.closing import ClosedPeriod
 from proxy.reports import charts, page, pricebook, view
-from proxy.reports.books import open_books
 from proxy.reports.figures import Amount
 from proxy.reports.period import parse
 from proxy.reports.render import to_json
 from proxy.reports.standing import Standing
 from proxy.reports.view import Step
 from tests.support import report_month
+from tests.support.ledgers import open_books
 
 UTC, BERLIN = ZoneInfo("UTC"), ZoneInfo("Europe/Berlin")
 

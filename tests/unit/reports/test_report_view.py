@@ -13,10 +13,11 @@ from proxy.core.marginal import BackendSums, marginal
 from proxy.core.money import NS_PER_MINUTE, nano
 from proxy.core.savings import UNALLOCATED, GroupRow, IdentityBroken, Statement
 from proxy.reports import view
-from proxy.reports.books import open_books, spans_of
+from proxy.reports.books import spans_of
 from proxy.reports.figures import Amount, money, percent, printable, unit
 from proxy.reports.statement import build, epoch_ns
 from proxy.reports.view import AMOUNTS
+from tests.support.ledgers import open_books
 
 EMPTY = GroupRow("", *[0] * 11)
 BERLIN = ZoneInfo("Europe/Berlin")

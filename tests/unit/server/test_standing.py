@@ -19,7 +19,6 @@ from proxy.ledger.journal import Journal
 from proxy.ledger.verify import verify
 from proxy.reports import view
 from proxy.reports.audit import audit
-from proxy.reports.books import open_books
 from proxy.reports.focus.columns import VERSIONS
 from proxy.reports.focus.export import Export
 from proxy.reports.focus.writers import write_csv
@@ -28,6 +27,7 @@ from proxy.reports.statement import GROUPS, build
 from proxy.server.planning import api_usd
 from proxy.server.standing import REACHING_KEPT
 from tests.support.focus_model import problems
+from tests.support.ledgers import open_books
 
 # m at 3 / 6 from August on: a request of 1,000 + 100 tokens is 3,600,000. n at 1 / 2: 1,200,000.
 VOLUME = """\

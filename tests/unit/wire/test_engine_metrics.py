@@ -36,9 +36,9 @@ def test_a_saturated_vllm_is_read_whole():
     gauges = read_metrics(page("saturated"), "vllm")
     assert gauges == EngineGauges(
         running=4, waiting=16, waiting_capacity=16, kv_fraction=0.1889763779527559,
-        kv_fraction_mean=0.1889763779527559, kv_tokens_capacity=4096, prompt_tokens=1383, cached_prompt_tokens=352,
+        kv_tokens_capacity=4096, prompt_tokens=1383, cached_prompt_tokens=352,
         generation_tokens=2167, iterations=766, preemptions=0, rejections=0, sleeping=False,
-        process_start_s=1795463798.8, requests_finished=37, ttft=(4.97914981842041, 41),
+        ttft=(4.97914981842041, 41),
         itl=(9.742874038999162, 2126), queue_time=(0.01828384800182903, 37))
 
 
@@ -63,7 +63,7 @@ def test_each_missing_metric_is_unknown_and_leaves_the_others():
     whole = read_metrics(full, "vllm")
     for name in (b"vllm:num_requests_running", b"vllm:kv_cache_usage_perc", b"vllm:cache_config_info",
                  b"vllm:engine_sleep_state", b"vllm:iteration_tokens_total_count",
-                 b"vllm:time_to_first_token_seconds_sum", b"process_start_time_seconds"):
+                 b"vllm:time_to_first_token_seconds_sum"):
         less = read_metrics(re.sub(rb"(?m)^" + name + rb"[ {].*\n", b"", full), "vllm")
         lost = {f.name for f in fields(EngineGauges) if getattr(less, f.name) != getattr(whole, f.name)}
         assert lost and all(getattr(less, name) is None for name in lost)
@@ -93,7 +93,7 @@ def test_engines_are_summed_and_their_caches_kept_apart():
     lines += [f'vllm:engine_sleep_state{{engine="{e}",sleep_state="awake"}} {1 - e}' for e in (0, 1)]
     gauges = vllm(*lines)
     assert (gauges.running, gauges.waiting, gauges.generation_tokens) == (4, 6, 300)
-    assert (gauges.kv_fraction, gauges.kv_fraction_mean, gauges.kv_tokens_capacity) == (0.75, 0.5, 32_000)
+    assert (gauges.kv_fraction, gauges.kv_tokens_capacity) == (0.75, 32_000)
     assert gauges.sleeping is True
 
 
@@ -102,7 +102,7 @@ def test_counters_come_with_and_without_total_and_under_old_names():
                "vllm:gpu_prefix_cache_hits_total 2", "vllm:time_per_output_token_seconds_sum 1",
                "vllm:time_per_output_token_seconds_count 4", "vllm:time_in_queue_requests_sum 3",
                "vllm:time_in_queue_requests_count 2")
-    assert old == EngineGauges(prompt_tokens=5, generation_tokens=6, kv_fraction=0.5, kv_fraction_mean=0.5,
+    assert old == EngineGauges(prompt_tokens=5, generation_tokens=6, kv_fraction=0.5,
                                cached_prompt_tokens=2, itl=(1, 4), queue_time=(3, 2))
     new = vllm("vllm:prompt_tokens_total 5", "vllm:prompt_tokens 7", "vllm:kv_cache_usage_perc 0.1",
                "vllm:gpu_cache_usage_perc 0.9")
@@ -152,7 +152,7 @@ def test_sglang_is_read_and_its_ranks_are_not_added_up():
         ("sglang:time_to_first_token_seconds_count", 3))]
     lines.append('sglang:cache_config_info{page_size="16",num_pages="100"} 1')
     assert read_metrics("\n".join(lines), "sglang") == EngineGauges(
-        running=3, waiting=2, kv_fraction=0.5, kv_fraction_mean=0.5, kv_tokens_capacity=1600, prompt_tokens=10,
+        running=3, waiting=2, kv_fraction=0.5, kv_tokens_capacity=1600, prompt_tokens=10,
         generation_tokens=20, cached_prompt_tokens=4, rejections=1, iterations=20, ttft=(1.5, 3))
 
 
@@ -167,7 +167,7 @@ def test_tgi_llamacpp_and_trtllm_are_read():
     assert llama == EngineGauges(running=1, waiting=0, generation_tokens=9, iterations=4)
     trt = read_metrics("trtllm_num_requests_running 2\ntrtllm_kv_cache_utilization 0.5\n"
                        "trtllm_kv_cache_tokens_per_block 32\ntrtllm_kv_cache_max_blocks 100\n", "trtllm")
-    assert trt == EngineGauges(running=2, kv_fraction=0.5, kv_fraction_mean=0.5, kv_tokens_capacity=3200)
+    assert trt == EngineGauges(running=2, kv_fraction=0.5, kv_tokens_capacity=3200)
 
 
 @given(st.lists(st.one_of(st.binary(max_size=30), st.builds(
@@ -180,7 +180,7 @@ def test_tgi_llamacpp_and_trtllm_are_read():
 @settings(max_examples=300)
 def test_no_page_crashes_the_reader_and_no_number_is_negative_or_infinite(data):
     gauges = read_metrics(data, "vllm")
-    for value in (gauges.running, gauges.kv_fraction, gauges.requests_finished):
+    for value in (gauges.running, gauges.kv_fraction, gauges.generation_tokens):
         assert value is None or 0 <= value < float("inf")
     assert gauges.kv_fraction is None or gauges.kv_fraction <= 1
     read_dcgm(data)
@@ -189,20 +189,18 @@ def test_no_page_crashes_the_reader_and_no_number_is_negative_or_infinite(data):
 DCGM = """# HELP DCGM_FI_DEV_GPU_UTIL GPU utilization (in %).
 DCGM_FI_DEV_GPU_UTIL{gpu="0",UUID="GPU-a",device="nvidia0",Hostname="h"} 80
 DCGM_FI_DEV_GPU_UTIL{gpu="1",UUID="GPU-b",device="nvidia1",Hostname="h"} 40
-DCGM_FI_DEV_POWER_USAGE{gpu="0", UUID="GPU-a"} 300.5
+DCGM_FI_DEV_POWER_USAGE{gpu="0", UUID="GPU-a", pod="x"} 300.5
+DCGM_FI_DEV_POWER_USAGE{gpu="0", UUID="GPU-a", pod="y"} 300.5
 DCGM_FI_DEV_POWER_USAGE{gpu="1", UUID="GPU-b"} 100
 DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{gpu="0",UUID="GPU-a"} 5000000
 DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{gpu="1",UUID="GPU-b"} 9223372036854775794
-DCGM_FI_DEV_FB_USED{gpu="0",UUID="GPU-a",pod="x"} 70000
-DCGM_FI_DEV_FB_USED{gpu="0",UUID="GPU-a",pod="y"} 70000
-DCGM_FI_DEV_XID_ERRORS{gpu="0",UUID="GPU-a"} 0
 DCGM_FI_DEV_XID_ERRORS{gpu="1",UUID="GPU-b"} 79
 """
 
 
 def test_dcgm_of_all_gpus_and_of_some():
-    assert read_dcgm(DCGM) == DcgmGauges(gpu_util=0.6, power_w=400.5, energy_j=5000.0, fb_used_mib=70000, xid=79)
-    assert read_dcgm(DCGM, frozenset({"0"})) == DcgmGauges(0.8, 300.5, 5000.0, 70000, 0)
-    assert read_dcgm(DCGM.encode(), frozenset({"GPU-b"})) == DcgmGauges(0.4, 100, None, None, 79)
+    assert read_dcgm(DCGM) == DcgmGauges(gpu_util=0.6, power_w=400.5, energy_j=5000.0)
+    assert read_dcgm(DCGM, frozenset({"0"})) == DcgmGauges(0.8, 300.5, 5000.0)
+    assert read_dcgm(DCGM.encode(), frozenset({"GPU-b"})) == DcgmGauges(0.4, 100, None)
     assert read_dcgm(DCGM, frozenset({"7"})) == DcgmGauges()
     assert read_dcgm("") == DcgmGauges()

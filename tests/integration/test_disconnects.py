@@ -180,7 +180,7 @@ async def test_leaving_while_waiting_in_the_gateway(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("step", "prompt"), [(Step.READ, 200_000), (Step.PLACE, 20)])
 async def test_leaving_while_others_have_their_turn(tmp_path, monkeypatch, step, prompt):
-    """Nobody is asked, or paid, for whom nobody waits, and the body is let go of at once, not when its turn has come."""
+    """Nobody is asked, or paid, for whom nobody waits, and the body is let go of at once, not when its turn comes."""
     async with world(tmp_path, monkeypatch, engines=0, api_profile=QUICK_API) as there:
         handler, turns = there.gateway.handler, there.gateway.handler._turns
 

@@ -97,7 +97,7 @@ class Names:
 
     def _hear(self, what: What, booked: Iterable[tuple[str, str]]) -> None:
         for key_id, name in booked:
-            if name and not name.startswith(OTHER):
+            if name and name != OTHER and not (what == "tags" and name.startswith(OTHER)):  # a model may be called so
                 self._known.setdefault((what, key_id), set()).add(hash(name))
 
 

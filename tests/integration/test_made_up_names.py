@@ -75,6 +75,22 @@ async def test_a_restart_gives_a_key_no_new_names_on_the_same_day(there):
             "team=search,trace=6", "(other),team=search", "team=search,trace=1"], "the third, one beyond, one of before"
 
 
+async def test_a_restart_gives_a_key_no_new_models_whatever_it_calls_them(there):
+    there.gateway.names._most["model"] = 2
+    _, key = key_of(there)
+    there.gateway.keys.refresh()
+    for number in range(2):
+        assert (await there.post({**CHAT, "model": f"(other){number}"}, **key))[0] == 404
+    await there.settled(2)
+    other = Gateway(there.gateway.settings)
+    other.names._most["model"] = 2
+    async with served(other) as (url, _):
+        other.keys.refresh()
+        there.url = url
+        assert (await there.post({**CHAT, "model": "(other)2"}, **key))[0] == 404
+        assert [row["model"] for row in await there.settled(3)] == ["(other)0", "(other)1", "(other)"]
+
+
 async def test_models_that_nobody_has_are_booked_as_other_beyond_so_many_and_one_with_a_price_never(there):
     there.gateway.names._most["model"] = 2
     _, key = key_of(there)

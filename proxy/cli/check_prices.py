@@ -20,7 +20,7 @@ from proxy.config.versions import plain
 from proxy.core.pricing import Price, PriceBook, in_force
 from proxy.core.usage import BUCKETS
 
-prices_app = typer.Typer(no_args_is_help=True,
+prices_app = typer.Typer(no_args_is_help=True, add_completion=False,
                          help="API prices: what the gateway computes with, and where it comes from.")
 
 Config = Annotated[Path | None, typer.Option("--config", help="The configuration whose backends and own prices count.",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-keys_app = typer.Typer(no_args_is_help=True, help=(
+keys_app = typer.Typer(no_args_is_help=True, add_completion=False, help=(
     "Virtual keys: make, list and revoke what applications and readers sign in with. A secret is shown once and kept "
     "only as its SHA-256; a running gateway sees a change within a second."))
 

@@ -104,7 +104,7 @@ class Replicas(Collector):
             who = (replica.backend, str(replica.index))
             state = replica.state(now)
             values = {"healthy": float(state.health == "ok"), "utilization": state.utilization,
-                      "in_flight": float(state.in_flight), "backlog_tokens": state.backlog_tokens,
+                      "in_flight": float(state.in_flight), "backlog_tokens": float(round(state.backlog_tokens)),
                       "kv_fraction": state.kv_fraction, "reading_age_seconds": state.age_s,
                       "state_changes": float(replica.state_changes), "prefill_factor": replica.prefill.factor,
                       "step_factor": replica.step.factor}

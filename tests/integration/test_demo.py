@@ -238,6 +238,7 @@ async def test_status_shows_a_gateway_once_and_as_json():
         told = await asyncio.to_thread(command, "status", "--url", world.base_url)
         assert told.returncode == 0, told.stderr
         assert "llama-8b-a" in told.stdout and "bid price" in told.stdout and "\x1b" not in told.stdout
+        assert re.search(r"requests per second +\d", told.stdout), "a rate, though it is asked for once"
         page = json.loads((await asyncio.to_thread(command, "status", "--json", "--url", world.gateway_url)).stdout)
         assert is_status(page)
         other = await asyncio.to_thread(command, "status", "--url", world.api_url)

@@ -36,9 +36,8 @@ from proxy.demo.asgi import Application, Header, Request
 from proxy.demo.faults import Attempts, Faults, silent
 from proxy.demo.request_log import RequestLog
 from proxy.demo.responses import Kept
-from proxy.demo.tokens import count_tokens
 
-__all__ = ["ApiModel", "ApiProfile", "SimulatedApi", "count_tokens"]
+__all__ = ["ApiModel", "ApiProfile", "SimulatedApi"]
 
 _EMBEDDING_DIMENSIONS = 256
 _EMBEDDING_DIMENSIONS_MAX = 4096

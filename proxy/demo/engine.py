@@ -38,9 +38,9 @@ from proxy.demo.engine_requests import Refusal, error_body
 from proxy.demo.engine_wire import Meta
 from proxy.demo.request_log import RequestLog
 from proxy.demo.responses import Kept
-from proxy.demo.tokens import BYTES_PER_TOKEN, count_tokens
+from proxy.demo.tokens import BYTES_PER_TOKEN
 
-__all__ = ["Behaviour", "EngineProfile", "SimulatedEngine", "count_tokens"]
+__all__ = ["Behaviour", "EngineProfile", "SimulatedEngine"]
 
 VERSION = "0.32.0+sim"
 _EMBEDDING_DIMENSIONS = 64

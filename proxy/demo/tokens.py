@@ -11,7 +11,7 @@ The 4 tokens of a message are 3 before and 1 after its text, and the 3 of the co
 an assistant message's opening: thus the next turn's prompt begins with this turn's prompt and
 answer, and prefix caches hit as they do in real life.
 
-Every word the simulated models say is exactly one token, so `count_tokens(answer)` is the
+Every word the simulated models say is exactly one token, so a count of the answer is the
 `completion_tokens` that was reported.
 """
 
@@ -90,15 +90,6 @@ def render_chat(messages: list[dict[str, Any]], tools: list[Any] | None = None) 
         out += (_opening(str(message.get("role", ""))), _padded(text), _END)
     out.append(_opening("assistant"))
     return b"".join(out)
-
-
-def count_tokens(value: str | list[Any], tools: list[Any] | None = None) -> int:
-    """Tokens of a text, of a list of chat messages (with their tools), or of a list of token ids."""
-    if isinstance(value, str):
-        return -(-len(value.encode("utf-8", "surrogatepass")) // BYTES_PER_TOKEN)
-    if value and isinstance(value[0], int):
-        return len(value)
-    return len(render_chat(value, tools)) // BYTES_PER_TOKEN
 
 
 def token_ids(rendered: bytes) -> list[int]:

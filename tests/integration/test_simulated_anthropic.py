@@ -11,8 +11,8 @@ import pytest
 
 from proxy.demo.anthropic import AnthropicModel, AnthropicProfile, SimulatedAnthropic
 from proxy.demo.serving import serve
-from proxy.demo.tokens import count_tokens
 from tests.support.patience import PATIENCE_S, until
+from tests.support.tokens import count_tokens
 
 MESSAGES = [{"role": "user", "content": "what is the price of one more token?"}]
 MODEL = AnthropicModel(input="3", cache_read="0.30", cache_write="3.75", output="15", context=4000)

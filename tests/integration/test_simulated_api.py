@@ -13,9 +13,10 @@ import aiohttp
 import openai
 import pytest
 
-from proxy.demo.api import ApiModel, ApiProfile, SimulatedApi, count_tokens
+from proxy.demo.api import ApiModel, ApiProfile, SimulatedApi
 from proxy.demo.serving import serve
 from tests.support.patience import PATIENCE_S, until
+from tests.support.tokens import count_tokens
 
 MESSAGES = [{"role": "user", "content": "what is the price of one more token?"}]
 MINI = ApiModel(input="0.15", cached_input="0.075", output="0.60", context=4096)

@@ -13,9 +13,10 @@ import aiohttp
 import openai
 import pytest
 
-from proxy.demo.engine import Behaviour, EngineProfile, SimulatedEngine, count_tokens
+from proxy.demo.engine import Behaviour, EngineProfile, SimulatedEngine
 from proxy.demo.serving import serve
 from tests.support.patience import PATIENCE_S, until
+from tests.support.tokens import count_tokens
 
 MESSAGES = [{"role": "user", "content": "The with statement is used to wrap the execution of a block with methods"}]
 FAST = {"model": "sim", "alpha_ms": 1.0, "beta_ms": 0.01, "prefill_tokens_per_s": 200_000, "max_num_seqs": 8,

@@ -6,21 +6,26 @@ import datetime as dt
 import io
 import json
 import re
+import socket
 import threading
 import time
 from decimal import Decimal
 
 import pytest
+import yaml
 
+from proxy.config import load
 from proxy.core.errors import Unavailable
 from proxy.ledger.keys import KeyStore
+from proxy.main import Gateway
 from proxy.reports.closing import close
 from proxy.reports.dashboard.words import REASONS
 from proxy.server import desk as desk_module
 from proxy.server import live, sessions
 from proxy.server.dashboard import HEADERS
 from tests.support.patience import PATIENCE_S, until
-from tests.support.world import world
+from tests.support.world import configuration, world
+from tests.support.world import served as serving
 
 CHAT = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
 HTML = {"accept": "text/html"}
@@ -313,6 +318,33 @@ async def test_states_that_are_not_as_they_should_be(tmp_path, monkeypatch):
             return b"switch sends everything to the API" in page and b"Draining" in page
 
         await there.until(told)
+
+
+async def test_an_engine_that_was_never_read_is_shown_and_its_requests_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("SIM_API_KEY", "sk-sim")
+    with socket.socket() as nobody:  # bound, so that nobody else listens there, and not listening
+        nobody.bind(("127.0.0.1", 0))
+        gone = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        async with world(tmp_path, monkeypatch, engines=0) as there:
+            (tmp_path / "two.yaml").write_text(yaml.safe_dump(configuration(
+                f"sqlite:///{tmp_path}/two.db", [gone], there.gateway.settings.backends["api"].urls[0])))
+            async with serving(Gateway(load(tmp_path / "two.yaml"))) as (url, _):
+                async def page(path):
+                    async with there.session.get(url + path, headers=HTML) as answer:
+                        return answer.status, await answer.text()
+
+                async with there.session.post(url + "/v1/chat/completions", json=CHAT) as answer:
+                    assert answer.status == 200 and answer.headers["x-breakeven-backend"] == "api"
+                    request_id = answer.headers["x-request-id"]
+
+                async def told():
+                    status, text = await page("/dashboard?range=1h")
+                    assert status == 200, text
+                    return "Down" in text
+
+                await there.until(told)
+                status, text = await page(f"/dashboard/request/{request_id}")
+                assert status == 200 and "llama 0" in text, text
 
 
 async def test_a_period_that_is_over_says_whether_it_may_still_change(tmp_path, monkeypatch):

@@ -268,7 +268,7 @@ def _gpu_card(name: str, replicas: list[Mapping[str, Any]], line: view.BackendLi
     if unknown and tone == "good":
         word, tone = "No readings", "warn"
     return Card(name, True, word, tone, detail, round(100 * sum(loads) / len(loads), 1) if loads else None,
-                sum(one["in_flight"] for one in replicas), sum(one["waiting"] for one in replicas),
+                sum(one["in_flight"] for one in replicas), sum(one["waiting"] or 0 for one in replicas),
                 recent.get(apart(name)), None if line is None else line.baseline_per_million,
                 None if line is None else line.utilization, None if line is None else line.breakeven,
                 None if line is None else line.pays)

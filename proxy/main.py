@@ -41,7 +41,7 @@ from proxy.server.connection import Rules, protocol
 from proxy.server.desk import Desk
 from proxy.server.dispatch import Dispatcher
 from proxy.server.guard import Guard
-from proxy.server.handler import Doors, Handler
+from proxy.server.handler import Doors, Handler, where
 from proxy.server.keeper import Keeper
 from proxy.server.metrics import Metrics
 from proxy.server.names import LOOK_S, Names
@@ -385,7 +385,7 @@ class JsonLines(logging.Formatter):
         message = record.getMessage()[:self.FIELD_CHARS_MAX]
         line = {"at": round(record.created, 3), "level": record.levelname.lower(), "logger": record.name,
                 "message": message}
-        if record.exc_info and record.exc_info[0] is not None:
-            line["error"] = record.exc_info[0].__name__
+        if record.exc_info and record.exc_info[1] is not None:
+            line["error"] = f"{type(record.exc_info[1]).__name__} at {where(record.exc_info[1])}"
         # ASCII alone: U+2028, U+0085 and the like end lines too, and C1 codes move a terminal's cursor.
         return json.dumps(line).replace("\x7f", "\\u007f")

@@ -90,8 +90,8 @@ def _show(plan: dict[str, Any]) -> None:
     for column in ("", "backend", "USD", "first token s", "why"):
         table.add_column(column, justify="right" if column in ("USD", "first token s") else "left")
     for rank, one in enumerate(plan["attempts"], 1):
-        table.add_row(str(rank), _name(one), _number(one["usd"], ".6f"), _number(one["ttft_s"], ".2f"), one["reason"],
-                      style="green" if rank == 1 else None)
+        table.add_row(str(rank), _name(one), _number(one["usd"], ".6f"), _number(one["ttft_s"], ".2f"),
+                      _why(one["reason"]), style="green" if rank == 1 else None)
     for one in plan["refused"]:
         table.add_row("-", _name(one), "", "", f"{one['code']}: {one['detail']}", style="dim")
     console.print(table)
@@ -103,12 +103,15 @@ def _verdict(plan: dict[str, Any]) -> str:
     """Where it goes and why: a reason is of our own engines, and must not read as one of the API's."""
     first = next(iter(plan["attempts"]), None)
     code = plan["reason"] if first is None else first["reason"]
-    why = f"{WORDS[code]} ({code})" if code in WORDS else code
     if first is None:
-        return f"Refused now: {why}"
+        return f"Refused now: {_why(code)}"
     if plan["wait_s"]:
-        return f"Waits for room, at most {plan['wait_s']:.1f} s; then to {_name(first)}: {why}"
-    return f"To {_name(first)}: {why}"
+        return f"Waits for room, at most {plan['wait_s']:.1f} s; then to {_name(first)}: {_why(code)}"
+    return f"To {_name(first)}: {_why(code)}"
+
+
+def _why(code: str) -> str:
+    return f"{WORDS[code]} ({code})" if code in WORDS else code
 
 
 PRICED = ("marginal-cost", "observe")  # the policies that weigh money

@@ -141,7 +141,7 @@ class Handler:
             replies.refuse(exchange, request_id, Unavailable("The gateway is shutting down.", code="draining"))
             raise
         except Exception as error:  # the root of the request: say nothing of its content
-            log.error("%s: internal error: %s at %s", request_id, type(error).__name__, _where(error))
+            log.error("%s: internal error: %s at %s", request_id, type(error).__name__, where(error))
             replies.refuse(exchange, request_id, GatewayError("The gateway failed to handle this request."))
         finally:
             self.in_flight -= 1
@@ -413,10 +413,10 @@ class Handler:
     def _over(self, task: asyncio.Task[None]) -> None:
         self._afterwards.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.debug("after a request: %s at %s", type(error).__name__, _where(error))
+            log.debug("after a request: %s at %s", type(error).__name__, where(error))
 
 
-def _where(error: BaseException) -> str:
+def where(error: BaseException) -> str:
     """File and line, without the message: it may hold text of the request."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

@@ -345,6 +345,18 @@ def test_a_line_of_the_log():
     assert len(json.loads(JsonLines().format(record))["message"]) == JsonLines.FIELD_CHARS_MAX
 
 
+def test_an_error_in_the_log_has_file_and_line_and_not_what_it_says():
+    try:
+        raise ValueError("a prompt")
+    except ValueError as error:
+        told = (type(error), error, error.__traceback__)
+        line = error.__traceback__.tb_lineno
+    record = logging.LogRecord("x", logging.ERROR, "", 0, "m", None, told)
+    assert json.loads(JsonLines().format(record)) | {"at": 0} == {
+        "at": 0, "level": "error", "logger": "x", "message": "m",
+        "error": f"ValueError at test_limits.py:{line}"}
+
+
 # ---- the table is whole
 
 ROOMS = ("server", "signals", "upstream", "wire", "ledger", "core")

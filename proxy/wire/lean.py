@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 RUN_BYTES_MIN = 16 * 1024  # a shorter run is parsed as fast as it is looked for
 HEAD_BYTES_MAX = 128  # of a data URL, up to its data
+DATA_URLS_MAX = 4096  # at what begins like a data URL; what stands behind them is parsed as it came
 SAMPLE_BYTES = 4096
 PIECE_BYTES = 64 * 1024
 _OPENS, _DATA, _CLOSES = b'"data:', b";base64,", b'"'
@@ -67,8 +68,8 @@ def lean(body: bytes) -> Lean | None:
 def _runs(body: bytes) -> Sequence[tuple[int, int, int]]:
     """Where a data URL begins, its data, and both end."""
     found: list[tuple[int, int, int]] = []
-    at = 0
-    while (opens := body.find(_OPENS, at)) >= 0:
+    at = looks = 0
+    while (opens := body.find(_OPENS, at)) >= 0 and (looks := looks + 1) <= DATA_URLS_MAX:
         at = opens + len(_OPENS)
         data = body.find(_DATA, at, at + HEAD_BYTES_MAX)
         if data < 0:

@@ -43,6 +43,7 @@ __all__ = [
 JSON_DEPTH_MAX = 64
 MODEL_CHARS_MAX = 256
 QUOTES_MAX = 1 << 20  # so half as many texts, each 50 bytes of memory for four of a body
+COMMAS_MAX = 1 << 21  # as many as a body of 4 MiB can hold: of a longer one media are the larger part
 CONTAINERS_MAX = 1 << 19  # objects and arrays, each 64 bytes of memory for two of a body
 CHOICES_MAX = 128  # OpenAI's own limit of n
 BATCH_MAX = 2048  # OpenAI's own limit of inputs
@@ -253,6 +254,8 @@ def _parse(endpoint: Endpoint, body: bytes, depth_max: int) -> dict[str, Any]:
         raise InvalidRequest(f"The body of your request has more than {CONTAINERS_MAX} brackets and braces.")
     if body.count(b'"') > QUOTES_MAX:
         raise InvalidRequest(f"The body of your request has more than {QUOTES_MAX} quotation marks.")
+    if body.count(b",") > COMMAS_MAX:
+        raise InvalidRequest(f"The body of your request has more than {COMMAS_MAX} commas.")
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as problem:

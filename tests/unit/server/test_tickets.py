@@ -9,7 +9,8 @@ KEYS = ["a", "b", "c"]
 MOST = 4
 
 
-@given(st.lists(st.tuples(st.sampled_from(KEYS), st.integers(0, 5), st.booleans(), st.booleans()), min_size=15, max_size=80))
+@given(st.lists(st.tuples(st.sampled_from(KEYS), st.integers(0, 5), st.booleans(), st.booleans()), min_size=15,
+                max_size=80))
 def test_the_fullest_goes_first_whatever_came_and_went(steps):
     tickets, have = Tickets(), {}  # what each key has, oldest first: {given: in flight}
     for key_id, number, in_flight, leaves in steps:

@@ -8,7 +8,7 @@ import pytest
 from proxy.core.errors import ForbiddenField, InvalidRequest
 from proxy.wire.endpoints import Endpoint
 from proxy.wire.fields import READ_FIELDS, refuse_fields
-from proxy.wire.openai import CONTAINERS_MAX, UsageInjection, parse_request, upstream_body
+from proxy.wire.openai import COMMAS_MAX, CONTAINERS_MAX, UsageInjection, parse_request, upstream_body
 
 LONG = "word " * 1000
 
@@ -54,6 +54,13 @@ def test_a_second_spelling_of_what_is_asked_of_a_stream_does_not_unask_it(name):
                          "stream_options": {"include_usage": True, name: False}})
     with pytest.raises(InvalidRequest, match="must be spelled"):
         parse_request(Endpoint.CHAT, body)
+
+
+def test_a_body_of_nothing_but_numbers_is_not_parsed():
+    body = b'{"model": "m", "prompt": [1%s]}'
+    assert parse_request(Endpoint.COMPLETIONS, body % (b",1" * (COMMAS_MAX - 1))).prompt_token_ids == COMMAS_MAX
+    with pytest.raises(InvalidRequest, match="commas"):
+        parse_request(Endpoint.COMPLETIONS, body % (b",1" * COMMAS_MAX))
 
 
 def test_a_body_of_nothing_but_brackets_is_not_parsed():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from proxy.core.errors import InvalidRequest
 from proxy.wire import openai
 from proxy.wire.endpoints import Endpoint
-from proxy.wire.lean import RUN_BYTES_MIN, lean
+from proxy.wire.lean import DATA_URLS_MAX, RUN_BYTES_MIN, lean
 from proxy.wire.openai import UsageInjection, parse_request, upstream_body
 from proxy.wire.splice import spliced
 
@@ -98,6 +98,14 @@ def test_what_is_wrong_is_said_of_the_body_as_it_came(body):
 def test_short_runs_and_bodies_without_any_are_left_alone():
     assert lean(body_of(image(URL[:RUN_BYTES_MIN]))) is None
     assert lean(body_of({"type": "text", "text": "word " * RUN_BYTES_MIN})) is None
+
+
+def test_a_body_of_nothing_but_beginnings_of_data_urls_is_looked_at_so_often_only():
+    short, texts = {"type": "text", "text": "x"}, [{"type": "text", "text": "data:"}] * DATA_URLS_MAX
+    before, behind = body_of(image(), *texts[1:], short), body_of(*texts, image(), short)
+    assert lean(before).urls and lean(behind) is None
+    for body in (before, behind):
+        assert facts(parse_request(Endpoint.CHAT, body)) == facts(plainly(body))
 
 
 PARTS = st.lists(st.one_of(

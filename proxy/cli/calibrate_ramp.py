@@ -27,6 +27,7 @@ WINDOW_TOKENS_MIN, WINDOW_TOKENS_MAX = 12, 32  # of each answer, while all of a 
 STAGGER_TOKENS = 512  # no engine computes a prompt in smaller portions
 KV_SHARE = 0.5
 CPU_SHARE = 0.7  # of one core from which on it is our reading that takes the time
+DROP_STEPS = 20  # for so many an engine may take to drop what was cut short
 MAX_RUNNING = 256  # vLLM's default for --max-num-seqs
 
 Tell = Callable[[str, float], None]  # what is being done, and the share of the time that is gone
@@ -74,6 +75,7 @@ class Ramp:
         self._kv_held = 0
         self._running: int | None = None  # where requests began to wait
         self._stopped = ""
+        self._others = 0.0  # requests that are not ours, when it began
         self.notes: list[str] = []
 
     async def run(self) -> Outcome:
@@ -82,7 +84,8 @@ class Ramp:
         await self._engine.ready()
         page = await self._engine.page()
         self._kv_tokens = page.kv_tokens_capacity
-        if page.running or page.waiting:
+        self._others = (page.running or 0) + (page.waiting or 0)
+        if self._others:
             self.notes.append(f"{page.running or 0:.0f} requests of others run on it: figures hold for what is left")
         timed = await self._engine.first()
         timed = await self._engine.first()  # the first one may have compiled something
@@ -242,6 +245,8 @@ class Ramp:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        if late:
+            await self._dropped()
         failures = [error for task in done if (error := task.exception()) is not None]
         if failures:
             if not isinstance(failures[0], Refused | TooLate):
@@ -250,6 +255,15 @@ class Ramp:
         elif late:
             self._stopped = "the time is up"
         return answers, (time.process_time() - cpu) / max(1e-6, self._loop.time() - began)
+
+
+    async def _dropped(self) -> None:
+        """What was cut short runs on for a step or so, and would be in the way of what is asked next."""
+        for _ in range(DROP_STEPS):
+            await asyncio.sleep(self._step_s)
+            page = await self._engine.page()
+            if (page.running or 0) + (page.waiting or 0) <= self._others:
+                return
 
 
 def _at_once(answers: list[Timed]) -> int:

@@ -38,7 +38,7 @@ from rich.progress import Progress
 
 from proxy.core.budgets import Budget, Hold, Line, window_start_ns
 from proxy.core.entries import RequestEntry
-from proxy.core.pricing import INPUTS, OUTPUTS, Price, Tier
+from proxy.core.pricing import INPUTS, OUTPUTS, Ceiling, Price, Tier
 from proxy.core.usage import Usage
 from proxy.ledger import treasury
 from proxy.ledger.errors import LedgerUnavailable
@@ -225,7 +225,7 @@ def short(cases: int, seed: int, step: Callable[[int], None]) -> int:
             price = a_price(pick)
         prompt, output = pick.randint(0, 400_000), pick.randint(0, 50_000)
         usage = Usage(**split(prompt, INPUTS, pick), **split(output, OUTPUTS, pick))
-        cost, most = price.cost_nano(usage), price.dearest_nano(prompt, output)
+        cost, most = price.cost_nano(usage), Ceiling.over([price]).nano(prompt, output)
         found += cost is None or most is None or cost > most
         if case % 10_000 == 9_999:
             step(10_000)
